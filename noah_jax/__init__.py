@@ -1,0 +1,6 @@
+"""NOAH, the attentive classification head, in JAX."""
+
+from noah_jax.head import NOAH, poca
+from noah_jax.models import create_model, list_models
+
+__all__ = ["NOAH", "create_model", "list_models", "poca"]

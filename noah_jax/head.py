@@ -1,0 +1,349 @@
+"""The NOAH head: pairwise object category attentions (POCA).
+
+NOAH (Non-glObal Attentive Head) takes the place of global pooling and the linear
+layer. For every block `n` and class `c` one part of the channels (the query) gives a
+softmax attention over the positions of the feature map, the other part (the value)
+gives the evidence that is weighed by it:
+
+    logits[b, c] = sum_n sum_l softmax_l(query[b, n, c, :])[l] * value[b, n, c, l]
+
+`poca` is the pure function, `attention` gives the attention of chosen classes, `NOAH`
+is the Flax module that owns the weights.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Projection(NamedTuple):
+    """Weights of a 1x1 (grouped) convolution that gives `head_num * num_classes` channels.
+
+    Attributes:
+      kernel: `[head_num, in_features, num_classes]`; `in_features` are the channels one
+        block sees: its own share with `head_split`, all of the part without.
+      bias: `[head_num, num_classes]`.
+    """
+
+    kernel: jax.Array
+    bias: jax.Array
+
+
+def split_channels(
+    channels: int,
+    *,
+    head_num: int,
+    key_ratio: float,
+    head_split: bool = True,
+    kv_split: bool = True,
+) -> tuple[int, int]:
+    """How many channels feed the query and the value.
+
+    Args:
+      channels: channels of the feature map.
+      head_num: N, the number of blocks.
+      key_ratio: r, the share of the channels that feeds the query, in (0, 1).
+      head_split: whether each block sees only its own share of the channels.
+      kv_split: whether query and value see different channels; if not, both see all.
+
+    Returns:
+      `(query_channels, value_channels)`.
+
+    Raises:
+      ValueError: if the channels cannot be split so; says which values would fit.
+    """
+    if head_num < 1:
+        raise ValueError(f"head_num must be at least 1, got {head_num}")
+    if not 0 < key_ratio < 1:
+        raise ValueError(
+            f"key_ratio must lie in (0, 1), got {key_ratio};"
+            " the published heads use 1/8, 1/4 and 1/2"
+        )
+    if kv_split:
+        query_channels = int(channels * key_ratio)
+        value_channels = channels - query_channels
+    else:
+        query_channels = value_channels = channels
+    if not query_channels or not value_channels:
+        raise ValueError(
+            f"key_ratio={key_ratio} leaves no channel of {channels} to the"
+            f" {'query' if not query_channels else 'value'};"
+            f" it must be at least 1/{channels} and below 1"
+        )
+    if head_split and (query_channels % head_num or value_channels % head_num):
+        common = math.gcd(query_channels, value_channels)
+        fits = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+        raise ValueError(
+            f"head_num={head_num} does not divide both the {query_channels} query and the"
+            f" {value_channels} value channels (key_ratio={key_ratio} of {channels} channels);"
+            f" head_num can be {fits}, or choose another key_ratio, or head_split=False"
+        )
+    return query_channels, value_channels
+
+
+def _project(part: jax.Array, kernel: jax.Array, head_split: bool) -> jax.Array:
+    """`[batch, positions, channels]` -> float32 `[batch, head_num, classes, positions]`."""
+    if not head_split:
+        equation = "bld,ndk->bnkl"
+    else:
+        part = part.reshape(*part.shape[:2], kernel.shape[0], kernel.shape[1])
+        equation = "blnd,ndk->bnkl"
+    return jnp.einsum(equation, part, kernel.astype(part.dtype), preferred_element_type=jnp.float32)
+
+
+def _parts(
+    features: jax.Array,
+    head_num: int,
+    key_ratio: float,
+    head_split: bool,
+    kv_split: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Query part and value part of the features, each `[batch, positions, channels]`."""
+    if features.ndim < 2:
+        raise ValueError(
+            f"features must be [batch, *spatial, channels], got shape {features.shape}"
+        )
+    query_channels, _ = split_channels(
+        features.shape[-1],
+        head_num=head_num,
+        key_ratio=key_ratio,
+        head_split=head_split,
+        kv_split=kv_split,
+    )
+    positions = math.prod(features.shape[1:-1])
+    if not positions:
+        raise ValueError(f"features have no positions to attend to, got shape {features.shape}")
+    flat = features.reshape(features.shape[0], positions, features.shape[-1])
+    if not kv_split:
+        return flat, flat
+    return flat[..., :query_channels], flat[..., query_channels:]
+
+
+def _check_projection(
+    name: str, projection: Projection, channels: int, head_num: int, head_split: bool
+) -> None:
+    in_features = channels // head_num if head_split else channels
+    kernel, bias = projection
+    if kernel.ndim != 3 or kernel.shape[:2] != (head_num, in_features):
+        raise ValueError(
+            f"{name}.kernel must be [head_num={head_num}, in_features={in_features},"
+            f" num_classes], got shape {kernel.shape}"
+        )
+    if bias.shape != (head_num, kernel.shape[2]):
+        raise ValueError(
+            f"{name}.bias must be [head_num={head_num}, num_classes={kernel.shape[2]}],"
+            f" got shape {bias.shape}"
+        )
+
+
+def poca(
+    features: jax.Array,
+    query: Projection,
+    value: Projection,
+    *,
+    key_ratio: float = 0.5,
+    head_split: bool = True,
+    kv_split: bool = True,
+    dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Pairwise object category attentions.
+
+    The softmax runs over positions, so the query's bias cancels: it is not computed, and
+    its gradient is exactly zero. Scores, softmax and sums are float32 whatever the
+    features' dtype is.
+
+    Args:
+      features: `[batch, *spatial, channels]`, any number of spatial dimensions.
+      query: weights of the query, `(kernel, bias)`; see `Projection`.
+      value: weights of the value, `(kernel, bias)`.
+      key_ratio: r, the share of the channels that feeds the query.
+      head_split: whether each block sees only its own share of the channels.
+      kv_split: whether query and value see different channels.
+      dropout: rate of the dropout on the values, in [0, 1).
+      dropout_key: random key of the dropout; `None` switches it off (evaluation).
+
+    Returns:
+      float32 logits, `[batch, num_classes]`.
+
+    Raises:
+      ValueError: if channels, ratio and weights do not fit one another.
+    """
+    query, value = Projection(*query), Projection(*value)
+    head_num = query.kernel.shape[0]
+    query_part, value_part = _parts(features, head_num, key_ratio, head_split, kv_split)
+    _check_projection("query", query, query_part.shape[-1], head_num, head_split)
+    _check_projection("value", value, value_part.shape[-1], head_num, head_split)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+
+    weights = jax.nn.softmax(_project(query_part, query.kernel, head_split), axis=-1)
+    values = _project(value_part, value.kernel, head_split)
+    bias = value.bias.astype(jnp.float32)
+    if dropout == 0 or dropout_key is None:
+        # The weights sum to one over the positions, so the bias passes through unchanged.
+        return jnp.einsum("bnkl,bnkl->bk", weights, values) + bias.sum(axis=0)
+    values = values + bias[..., None]
+    keep = jax.random.bernoulli(dropout_key, 1 - dropout, values.shape)
+    values = jnp.where(keep, values / (1 - dropout), 0)
+    return jnp.einsum("bnkl,bnkl->bk", weights, values)
+
+
+def attention(
+    features: jax.Array,
+    query: Projection,
+    classes: jax.Array,
+    *,
+    key_ratio: float = 0.5,
+    head_split: bool = True,
+    kv_split: bool = True,
+) -> jax.Array:
+    """Where the head looks for the chosen classes.
+
+    Only the chosen classes are computed.
+
+    Args:
+      features: `[batch, *spatial, channels]`.
+      query: weights of the query, `(kernel, bias)`.
+      classes: class indices, `[m]` for the same classes in every image or `[batch, m]`.
+      key_ratio: see `poca`.
+      head_split: see `poca`.
+      kv_split: see `poca`.
+
+    Returns:
+      float32 `[batch, head_num, m, *spatial]`; sums to one over the spatial dimensions.
+
+    Raises:
+      ValueError: on indices of another shape, or a concrete index out of range.
+    """
+    query = Projection(*query)
+    head_num, _, num_classes = query.kernel.shape
+    part, _ = _parts(features, head_num, key_ratio, head_split, kv_split)
+    _check_projection("query", query, part.shape[-1], head_num, head_split)
+    classes = jnp.asarray(classes)
+    if classes.ndim not in (1, 2) or not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise ValueError(
+            "classes must be integers of shape [m] or [batch, m],"
+            f" got {classes.dtype} of shape {classes.shape}"
+        )
+    if classes.ndim == 2 and classes.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"classes of shape {classes.shape} give {classes.shape[0]} images,"
+            f" the features hold {features.shape[0]}"
+        )
+    if not isinstance(classes, jax.core.Tracer) and classes.size:
+        low, high = int(classes.min()), int(classes.max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"classes must lie in 0..{num_classes - 1}, got {low}..{high}")
+
+    kernel = query.kernel[..., classes].astype(part.dtype)  # [N, D, m] or [N, D, batch, m]
+    if head_split:
+        part = part.reshape(*part.shape[:2], head_num, -1)
+    equation = ("blnd" if head_split else "bld") + (",ndk" if classes.ndim == 1 else ",ndbk")
+    scores = jnp.einsum(equation + "->bnkl", part, kernel, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores, axis=-1)
+    return weights.reshape(*weights.shape[:3], *features.shape[1:-1])
+
+
+class NOAH(nnx.Module):
+    """The NOAH head as a module: `[batch, *spatial, in_features]` -> `[batch, num_classes]`.
+
+    Both kernels start kaiming normal (fan-out), the biases zero, as the original's.
+
+    Args:
+      in_features: channels of the feature map.
+      num_classes: K, the number of classes.
+      head_num: N, the number of blocks.
+      key_ratio: r, the share of the channels that feeds the query, in (0, 1).
+      head_split: whether each block sees only its own share of the channels.
+      kv_split: whether query and value see different channels.
+      dropout: rate of the dropout on the values while training.
+      dtype: the dtype of the two projections; the logits are always float32.
+      kernel_init: initialiser of both kernels, of shape `[head_num, in, num_classes]`;
+        `None` is the original's.
+      rngs: source of the initial weights.
+
+    Raises:
+      ValueError: names the argument that does not fit and what would.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        head_num: int = 4,
+        key_ratio: float = 0.5,
+        *,
+        head_split: bool = True,
+        kv_split: bool = True,
+        dropout: float = 0.0,
+        dtype: Any = jnp.float32,
+        kernel_init: nnx.Initializer | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1 for a head, got {num_classes}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        parts = split_channels(
+            in_features,
+            head_num=head_num,
+            key_ratio=key_ratio,
+            head_split=head_split,
+            kv_split=kv_split,
+        )
+        # PyTorch's fan-out of the convolution, grouped or not: all of its output channels.
+        kernel_init = kernel_init or nnx.initializers.normal(
+            math.sqrt(2 / (head_num * num_classes))
+        )
+        query_in, value_in = (c // head_num if head_split else c for c in parts)
+        self.query = _ProjectionWeights(head_num, query_in, num_classes, kernel_init, rngs)
+        self.value = _ProjectionWeights(head_num, value_in, num_classes, kernel_init, rngs)
+        self.key_ratio = key_ratio
+        self.head_split = head_split
+        self.kv_split = kv_split
+        self.dropout = dropout
+        self.dtype = dtype
+
+    def __call__(
+        self, features: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """float32 logits `[batch, num_classes]`; `key` is needed to train with dropout."""
+        if train and self.dropout and key is None:
+            raise ValueError("training with dropout needs a random key: pass key=")
+        return poca(
+            features.astype(self.dtype),
+            self.query.weights(),
+            self.value.weights(),
+            key_ratio=self.key_ratio,
+            head_split=self.head_split,
+            kv_split=self.kv_split,
+            dropout=self.dropout,
+            dropout_key=key if train else None,
+        )
+
+    def attention(self, features: jax.Array, classes: jax.Array) -> jax.Array:
+        """Attention of the chosen classes, `[batch, head_num, m, *spatial]`; see `attention`."""
+        return attention(
+            features.astype(self.dtype),
+            self.query.weights(),
+            classes,
+            key_ratio=self.key_ratio,
+            head_split=self.head_split,
+            kv_split=self.kv_split,
+        )
+
+
+class _ProjectionWeights(nnx.Module):
+    """Owns one projection's kernel and bias."""
+
+    def __init__(self, head_num, in_features, num_classes, kernel_init, rngs):
+        shape = (head_num, in_features, num_classes)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((head_num, num_classes), jnp.float32))
+
+    def weights(self) -> Projection:
+        return Projection(self.kernel[...], self.bias[...])

@@ -1,0 +1,204 @@
+"""Layers with PyTorch's exact semantics, channels last.
+
+Everything that differs between PyTorch and Flax is settled here: the unbiased running
+variance of BatchNorm, explicit symmetric padding, and the initialisers.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# PyTorch's fan-out includes the whole kernel and all output channels, as here for HWIO.
+kaiming_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def torch_default_kernel() -> nnx.Initializer:
+    """PyTorch's own start of convolutions and linears: uniform within 1/sqrt(fan_in)."""
+    return nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def torch_default_bias(fan_in: int) -> nnx.Initializer:
+    """PyTorch's own start of a bias: uniform within 1/sqrt(fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv(
+    in_features: int,
+    out_features: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+    use_bias: bool = False,
+    dtype: Any = jnp.float32,
+    kernel_init: nnx.Initializer = kaiming_normal_fan_out,
+    bias_init: nnx.Initializer = nnx.initializers.zeros,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A square 2-D convolution, NHWC, padded on both sides as PyTorch pads.
+
+    Args:
+      in_features: input channels.
+      out_features: output channels.
+      kernel_size: height and width of the kernel.
+      stride: step in both directions.
+      padding: zeros on every side; by default `kernel_size // 2`. ("SAME" is not this: with
+        stride 2 it pads one side only.)
+      groups: channel groups.
+      use_bias: whether there is a bias.
+      dtype: compute dtype; parameters are float32.
+      kernel_init: initialiser of the HWIO kernel.
+      bias_init: initialiser of the bias.
+      rngs: source of the initial weights.
+    """
+    pad = kernel_size // 2 if padding is None else padding
+    return nnx.Conv(
+        in_features,
+        out_features,
+        (kernel_size, kernel_size),
+        strides=stride,
+        padding=((pad, pad), (pad, pad)),
+        feature_group_count=groups,
+        use_bias=use_bias,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        rngs=rngs,
+    )
+
+
+def max_pool(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
+    """PyTorch's MaxPool2d on `[batch, height, width, channels]`."""
+    pad = (padding, padding)
+    return nnx.max_pool(x, (window, window), (stride, stride), (pad, pad))
+
+
+class BatchNorm(nnx.Module):
+    """BatchNorm with PyTorch's statistics over groups of the batch.
+
+    While training every group of `group` consecutive images is normalised by its own mean
+    and biased variance; the running statistics take `momentum` of the groups' averaged mean
+    and **unbiased** variance (Flax keeps the biased one). The groups stand inside the layer
+    as an axis of their own, so the numbers do not depend on the number of devices, and a
+    group that lies on one device needs no communication.
+
+    Args:
+      num_features: channels.
+      group: images per statistic; `None` is the whole batch.
+      momentum: weight of the new statistics, PyTorch's convention.
+      epsilon: added to the variance.
+      dtype: dtype of the output; statistics are always float32.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        group: int | None = None,
+        momentum: float = 0.1,
+        epsilon: float = 1e-5,
+        dtype: Any = jnp.float32,
+    ):
+        if group is not None and group < 1:
+            raise ValueError(f"batch_norm_group must be at least 1 image or None, got {group}")
+        self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
+        self.group = group
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises `[batch, *spatial, num_features]`; updates the statistics in training."""
+        if not train:
+            factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+            offset = self.bias[...] - self.mean[...] * factor
+            return (x.astype(jnp.float32) * factor + offset).astype(self.dtype)
+
+        batch = x.shape[0]
+        group = batch if self.group is None else self.group
+        if batch % group:
+            raise ValueError(
+                f"batch_norm_group={group} does not divide the batch of {batch} images;"
+                f" choose a divisor of {batch}, or None for the whole batch"
+            )
+        count = group * math.prod(x.shape[1:-1])
+        if count < 2:
+            raise ValueError(
+                f"BatchNorm needs more than one value per channel to train, got a group of {group}"
+                f" image(s) of shape {x.shape[1:]}; choose a larger batch_norm_group or image"
+            )
+        groups = x.astype(jnp.float32).reshape(batch // group, group, *x.shape[1:])
+        axes = tuple(range(1, groups.ndim - 1))
+        mean = groups.mean(axes, keepdims=True)
+        centred = groups - mean
+        var = jnp.square(centred).mean(axes, keepdims=True)
+        factor = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        out = centred * factor + self.bias[...]
+
+        m = self.momentum
+        new_mean = jax.lax.stop_gradient(mean).reshape(-1, x.shape[-1]).mean(0)
+        new_var = jax.lax.stop_gradient(var).reshape(-1, x.shape[-1]).mean(0)
+        self.mean[...] = (1 - m) * self.mean[...] + m * new_mean
+        self.var[...] = (1 - m) * self.var[...] + m * new_var * (count / (count - 1))
+        return out.reshape(x.shape).astype(self.dtype)
+
+
+class LinearHead(nnx.Module):
+    """The usual head: mean over the positions, dropout, one linear layer.
+
+    Args:
+      in_features: channels of the feature map.
+      num_classes: number of classes.
+      dropout: rate of the dropout on the pooled features while training.
+      dtype: compute dtype of the linear layer; the logits are float32.
+      kernel_init: initialiser of the kernel, `[in_features, num_classes]`.
+      bias_init: initialiser of the bias.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        dropout: float = 0.0,
+        dtype: Any = jnp.float32,
+        kernel_init: nnx.Initializer,
+        bias_init: nnx.Initializer = nnx.initializers.zeros,
+        rngs: nnx.Rngs,
+    ):
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1 for a head, got {num_classes}")
+        self.linear = nnx.Linear(
+            in_features,
+            num_classes,
+            dtype=dtype,
+            param_dtype=jnp.float32,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            preferred_element_type=jnp.float32,
+            rngs=rngs,
+        )
+        self.dropout = nnx.Dropout(dropout, deterministic=None)
+
+    def __call__(
+        self, features: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """`[batch, *spatial, in_features]` -> float32 logits `[batch, num_classes]`."""
+        positions = tuple(range(1, features.ndim - 1))
+        pooled = features.astype(jnp.float32).mean(positions)
+        pooled = self.dropout(pooled, deterministic=not train, rngs=key)
+        return self.linear(pooled).astype(jnp.float32)

@@ -1,0 +1,177 @@
+"""The one boundary between Flax modules and the rest: a model as two pure functions.
+
+Beyond this file parameters and statistics are nested dicts of arrays.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Tree = dict[str, Any]
+
+
+class Model:
+    """An architecture; its weights live outside, in plain nested dicts.
+
+    `model.init(key) -> params, stats` and
+    `model.apply(params, stats, images, train=..., key=...) -> logits, stats` are pure and
+    can be jitted, differentiated and sharded.
+
+    Attributes:
+      name: the registered name.
+      arguments: every argument of `create_model` that made it, defaults included.
+      num_classes: number of classes.
+      image_size: `(height, width)` the model is made for, in pixels.
+      mean: per-channel mean of the images in 0..1 that the input is normalised by.
+      std: per-channel standard deviation likewise.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[nnx.Rngs], nnx.Module],
+        *,
+        name: str,
+        arguments: dict[str, Any],
+        num_classes: int,
+        image_size: tuple[int, int],
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ):
+        self._build = build
+        self.name = name
+        self.arguments = arguments
+        self.num_classes = num_classes
+        self.image_size = image_size
+        self.mean = mean
+        self.std = std
+        abstract = nnx.eval_shape(lambda: build(nnx.Rngs(params=0)))
+        self._graphdef, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
+        self._abstract = (params, stats)
+
+    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+        """Fresh float32 parameters and statistics, drawn from `key`."""
+        _, params, stats = nnx.split(self._build(nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat)
+        return _to_dict(params), _to_dict(stats)
+
+    def abstract(self) -> tuple[Tree, Tree]:
+        """Parameters and statistics as `jax.ShapeDtypeStruct`s, without computing them."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+            (_to_dict(self._abstract[0]), _to_dict(self._abstract[1])),
+        )
+
+    @property
+    def num_params(self) -> int:
+        """How many parameters there are; statistics do not count."""
+        return sum(x.size for x in jax.tree.leaves(self.abstract()[0]))
+
+    def apply(
+        self,
+        params: Tree,
+        stats: Tree,
+        images: jax.Array,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Tree]:
+        """Logits and the new statistics.
+
+        Args:
+          params: the parameters.
+          stats: BatchNorm's running statistics; `{}` for models without.
+          images: normalised, `[batch, height, width, 3]`.
+          train: whether to train: batch statistics, dropout, stochastic depth.
+          key: random key of dropout and stochastic depth; needed to train with them.
+
+        Returns:
+          float32 logits `[batch, num_classes]`, and the statistics (unchanged unless
+          training).
+
+        Raises:
+          ValueError: on images of another rank or channel count.
+        """
+        module = self._merge(params, stats)
+        logits = module(_check_images(images), train=train, key=key)
+        return logits, _to_dict(nnx.state(module, nnx.BatchStat)) if train else stats
+
+    def features(self, params: Tree, stats: Tree, images: jax.Array) -> jax.Array:
+        """The last feature map in evaluation mode, `[batch, *spatial, channels]`."""
+        return self._merge(params, stats).features(_check_images(images), train=False)
+
+    def attention(
+        self, params: Tree, stats: Tree, images: jax.Array, classes: jax.Array
+    ) -> jax.Array:
+        """Where the NOAH head looks for chosen classes, in evaluation mode.
+
+        Args:
+          params: the parameters.
+          stats: the statistics.
+          images: normalised, `[batch, height, width, 3]`.
+          classes: class indices, `[m]` or `[batch, m]`.
+
+        Returns:
+          float32 `[batch, head_num, m, *spatial]`, sums to one over the spatial dimensions.
+
+        Raises:
+          ValueError: if the head has no attention, or on bad classes.
+        """
+        module = self._merge(params, stats)
+        if not hasattr(module.head, "attention"):
+            raise ValueError(
+                f"{self.name} has a {type(module.head).__name__} head, which has no attention;"
+                " create the model with head='noah'"
+            )
+        features = module.features(_check_images(images), train=False)
+        return module.head.attention(features, classes)
+
+    def _merge(self, params: Tree, stats: Tree) -> nnx.Module:
+        abstract_params, abstract_stats = self._abstract
+        return nnx.merge(
+            self._graphdef,
+            _from_dict(abstract_params, params, "params"),
+            _from_dict(abstract_stats, stats, "stats"),
+        )
+
+
+def _check_images(images: jax.Array) -> jax.Array:
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(
+            f"images must be [batch, height, width, 3], got shape {tuple(images.shape)}"
+        )
+    return images
+
+
+def _to_dict(state: nnx.State) -> Tree:
+    """An NNX state as nested dicts with string keys."""
+    tree: Tree = {}
+    for path, leaf in nnx.to_flat_state(state):
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(str(part), {})
+        node[str(path[-1])] = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+    return tree
+
+
+def _from_dict(abstract: nnx.State, tree: Tree, what: str) -> nnx.State:
+    """Nested dicts back into an NNX state; keys must be exactly those of `abstract`."""
+    flat = {
+        "/".join(str(k.key) for k in path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+    leaves = []
+    for path, variable in nnx.to_flat_state(abstract):
+        name = "/".join(map(str, path))
+        if name not in flat:
+            raise ValueError(f"{what} lack {name!r}; they belong to another model")
+        leaf = flat.pop(name)
+        if jnp.shape(leaf) != variable.shape:
+            raise ValueError(
+                f"{what} hold {name!r} of shape {jnp.shape(leaf)}, the model has {variable.shape}"
+            )
+        leaves.append((path, variable.replace(leaf)))
+    if flat:
+        raise ValueError(f"{what} hold {sorted(flat)}, which the model does not have")
+    return nnx.from_flat_state(leaves)

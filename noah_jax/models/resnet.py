@@ -1,0 +1,165 @@
+"""ResNet 18/34/50/101/152 (He et al., 2016), torchvision's layout: v1 with the stride on
+the 3x3 convolution of a bottleneck."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from noah_jax.layers import BatchNorm, conv, max_pool
+from noah_jax.models.heads import HeadSpec
+from noah_jax.models.registry import Architecture
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions and the shortcut."""
+
+    expansion = 1
+
+    def __init__(self, in_features, features, stride, norm, dtype, rngs):
+        self.conv1 = conv(in_features, features, 3, stride=stride, dtype=dtype, rngs=rngs)
+        self.bn1 = norm(features)
+        self.conv2 = conv(features, features, 3, dtype=dtype, rngs=rngs)
+        self.bn2 = norm(features)
+        self.downsample = _shortcut(in_features, features, stride, norm, dtype, rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = nnx.relu(self.bn1(self.conv1(x), train=train))
+        y = self.bn2(self.conv2(y), train=train)
+        return nnx.relu(y + self.downsample(x, train=train))
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 (with the stride), 1x1 convolutions and the shortcut."""
+
+    expansion = 4
+
+    def __init__(self, in_features, features, stride, norm, dtype, rngs):
+        out_features = features * self.expansion
+        self.conv1 = conv(in_features, features, 1, dtype=dtype, rngs=rngs)
+        self.bn1 = norm(features)
+        self.conv2 = conv(features, features, 3, stride=stride, dtype=dtype, rngs=rngs)
+        self.bn2 = norm(features)
+        self.conv3 = conv(features, out_features, 1, dtype=dtype, rngs=rngs)
+        self.bn3 = norm(out_features)
+        self.downsample = _shortcut(in_features, out_features, stride, norm, dtype, rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = nnx.relu(self.bn1(self.conv1(x), train=train))
+        y = nnx.relu(self.bn2(self.conv2(y), train=train))
+        y = self.bn3(self.conv3(y), train=train)
+        return nnx.relu(y + self.downsample(x, train=train))
+
+
+class Identity(nnx.Module):
+    """The shortcut of a block that keeps its shape."""
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return x
+
+
+class Projection(nnx.Module):
+    """The shortcut of a block that changes its shape: 1x1 convolution and BatchNorm."""
+
+    def __init__(self, in_features, out_features, stride, norm, dtype, rngs):
+        self.conv = conv(in_features, out_features, 1, stride=stride, dtype=dtype, rngs=rngs)
+        self.bn = norm(out_features)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return self.bn(self.conv(x), train=train)
+
+
+def _shortcut(in_features, out_features, stride, norm, dtype, rngs) -> nnx.Module:
+    if stride == 1 and in_features == out_features:
+        return Identity()
+    return Projection(in_features, out_features, stride, norm, dtype, rngs)
+
+
+class ResNet(nnx.Module):
+    """ResNet v1 with any head.
+
+    Args:
+      head: which head.
+      block: `BasicBlock` or `Bottleneck`.
+      depths: blocks in each of the four stages.
+      image_size: unused: any size of at least 32 pixels (1 with the small stem) works.
+      stem: "imagenet" (7x7 stride 2 and 3x3 max pooling) or "small" (3x3 stride 1 without
+        pooling, the usual stem for images of some 32 pixels).
+      width: channels of the first stage; the published models have 64.
+      batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
+      dtype: compute dtype.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        head: HeadSpec,
+        *,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        image_size: tuple[int, int],
+        stem: str = "imagenet",
+        width: int = 64,
+        batch_norm_group: int | None = None,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del image_size
+        if stem not in ("imagenet", "small"):
+            raise ValueError(f"stem must be 'imagenet' or 'small', got {stem!r}")
+        if width < 1:
+            raise ValueError(f"width must be at least 1 channel, got {width}")
+        norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
+        self.stem = stem
+        size, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = conv(3, width, size, stride=stride, dtype=dtype, rngs=rngs)
+        self.bn1 = norm(width)
+        in_features = width
+        for stage, depth in enumerate(depths):
+            blocks = []
+            for i in range(depth):
+                stride = 2 if stage and not i else 1
+                blocks.append(block(in_features, width << stage, stride, norm, dtype, rngs))
+                in_features = (width << stage) * block.expansion
+            setattr(self, f"layer{stage + 1}", nnx.List(blocks))
+        self.head = head.make(
+            in_features, linear_kernel_init=nnx.initializers.normal(0.01), rngs=rngs
+        )
+
+    def features(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """The last feature map, `[batch, height/32, width/32, channels]`."""
+        x = nnx.relu(self.bn1(self.conv1(images), train=train))
+        if self.stem == "imagenet":
+            x = max_pool(x, 3, 2, 1)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in layer:
+                x = block(x, train=train)
+        return x
+
+    def __call__(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        return self.head(self.features(images, train=train), train=train, key=key)
+
+
+def _architecture(block, depths, key_ratio) -> Architecture:
+    return Architecture(
+        build=functools.partial(ResNet, block=block, depths=depths),
+        family="resnet",
+        head_num=4,
+        key_ratio=key_ratio,
+    )
+
+
+ARCHITECTURES = {
+    "resnet18": _architecture(BasicBlock, (2, 2, 2, 2), 1 / 2),
+    # Not in the paper; its channels are those of ResNet18, so are its settings.
+    "resnet34": _architecture(BasicBlock, (3, 4, 6, 3), 1 / 2),
+    "resnet50": _architecture(Bottleneck, (3, 4, 6, 3), 1 / 8),
+    "resnet101": _architecture(Bottleneck, (3, 4, 23, 3), 1 / 8),
+    "resnet152": _architecture(Bottleneck, (3, 8, 36, 3), 1 / 8),
+}
