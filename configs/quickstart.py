@@ -1,0 +1,40 @@
+"""A small ResNet on the embedded sample of Fashion-MNIST, with either head.
+
+    python -m noah_jax.train --config configs/quickstart.py --workdir runs/quickstart
+    python -m noah_jax.train --config configs/quickstart.py:linear --workdir runs/linear
+
+Both variants share seed, data order and everything but the head. The small stem leaves a
+final map of 4x4 positions, so that there is something to attend to.
+"""
+
+from noah_jax.config import default_config
+
+
+def get_config(variant: str = "noah"):
+    """The configuration of a variant: "noah" (the default) or "linear"."""
+    if variant not in ("noah", "linear"):
+        raise ValueError(f"quickstart has the variants noah and linear, got {variant!r}")
+    config = default_config()
+    config.model.name = "noah_resnet18" if variant == "noah" else "resnet18"
+    config.model.image_size = 28
+    config.model.stem = "small"
+    config.model.width = 12
+    config.model.batch_norm_group = 32
+
+    config.data.name = "fashion_mnist_sample"
+    config.data.mean = (0.286, 0.286, 0.286)
+    config.data.std = (0.353, 0.353, 0.353)
+    config.data.crop = "pad"
+    config.data.pad = 2
+    config.data.num_threads = 2
+
+    config.epochs = 4.0
+    config.batch_size = 32
+    config.eval_batch_size = 100
+
+    config.optim.learning_rate = 0.05
+    config.optim.warmup_epochs = 0.5
+    config.optim.weight_decay = 5e-4
+    config.optim.decay_all = False
+    config.optim.nesterov = True
+    return config

@@ -1,0 +1,204 @@
+"""Checkpoints: Orbax, asynchronous and atomic, with a digest per array.
+
+Orbax does not checksum what it stores, so a flipped bit would be restored silently. Every
+array's digest is stored beside it and verified on restoring; a checkpoint that fails is set
+aside and the next older one is used. Nothing here knows of models: a state is a tree.
+"""
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from flax import serialization
+from orbax.checkpoint import checkpoint_managers
+
+# What a model needs to be used stands apart from what only training needs.
+_MODEL_KEYS = ("params", "stats")
+
+
+class CheckpointError(Exception):
+    """No checkpoint can be used; the message says what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, by step.
+
+    Args:
+      directory: local or `gs://` folder; made when the first checkpoint is saved.
+      keep: how many of the newest to keep.
+    """
+
+    def __init__(self, directory: str | epath.Path, *, keep: int = 3):
+        self._directory = epath.Path(directory)
+        if "://" not in str(directory):
+            self._directory = self._directory.resolve()
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.LatestN(keep),
+                enable_async_checkpointing=True,
+                create=True,
+            ),
+        )
+        self._digests = jax.jit(digests)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Starts to save a state; returns when the state may be donated.
+
+        Raises:
+          Exception: whatever an earlier save that ran in the background failed with.
+        """
+        self._manager.check_for_errors()
+        found = jax.tree.map(lambda x: [int(v) for v in x], jax.device_get(self._digests(state)))
+        tree = serialization.to_state_dict(state)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(_part(tree, model=True)),
+                training=ocp.args.StandardSave(_part(tree, model=False)),
+                digests=ocp.args.JsonSave(found),
+            ),
+            force=True,
+        )
+
+    def restore(self, abstract: dict[str, Any]) -> dict[str, Any] | None:
+        """The newest state that verifies, or `None` if nothing was ever saved.
+
+        Checkpoints newer than it are damaged: they are renamed to `damaged-STEP`.
+
+        Args:
+          abstract: the state as `jax.ShapeDtypeStruct`s with shardings.
+
+        Raises:
+          CheckpointError: if there are checkpoints and none can be used.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged = []
+        for step in steps:
+            try:
+                state = self._restore_step(step, abstract)
+            except Exception as error:  # whatever damage makes Orbax raise
+                reason = " ".join(str(error).split())[:200]
+                print(f"checkpoint of step {step} cannot be used: {reason}", flush=True)
+                damaged.append(step)
+                continue
+            if damaged:
+                print(f"going on from the older checkpoint of step {step}", flush=True)
+                self._set_aside(damaged)
+            return state
+        if steps:
+            raise CheckpointError(
+                f"none of the checkpoints in {self._directory} (steps"
+                f" {', '.join(map(str, steps))}) can be used; move the folder away to start anew"
+            )
+        return None
+
+    def wait(self) -> None:
+        """Waits until everything is saved; raises if a save failed."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the threads."""
+        self._manager.close()
+
+    def _restore_step(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        tree = serialization.to_state_dict(abstract)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardRestore(_part(tree, model=True)),
+                training=ocp.args.StandardRestore(_part(tree, model=False)),
+                digests=ocp.args.JsonRestore(),
+            ),
+        )
+        state = serialization.from_state_dict(
+            abstract, {**restored["model"], **restored["training"]}
+        )
+        _verify(self._digests(state), restored["digests"])
+        return state
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if jax.process_index() == 0:
+            for step in steps:
+                target = self._directory / f"damaged-{step}"
+                if target.exists():
+                    target.rmtree()
+                (self._directory / str(step)).rename(target)
+        self._manager.reload()
+
+
+def restore_model(directory: str | epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Parameters and statistics alone, from the newest checkpoint that verifies.
+
+    Args:
+      directory: the folder of the checkpoints.
+      abstract: `{"params": ..., "stats": ...}` as `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      CheckpointError: if there is none, or none can be used.
+    """
+    directory = epath.Path(directory)
+    names = [p.name for p in directory.iterdir()] if directory.is_dir() else []
+    steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    if not steps:
+        raise CheckpointError(f"{directory} holds no checkpoint")
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
+    )
+    for step in steps:
+        try:
+            with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+                tree = checkpointer.restore(directory / str(step) / "model", target)
+            with contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as reader:
+                expected = reader.restore(directory / str(step) / "digests")
+            _verify(jax.jit(digests)(tree), expected)
+            return tree
+        except Exception as error:  # whatever damage makes Orbax raise
+            reason = " ".join(str(error).split())[:200]
+            logging.warning("checkpoint of step %d cannot be used: %s", step, reason)
+            failure = reason
+    raise CheckpointError(f"no checkpoint in {directory} can be used: {failure}")
+
+
+def digests(tree: Any) -> dict[str, jax.Array]:
+    """Two 32-bit sums per array, over its bits weighed by position.
+
+    Integer sums do not depend on their order, so neither sharding nor device count matter.
+    Every weight is odd, so any single flipped bit changes both sums.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(serialization.to_state_dict(tree))[0]
+    return {"/".join(str(k.key) for k in path): _digest(leaf) for path, leaf in leaves}
+
+
+def _digest(x: jax.Array) -> jax.Array:
+    unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = x.astype(unsigned) if x.dtype == bool else jax.lax.bitcast_convert_type(x, unsigned)
+    bits = bits.astype(jnp.uint32)
+    index = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    sums = []
+    for factor in (0x9E3779B1, 0x85EBCA77):  # odd constants of the xxHash family
+        weight = (index ^ (index >> 15)) * np.uint32(factor)
+        weight = (weight ^ (weight >> 13)) | np.uint32(1)
+        sums.append((bits * weight).sum(dtype=jnp.uint32))
+    return jnp.stack(sums)
+
+
+def _verify(found: dict[str, jax.Array], expected: dict[str, list[int]]) -> None:
+    found = jax.device_get(found)
+    bad = [path for path in found if list(map(int, found[path])) != expected.get(path)]
+    if bad:
+        raise CheckpointError(
+            f"{len(bad)} array(s) differ from their digest, such as {', '.join(bad[:3])}"
+        )
+
+
+def _part(tree: dict[str, Any], *, model: bool) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if (key in _MODEL_KEYS) == model}

@@ -1,0 +1,81 @@
+"""The configuration: every key, its default and its meaning, in one place.
+
+A file in `configs/` starts from `default_config()` and sets what its result needs; the
+command line sets single keys, `--config.optim.learning_rate=0.1`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def default_config() -> ConfigDict:
+    """All keys with their defaults; a placeholder is None until it is set."""
+    config = ConfigDict()
+    config.seed = 0  # of the weights, the order, the augmentation and the dropout
+
+    config.model = ConfigDict()  # arguments of noah_jax.create_model
+    config.model.name = "noah_resnet50"
+    config.model.image_size = placeholder(int)  # pixels; None: the published size
+    config.model.head_num = placeholder(int)  # NOAH's N; None: the published one
+    config.model.key_ratio = placeholder(float)  # NOAH's r; None: the published one
+    config.model.head_split = True
+    config.model.kv_split = True
+    config.model.head_drop_rate = 0.0
+    config.model.batch_norm_group = placeholder(int)  # images; None: the global batch
+    config.model.dtype = "float32"  # compute dtype; "bfloat16" on TPU and GPU
+
+    config.data = ConfigDict()
+    config.data.name = "fashion_mnist_sample"  # or a TFDS name, or a folder with a slash
+    config.data.dir = placeholder(str)  # TFDS's data_dir
+    config.data.train_split = "train"
+    config.data.eval_split = placeholder(str)  # None: validation, val or test
+    config.data.mean = placeholder(tuple)  # of pixels in 0..1; None: the model's
+    config.data.std = placeholder(tuple)
+    config.data.crop = "random_resized"  # random_resized, pad or none
+    config.data.pad = 4  # pixels, for crop=pad
+    config.data.area = (0.08, 1.0)  # for crop=random_resized
+    config.data.ratio = (3 / 4, 4 / 3)
+    config.data.flip = True
+    config.data.interpolation = "bilinear"  # or bicubic
+    config.data.eval_resize = placeholder(int)  # shorter side in pixels; None: just cover
+    config.data.num_threads = 16  # each prepares whole batches
+
+    config.epochs = 100.0
+    config.batch_size = 256  # images per step over all devices
+    config.eval_batch_size = placeholder(int)  # None: as batch_size
+
+    config.optim = ConfigDict()
+    config.optim.name = "sgd"  # or adamw
+    config.optim.learning_rate = 0.1  # the peak
+    config.optim.schedule = "cosine"  # cosine, linear, constant or step
+    config.optim.warmup_epochs = 0.0
+    config.optim.final_learning_rate = 0.0  # where cosine and linear end
+    config.optim.step_epochs = (30.0, 60.0, 90.0)  # schedule=step: x0.1 at each
+    config.optim.weight_decay = 1e-4
+    config.optim.decay_all = True  # False spares biases and parameters of one dimension
+    config.optim.momentum = 0.9  # sgd
+    config.optim.nesterov = False  # sgd
+    config.optim.beta1 = 0.9  # adamw
+    config.optim.beta2 = 0.999  # adamw
+    config.optim.epsilon = 1e-8  # adamw
+    config.optim.label_smoothing = 0.0
+
+    # Steps between ...; None is once an epoch. These do not change what is learnt.
+    config.log_every = 50
+    config.eval_every = placeholder(int)
+    config.checkpoint_every = placeholder(int)
+    config.keep_checkpoints = 3
+    config.compilation_cache = "~/.cache/noah_jax/compilation"
+    return config
+
+
+# Keys that a resumed run may change: they alter neither the weights nor the metrics.
+OPERATIONAL_KEYS = frozenset(
+    {
+        "checkpoint_every",
+        "keep_checkpoints",
+        "compilation_cache",
+        "data.dir",
+        "data.num_threads",
+    }
+)

@@ -1,0 +1,180 @@
+"""Where images come from: encoded bytes and a label, by index.
+
+One interface for the embedded sample, any image-classification set that TFDS holds in a
+random-access format, and class folders.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+SAMPLE = "fashion_mnist_sample"
+_SAMPLE_DIR = os.path.join(os.path.dirname(__file__), "sample")
+_EVAL_SPLITS = ("validation", "val", "test")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+class Source(Protocol):
+    """Random access to one split.
+
+    Attributes:
+      name: what the source is, for messages.
+      class_names: the classes, in the order of the labels.
+    """
+
+    name: str
+    class_names: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        """The encoded image and its label."""
+
+
+def open_sources(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    train_split: str = "train",
+    eval_split: str | None = None,
+) -> tuple[Source, Source]:
+    """The training and the evaluation split of a dataset.
+
+    Args:
+      name: "fashion_mnist_sample" (embedded), the name of a TFDS dataset, or a folder with
+        `SPLIT/CLASS/image` files (local or `gs://`).
+      data_dir: where TFDS keeps its prepared data; by default TFDS's own choice.
+      train_split: name of the training split.
+      eval_split: name of the evaluation split; by default the first that exists of
+        validation, val and test.
+
+    Raises:
+      ValueError: if there is no such dataset or split; says what there is.
+    """
+    if "/" in name or os.path.isdir(name):
+        root = epath.Path(name)
+        if not root.is_dir():
+            raise ValueError(f"data folder {name} does not exist")
+        splits = sorted(p.name for p in root.iterdir() if p.is_dir())
+        eval_split = _choose_split(name, splits, train_split, eval_split)
+        train = FolderSource(root / train_split)
+        return train, FolderSource(root / eval_split, class_names=train.class_names)
+    builder = _tfds_builder(name, data_dir)
+    eval_split = _choose_split(name, list(builder.info.splits), train_split, eval_split)
+    return TfdsSource(builder, train_split), TfdsSource(builder, eval_split)
+
+
+class TfdsSource:
+    """A split of a prepared TFDS dataset, images as they are stored."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        self.name = f"{builder.info.full_name}:{split}"
+        features = builder.info.features
+        self._image = _feature_of(features, tfds.features.Image, self.name)
+        self._label = _feature_of(features, tfds.features.ClassLabel, self.name)
+        self.class_names = list(features[self._label].names)
+        try:
+            self._data = builder.as_data_source(
+                split, decoders={self._image: tfds.decode.SkipDecoding()}
+            )
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{self.name} is stored as {builder.info.file_format.value}, which has no random"
+                " access; prepare it as array_record (TFDS converts a prepared set with"
+                " `python -m tensorflow_datasets.scripts.convert_format`)"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        record = self._data[index]
+        return record[self._image], int(record[self._label])
+
+
+class FolderSource:
+    """Class folders, `FOLDER/CLASS/image`, read as PyTorch's ImageFolder orders them.
+
+    Args:
+      folder: the split's folder.
+      class_names: the classes that fix the labels; by default the sorted folder names.
+
+    Raises:
+      ValueError: if there are no images, or classes that `class_names` lacks.
+    """
+
+    def __init__(self, folder: epath.Path, class_names: Sequence[str] | None = None):
+        self.name = os.fspath(folder)
+        found = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        self.class_names = list(class_names or found)
+        if unknown := sorted(set(found) - set(self.class_names)):
+            raise ValueError(
+                f"{folder} holds the classes {', '.join(unknown[:5])}, unknown to the training"
+                " split; both need the same class folders"
+            )
+        labels = {name: label for label, name in enumerate(self.class_names)}
+        self._files = [
+            (os.fspath(path), labels[name])
+            for name in found
+            for path in sorted((folder / name).iterdir())
+            if path.suffix.lower() in _IMAGE_SUFFIXES
+        ]
+        if not self._files:
+            raise ValueError(f"{folder} holds no images in class folders (CLASS/image.jpg)")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        path, label = self._files[index]
+        return epath.Path(path).read_bytes(), label
+
+
+def _choose_split(name: str, splits: list[str], train: str, evaluation: str | None) -> str:
+    """The evaluation split, once both splits are known to exist."""
+    if evaluation is None:
+        evaluation = next((s for s in _EVAL_SPLITS if s in splits), _EVAL_SPLITS[0])
+    for split in (train, evaluation):
+        if split not in splits:
+            raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits) or 'none'}")
+    return evaluation
+
+
+def _tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """A builder whose data lie ready; downloads and prepares them where TFDS can."""
+    if name == SAMPLE:
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=_SAMPLE_DIR)
+    try:
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        pass
+    where = data_dir or tfds.core.constants.DATA_DIR
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        raise ValueError(
+            f"unknown dataset {name!r}: not the embedded {SAMPLE!r}, not prepared under {where},"
+            " not in TFDS's catalogue, and not a folder (write a folder with its slash, ./name)"
+        ) from error
+    try:
+        builder.download_and_prepare()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{name} is not prepared under {where} and preparing it failed:"
+            f" {type(error).__name__}: {reason}"
+        ) from error
+    return builder
+
+
+def _feature_of(features: tfds.features.FeaturesDict, kind: type, name: str) -> str:
+    keys = [key for key, feature in features.items() if isinstance(feature, kind)]
+    if len(keys) != 1:
+        raise ValueError(
+            f"{name} is no single-label image classification set: it has {len(keys)} features"
+            f" of kind {kind.__name__}, 1 is needed; it has {', '.join(features)}"
+        )
+    return keys[0]

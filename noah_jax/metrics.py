@@ -1,0 +1,63 @@
+"""What is measured, as clu collections: (sum, count) pairs, exact under masks and sharding."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from clu import metrics
+
+
+@flax.struct.dataclass
+class TrainMetrics(metrics.Collection):
+    """Averages over the images since the last log line."""
+
+    loss: metrics.Average.from_output("loss")
+    accuracy: metrics.Average.from_output("top1")
+
+
+@flax.struct.dataclass
+class EvalMetrics(metrics.Collection):
+    """Averages over the images of an evaluation that are not filling."""
+
+    loss: metrics.Average.from_output("loss")
+    top1: metrics.Average.from_output("top1")
+    top5: metrics.Average.from_output("top5")
+
+
+def per_image(
+    logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
+) -> dict[str, jax.Array]:
+    """Cross entropy, and whether the label is the first, or among the five first.
+
+    Args:
+      logits: float32 `[batch, num_classes]`.
+      labels: int32 `[batch]`.
+      label_smoothing: share of the target that is spread over all classes.
+
+    Returns:
+      `loss`, `top1`, `top5`, each float32 `[batch]`. With fewer than five classes top5 is 1.
+    """
+    num_classes = logits.shape[-1]
+    if label_smoothing:
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, num_classes), label_smoothing)
+        loss = optax.softmax_cross_entropy(logits, targets)
+    else:
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    # The label's rank; ties go against it, so that constant logits are not all correct.
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    rank = (logits >= own).sum(-1) - 1
+    # A label whose logit is NaN compares false everywhere: wrong, not first.
+    rank = jnp.where(jnp.isnan(own[:, 0]), num_classes, rank)
+    top5 = rank < min(5, num_classes)
+    return {
+        "loss": loss,
+        "top1": (rank < 1).astype(jnp.float32),
+        "top5": top5.astype(jnp.float32),
+    }
+
+
+def as_floats(collection: Any) -> dict[str, float]:
+    """A collection's values on the host; waits for them."""
+    return {name: float(value) for name, value in jax.device_get(collection.compute()).items()}

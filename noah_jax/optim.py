@@ -1,0 +1,91 @@
+"""Optimizers and schedules, composed of optax, with PyTorch's semantics."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+
+
+def make_schedule(
+    config: Mapping[str, Any], *, total_steps: int, steps_per_epoch: float
+) -> optax.Schedule:
+    """The learning rate by step.
+
+    Args:
+      config: the `optim` section of the configuration.
+      total_steps: steps of the whole run.
+      steps_per_epoch: steps of one epoch.
+
+    Raises:
+      ValueError: on an unknown schedule, or a warm-up as long as the run.
+    """
+    peak, final = config["learning_rate"], config["final_learning_rate"]
+    warmup = round(config["warmup_epochs"] * steps_per_epoch)
+    if not 0 <= warmup < max(total_steps, 1):
+        raise ValueError(
+            f"optim.warmup_epochs={config['warmup_epochs']} are {warmup} steps;"
+            f" they must be fewer than the run's {total_steps}"
+        )
+    rest = total_steps - warmup
+    if config["schedule"] == "cosine":
+        main = optax.cosine_decay_schedule(peak, rest, final / peak if peak else 0.0)
+    elif config["schedule"] == "linear":
+        main = optax.linear_schedule(peak, final, rest)
+    elif config["schedule"] == "constant":
+        main = optax.constant_schedule(peak)
+    elif config["schedule"] == "step":
+        bounds = {round(e * steps_per_epoch) - warmup: 0.1 for e in config["step_epochs"]}
+        main = optax.piecewise_constant_schedule(peak, bounds)
+    else:
+        raise ValueError(
+            f"optim.schedule must be cosine, linear, constant or step, got {config['schedule']!r}"
+        )
+    if not warmup:
+        return main
+    # The first step already moves: step i of the warm-up has (i + 1) / warmup of the peak.
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, main], [warmup])
+
+
+def decay_mask(params: Any) -> Any:
+    """True where weight decay applies when biases and one-dimensional parameters are spared.
+
+    A bias is spared by its name, whatever its rank: NOAH's are `[head_num, num_classes]`
+    here and one-dimensional in PyTorch.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and path[-1].key != "bias", params
+    )
+
+
+def make_optimizer(
+    config: Mapping[str, Any], schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """SGD or AdamW as PyTorch computes them.
+
+    SGD adds the decay to the gradient before the momentum and multiplies by the learning
+    rate after it; AdamW's decay is decoupled and scaled by the learning rate.
+
+    Args:
+      config: the `optim` section of the configuration.
+      schedule: the learning rate by step.
+
+    Raises:
+      ValueError: on an unknown name.
+    """
+    mask = None if config["decay_all"] else decay_mask
+    decay = optax.add_decayed_weights(config["weight_decay"], mask)
+    if config["name"] == "sgd":
+        return optax.chain(
+            decay,
+            optax.trace(config["momentum"], nesterov=config["nesterov"]),
+            optax.scale_by_learning_rate(schedule),
+        )
+    if config["name"] == "adamw":
+        return optax.chain(
+            optax.scale_by_adam(config["beta1"], config["beta2"], config["epsilon"]),
+            decay,
+            optax.scale_by_learning_rate(schedule),
+        )
+    raise ValueError(f"optim.name must be sgd or adamw, got {config['name']!r}")

@@ -1,0 +1,107 @@
+"""A run's folder: whose it is, whether it is finished, and loading a model from it."""
+
+import difflib
+import json
+from typing import Any
+
+import jax
+from etils import epath
+
+from noah_jax.checkpoint import restore_model
+from noah_jax.config import OPERATIONAL_KEYS
+from noah_jax.models import create_model
+from noah_jax.models.base import Model
+from noah_jax.report import write_text
+
+CONFIG_FILE = "config.json"
+MODEL_FILE = "model.json"
+RESULTS_FILE = "results.json"
+CHECKPOINTS = "checkpoints"
+
+
+def check(workdir: epath.Path, config: dict[str, Any]) -> None:
+    """Raises a ValueError if the folder holds a run of another configuration.
+
+    Args:
+      workdir: the folder; need not exist, is not touched.
+      config: the configuration of this run, as nested dicts.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{workdir} is a file; --workdir must be a folder or a new name")
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        if (workdir / CHECKPOINTS).exists():
+            raise ValueError(
+                f"{workdir} holds checkpoints but no {CONFIG_FILE}; choose another --workdir"
+            )
+        return
+    try:
+        theirs = _flat(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); choose another --workdir") from error
+    ours = _flat(json.loads(json.dumps(config)))
+    differing = [
+        f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
+        for key in sorted(theirs.keys() | ours.keys())
+        if key not in OPERATIONAL_KEYS and theirs.get(key) != ours.get(key)
+    ]
+    if differing:
+        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+        raise ValueError(
+            f"{workdir} holds a run of another configuration: {'; '.join(differing[:3])}{more};"
+            " choose another --workdir, or use that run's configuration"
+        )
+
+
+def results(workdir: epath.Path) -> dict[str, Any] | None:
+    """The results of a finished run, `None` if it is not finished."""
+    path = workdir / RESULTS_FILE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def prepare(workdir: epath.Path, config: dict[str, Any], model: Model) -> None:
+    """Makes the folder and writes what a later run and `load_model` need."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        facts = {"name": model.name, "arguments": model.arguments}
+        write_text(workdir / MODEL_FILE, json.dumps(facts, indent=2) + "\n")
+        write_text(workdir / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+
+
+def load_model(path: str) -> tuple[Model, dict[str, Any], dict[str, Any]]:
+    """A trained model and its weights, from a run's folder.
+
+    Args:
+      path: the `--workdir` of a training run, local or `gs://`.
+
+    Returns:
+      `(model, params, stats)`, so that
+      `model.apply(params, stats, images, train=False)[0]` are the logits.
+
+    Raises:
+      FileNotFoundError: if the folder holds no model.
+      noah_jax.checkpoint.CheckpointError: if no checkpoint can be used.
+    """
+    workdir = epath.Path(path)
+    if not (workdir / MODEL_FILE).exists():
+        near = ""
+        if workdir.parent.is_dir():
+            names = [p.name for p in workdir.parent.iterdir() if (p / MODEL_FILE).exists()]
+            close = difflib.get_close_matches(workdir.name, names, n=1)
+            near = f"; did you mean {workdir.parent / close[0]}?" if close else ""
+        raise FileNotFoundError(f"{workdir} holds no {MODEL_FILE}, so no trained model{near}")
+    facts = json.loads((workdir / MODEL_FILE).read_text())
+    model = create_model(facts["name"], **facts["arguments"])
+    params, stats = model.abstract()
+    tree = restore_model(workdir / CHECKPOINTS, {"params": params, "stats": stats})
+    return model, tree["params"], tree.get("stats", {})
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
