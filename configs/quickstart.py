@@ -18,23 +18,31 @@ def get_config(variant: str = "noah"):
     config.model.name = "noah_resnet18" if variant == "noah" else "resnet18"
     config.model.image_size = 28
     config.model.stem = "small"
-    config.model.width = 12
+    config.model.width = 8
     config.model.batch_norm_group = 32
 
     config.data.name = "fashion_mnist_sample"
     config.data.mean = (0.286, 0.286, 0.286)
     config.data.std = (0.353, 0.353, 0.353)
-    config.data.crop = "pad"
-    config.data.pad = 2
+    config.data.crop = "none"
+    config.data.cache = True
     config.data.num_threads = 2
 
     config.epochs = 4.0
     config.batch_size = 32
     config.eval_batch_size = 100
 
-    config.optim.learning_rate = 0.05
+    config.optim.learning_rate = 0.1
     config.optim.warmup_epochs = 0.5
     config.optim.weight_decay = 5e-4
     config.optim.decay_all = False
     config.optim.nesterov = True
+
+    other = "linear" if variant == "noah" else "noah"
+    config.try_next = (
+        f"python -m noah_jax.train --config configs/quickstart.py:{other} --workdir runs/{other}",
+        "python -m noah_jax.train --config configs/quickstart.py --workdir runs/wider"
+        " --config.model.width=16 --config.epochs=10",
+        "python -m noah_jax.benchmark --what host --config configs/quickstart.py",
+    )
     return config

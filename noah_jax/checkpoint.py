@@ -19,6 +19,8 @@ from orbax.checkpoint import checkpoint_managers
 
 # What a model needs to be used stands apart from what only training needs.
 _MODEL_KEYS = ("params", "stats")
+# One pass over the state now and then: compiling it quickly matters more than its speed.
+_QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 class CheckpointError(Exception):
@@ -45,7 +47,7 @@ class Checkpoints:
                 create=True,
             ),
         )
-        self._digests = jax.jit(digests)
+        self._digests = jax.jit(digests, compiler_options=_QUICK_COMPILE)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Starts to save a state; returns when the state may be donated.
@@ -157,7 +159,7 @@ def restore_model(directory: str | epath.Path, abstract: dict[str, Any]) -> dict
                 tree = checkpointer.restore(directory / str(step) / "model", target)
             with contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as reader:
                 expected = reader.restore(directory / str(step) / "digests")
-            _verify(jax.jit(digests)(tree), expected)
+            _verify(jax.jit(digests, compiler_options=_QUICK_COMPILE)(tree), expected)
             return tree
         except Exception as error:  # whatever damage makes Orbax raise
             reason = " ".join(str(error).split())[:200]

@@ -4,7 +4,10 @@ A file in `configs/` starts from `default_config()` and sets what its result nee
 command line sets single keys, `--config.optim.learning_rate=0.1`.
 """
 
-from ml_collections import ConfigDict
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
 
@@ -38,6 +41,7 @@ def default_config() -> ConfigDict:
     config.data.flip = True
     config.data.interpolation = "bilinear"  # or bicubic
     config.data.eval_resize = placeholder(int)  # shorter side in pixels; None: just cover
+    config.data.cache = False  # keep decoded images in memory: for small sets
     config.data.num_threads = 16  # each prepares whole batches
 
     config.epochs = 100.0
@@ -65,6 +69,7 @@ def default_config() -> ConfigDict:
     config.eval_every = placeholder(int)
     config.checkpoint_every = placeholder(int)
     config.keep_checkpoints = 3
+    config.try_next = ()  # commands to suggest when the run has finished
     config.compilation_cache = "~/.cache/noah_jax/compilation"
     return config
 
@@ -75,7 +80,56 @@ OPERATIONAL_KEYS = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "compilation_cache",
+        "try_next",
+        "data.cache",
         "data.dir",
         "data.num_threads",
     }
 )
+
+
+class UsageError(Exception):
+    """The command line does not fit; the message is one line for the user."""
+
+
+def parse_command_line(argv: list[str], **own: Any) -> tuple[ConfigDict, dict[str, Any]]:
+    """`--config FILE[:VARIANT] [--config.KEY=VALUE ...]` and a program's own flags.
+
+    Args:
+      argv: the command line, the program's name first.
+      **own: the program's own flags and their defaults, of type int or str; `None` is a
+        string that must be given.
+
+    Returns:
+      The configuration and the values of the own flags.
+
+    Raises:
+      UsageError: on an unknown flag or key, a value of another type, a missing file.
+    """
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values)
+    for name, default in own.items():
+        define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
+        define(name, default, "", flag_values=values)
+    try:
+        rest = values(argv)[1:]
+        if rest:
+            raise UsageError(f"unexpected argument {rest[0]!r}; flags are --name=value")
+        if config.value is None:
+            raise UsageError("--config FILE is needed, such as --config configs/quickstart.py")
+        _ = config.value.is_locked  # a file that failed to load raises here
+    except AttributeError as error:
+        words = str(error.args[0]).replace('"', "").replace("'", "").split()
+        near = f"; did you mean {words[4]}?" if words[1:4] == ["Did", "you", "mean"] else ""
+        raise UsageError(f"the configuration has no key {words[0]}{near}") from error
+    except OSError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UsageError(f"the configuration file cannot be read: {reason}") from error
+    except (flags.Error, ValueError, TypeError, KeyError) as error:
+        # A failing file comes with its traceback: the last line says why.
+        text = str(error)
+        raise UsageError(text.splitlines()[-1] if "Traceback" in text else text) from error
+    given = {name: values[name].value for name in own}
+    if missing := [name for name, value in given.items() if value is None]:
+        raise UsageError(f"--{missing[0]} is needed")
+    return config.value, given

@@ -1,6 +1,6 @@
 """What is measured, as clu collections: (sum, count) pairs, exact under masks and sharding."""
 
-from typing import Any
+import dataclasses
 
 import flax
 import jax
@@ -11,10 +11,11 @@ from clu import metrics
 
 @flax.struct.dataclass
 class TrainMetrics(metrics.Collection):
-    """Averages over the images since the last log line."""
+    """Averages over the images since the last log line, and the last learning rate."""
 
     loss: metrics.Average.from_output("loss")
     accuracy: metrics.Average.from_output("top1")
+    learning_rate: metrics.LastValue.from_output("learning_rate")
 
 
 @flax.struct.dataclass
@@ -58,6 +59,11 @@ def per_image(
     }
 
 
-def as_floats(collection: Any) -> dict[str, float]:
-    """A collection's values on the host; waits for them."""
-    return {name: float(value) for name, value in jax.device_get(collection.compute()).items()}
+def as_floats(collection: metrics.Collection) -> dict[str, float]:
+    """A collection's values on the host, divided in float64; waits for them."""
+    pairs = {
+        field.name: (value.total, value.count)
+        for field in dataclasses.fields(collection)
+        if hasattr(value := getattr(collection, field.name), "total")
+    }
+    return {k: float(total) / float(count) for k, (total, count) in jax.device_get(pairs).items()}

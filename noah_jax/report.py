@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import tempfile
 from typing import Any
 
@@ -15,6 +16,12 @@ def say(*words: Any) -> None:
     """Prints on the first host only, at once."""
     if jax.process_index() == 0:
         print(*words, flush=True)
+
+
+def fail(reason: object) -> int:
+    """Prints why a program cannot go on, in one line; returns its exit code."""
+    print("error:", " ".join(str(reason).split()), file=sys.stderr, flush=True)
+    return 1
 
 
 def write_text(path: epath.Path, text: str) -> None:

@@ -39,6 +39,7 @@ def normalise(images: jax.Array, mean: Any, std: Any) -> jax.Array:
 def make_train_step(
     model: Model,
     optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
     *,
     seed: int,
     mean: tuple[float, ...],
@@ -56,6 +57,7 @@ def make_train_step(
     Args:
       model: the model.
       optimizer: its state is part of the train state.
+      schedule: the optimizer's learning rate by step, to report it.
       seed: seed of dropout and stochastic depth.
       mean: of the pixels in 0..1.
       std: of the pixels in 0..1.
@@ -76,6 +78,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         fresh = state["step"] % log_every == 0
         metrics = jax.tree.map(lambda x: jnp.where(fresh, 0, x), state["metrics"])
+        values["learning_rate"] = schedule(state["step"])
         metrics = metrics.merge(TrainMetrics.single_from_model_output(**values))
         new_state = {
             "step": state["step"] + 1,

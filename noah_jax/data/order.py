@@ -34,4 +34,5 @@ def image_random(seed: int, epoch: int, index: int) -> np.random.Generator:
 def _philox(seed: int, epoch: int, stream: int) -> np.random.Philox:
     # The key holds what stays, the counter what moves: no two streams overlap before 2**64
     # blocks.
-    return np.random.Philox(key=[seed, epoch], counter=[0, stream, 0, 0])
+    key = np.array((seed, epoch), np.uint64)
+    return np.random.Philox(key=key, counter=np.array((0, stream, 0, 0), np.uint64))

@@ -1,28 +1,22 @@
-"""Image transforms on the host: bytes in, uint8 `[height, width, 3]` out.
+"""Image transforms on the host: RGB image in, uint8 `[height, width, 3]` out.
 
 Pillow throughout, so that results are what torchvision computes on PIL images. Random
 choices come from the generator that is passed in, never from global state.
 """
 
-import io
 import math
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
-TrainTransform = Callable[[bytes, np.random.Generator], np.ndarray]
-EvalTransform = Callable[[bytes], np.ndarray]
+TrainTransform = Callable[[Image.Image, np.random.Generator], np.ndarray]
+EvalTransform = Callable[[Image.Image], np.ndarray]
 
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-
-
-def decode(data: bytes) -> Image.Image:
-    """An encoded image as RGB; the EXIF orientation is ignored, as the original does."""
-    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 def random_resized_crop(
@@ -77,6 +71,8 @@ def resize_shorter(image: Image.Image, pixels: int, interpolation: str) -> Image
 def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The centre `(height, width)` of an image, zeros where it is smaller (torchvision)."""
     height, width = size
+    if image.size == (width, height):
+        return image
     left = round((image.width - width) / 2)
     top = round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
@@ -120,20 +116,17 @@ def make_train_transform(
     _check_interpolation(interpolation)
     if crop not in ("random_resized", "pad", "none"):
         raise ValueError(f"train crop must be random_resized, pad or none, got {crop!r}")
-    to_size = make_eval_transform(size, interpolation=interpolation, resize=None)
 
-    def transform(data: bytes, random: np.random.Generator) -> np.ndarray:
-        if crop == "none":
-            out = to_size(data)
+    def transform(image: Image.Image, random: np.random.Generator) -> np.ndarray:
+        if crop == "random_resized":
+            image = random_resized_crop(
+                image, size, random, area=area, ratio=ratio, interpolation=interpolation
+            )
+        elif crop == "pad":
+            image = pad_crop(_fit(image, size, interpolation), size, pad, random)
         else:
-            image = decode(data)
-            if crop == "random_resized":
-                image = random_resized_crop(
-                    image, size, random, area=area, ratio=ratio, interpolation=interpolation
-                )
-            else:
-                image = pad_crop(_fit(image, size, interpolation), size, pad, random)
-            out = np.asarray(image)
+            image = center_crop(_fit(image, size, interpolation), size)
+        out = np.asarray(image)
         if flip and random.random() < 0.5:
             out = out[:, ::-1]
         return out
@@ -157,8 +150,7 @@ def make_eval_transform(
     """
     _check_interpolation(interpolation)
 
-    def transform(data: bytes) -> np.ndarray:
-        image = decode(data)
+    def transform(image: Image.Image) -> np.ndarray:
         if resize is None:
             image = _fit(image, size, interpolation)
         else:

@@ -1,0 +1,119 @@
+"""Measures what a run costs besides its arithmetic.
+
+    python -m noah_jax.benchmark --what host --config configs/quickstart.py [--steps 100]
+
+`host`: the train step of a configuration, alone and fed by its real data. Host time is what
+the loop spends outside the compiled step and outside waiting for it; it should be at most
+2 ms a step. Both loops take turns, so that the machine's noise meets both.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+from ml_collections import ConfigDict
+
+from noah_jax.config import UsageError, parse_command_line
+from noah_jax.experiment import Experiment, build, enable_compilation_cache
+from noah_jax.report import fail
+
+HOST_LIMIT_MS = 2.0
+_ROUNDS = 5
+
+
+def benchmark_host(experiment: Experiment, steps: int) -> dict[str, float]:
+    """Milliseconds per step; medians over the rounds.
+
+    Args:
+      experiment: what to run.
+      steps: steps of each loop in each of the five rounds.
+
+    Returns:
+      `step`: the compiled step alone, on one batch; `loop`: fed by the real data; `host`: of
+      the loop, outside the step, by the clock; `host_cpu`: the same in processor time;
+      `call`: of the step, until the call returns.
+    """
+    train_step, _ = experiment.compile_steps()
+    state = experiment.init_state()
+    for index in range(len(experiment.train_source)):
+        if not experiment.config.data.cache:
+            break
+        experiment.train_source[index]  # as from the second epoch on
+
+    def run(batches: Iterator) -> dict[str, float]:
+        nonlocal state
+        host = host_cpu = call = 0.0
+        state, _ = train_step(state, next(batches))
+        jax.block_until_ready(state)
+        start = time.perf_counter()
+        for _ in range(steps):
+            begin, begin_cpu = time.perf_counter(), time.thread_time()
+            batch = next(batches)
+            host += time.perf_counter() - begin
+            host_cpu += time.thread_time() - begin_cpu
+            begin = time.perf_counter()
+            state, metrics = train_step(state, batch)
+            call += time.perf_counter() - begin
+            jax.block_until_ready(metrics)
+        total = time.perf_counter() - start
+        parts = {"total": total, "host": host, "host_cpu": host_cpu, "call": call}
+        return {key: 1000 * seconds / steps for key, seconds in parts.items()}
+
+    def repeat(batch) -> Iterator:
+        while True:
+            yield batch
+
+    stream = experiment.train_batches(0)
+    fixed = repeat(next(stream))
+    alone, fed = [], []
+    for _ in range(_ROUNDS):
+        alone.append(run(fixed))
+        fed.append(run(stream))
+    return {
+        "step": statistics.median(r["total"] for r in alone),
+        "loop": statistics.median(r["total"] for r in fed),
+        "host": statistics.median(r["host"] for r in fed),
+        "host_cpu": statistics.median(r["host_cpu"] for r in fed),
+        "call": statistics.median(r["call"] for r in fed),
+    }
+
+
+def _host(config: ConfigDict, steps: int) -> None:
+    needed = _ROUNDS * (steps + 1) + 1
+    experiment = build(config)
+    if experiment.total_steps < needed:
+        config.epochs = (needed + 1) / experiment.steps_per_epoch
+        config.optim.warmup_epochs = 0.0
+        experiment = build(config)
+    enable_compilation_cache(config.compilation_cache)
+    ms = benchmark_host(experiment, steps)
+    print(f"{experiment.model.name}, {config.batch_size} images a step, {_ROUNDS} x {steps} steps")
+    print(f"compiled step alone     {ms['step']:9.2f} ms")
+    print(f"loop with real data     {ms['loop']:9.2f} ms  ({ms['loop'] / ms['step']:.3f} of it)")
+    print(f"call until it returns   {ms['call']:9.2f} ms  (inside the compiled step)")
+    verdict = "within" if ms["host"] <= HOST_LIMIT_MS else "OVER"
+    print(
+        f"host outside the step   {ms['host']:9.2f} ms  ({verdict} the limit of"
+        f" {HOST_LIMIT_MS:g} ms; {ms['host_cpu']:.2f} ms of processor time)"
+    )
+
+
+_BENCHMARKS: dict[str, Callable[[ConfigDict, int], None]] = {"host": _host}
+
+
+def main(argv: list[str]) -> int:
+    """Runs the benchmark the command line asks for; returns the exit code."""
+    try:
+        config, given = parse_command_line(argv, what="host", steps=100)
+        if given["what"] not in _BENCHMARKS:
+            raise UsageError(f"--what must be one of {', '.join(_BENCHMARKS)}")
+        _BENCHMARKS[given["what"]](config, given["steps"])
+    except (UsageError, ValueError) as error:
+        return fail(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
