@@ -119,7 +119,9 @@ def parse_command_line(argv: list[str], **own: Any) -> tuple[ConfigDict, dict[st
             raise UsageError("--config FILE is needed, such as --config configs/quickstart.py")
         _ = config.value.is_locked  # a file that failed to load raises here
     except AttributeError as error:
-        words = str(error.args[0]).replace('"', "").replace("'", "").split()
+        cause = error.args[0]
+        text = cause.args[0] if isinstance(cause, KeyError) else str(cause)
+        words = text.replace('"', "").replace("'", "").split()
         near = f"; did you mean {words[4]}?" if words[1:4] == ["Did", "you", "mean"] else ""
         raise UsageError(f"the configuration has no key {words[0]}{near}") from error
     except OSError as error:

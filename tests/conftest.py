@@ -1,0 +1,65 @@
+"""What the tests share."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from noah_jax.config import default_config
+
+GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
+
+# Compiled programs are kept between the tests of one session, and between sessions.
+jax.config.update(
+    "jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax")
+)
+
+
+@pytest.fixture
+def golden() -> pathlib.Path:
+    """The folder of the golden vectors."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def class_folders(tmp_path_factory) -> str:
+    """`train/` with 3 x 20 images and `val/` with 3 x 7 of 28x28 pixels, as class folders."""
+    root = tmp_path_factory.mktemp("folders")
+    random = np.random.RandomState(0)
+    for split, count in (("train", 20), ("val", 7)):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.randint(0, 120, (28, 28, 3), np.uint8)
+                pixels[..., label] += 100
+                Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    return str(root)
+
+
+@pytest.fixture
+def tiny_config(class_folders, tmp_path):
+    """A run of 12 steps on the class folders that has everything: augmentation, dropout."""
+    config = default_config()
+    config.model.name = "noah_resnet18"
+    config.model.image_size = 28
+    config.model.stem = "small"
+    config.model.width = 4
+    config.model.batch_norm_group = 4
+    config.model.head_num = 2
+    config.model.head_drop_rate = 0.3
+    config.data.name = class_folders
+    config.data.crop = "pad"
+    config.data.num_threads = 2
+    config.batch_size = 8
+    config.eval_batch_size = 8
+    config.epochs = 1.6
+    config.log_every = 5
+    config.eval_every = 6
+    config.checkpoint_every = 3
+    config.keep_checkpoints = 10
+    config.optim.learning_rate = 0.05
+    config.compilation_cache = ""
+    return config
