@@ -4,6 +4,7 @@ One interface for the embedded sample, any image-classification set that TFDS ho
 random-access format, and class folders.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Protocol
@@ -54,8 +55,8 @@ def open_sources(
     Raises:
       ValueError: if there is no such dataset or split; says what there is.
     """
-    if "/" in name or os.path.isdir(name):
-        root = epath.Path(name)
+    if "://" in name or name.startswith(("/", ".", "~")) or os.path.isdir(name):
+        root = epath.Path(name).expanduser()
         if not root.is_dir():
             raise ValueError(f"data folder {name} does not exist")
         splits = sorted(p.name for p in root.iterdir() if p.is_dir())
@@ -147,17 +148,15 @@ def _tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """A builder whose data lie ready; downloads and prepares them where TFDS can."""
     if name == SAMPLE:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=_SAMPLE_DIR)
-    try:
+    with contextlib.suppress(tfds.core.DatasetNotFoundError, ValueError):
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        pass
     where = data_dir or tfds.core.constants.DATA_DIR
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except tfds.core.DatasetNotFoundError as error:
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:  # or no possible name at all
         raise ValueError(
             f"unknown dataset {name!r}: not the embedded {SAMPLE!r}, not prepared under {where},"
-            " not in TFDS's catalogue, and not a folder (write a folder with its slash, ./name)"
+            " not in TFDS's catalogue, and not a folder"
         ) from error
     try:
         builder.download_and_prepare()

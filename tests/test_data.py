@@ -1,0 +1,248 @@
+"""Sources, order, transforms and batches."""
+
+import io
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from noah_jax.data import order
+from noah_jax.data.batches import eval_batches, train_batches
+from noah_jax.data.decoding import DecodedSource, decode
+from noah_jax.data.sources import SAMPLE, open_sources
+from noah_jax.data.transforms import (
+    make_eval_transform,
+    make_train_transform,
+    pad_crop,
+    random_resized_crop,
+)
+
+
+class _Numbers:
+    """A source whose image i is filled with i."""
+
+    def __init__(self, length: int):
+        self._length = length
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, index):
+        return Image.new("RGB", (4, 4), (index, index, index)), index % 7
+
+
+def _take(source, transform=None, **kwargs):
+    transform = transform or make_train_transform("none", (4, 4), flip=False)
+    arguments = dict(seed=3, batch_size=8, start_step=0, total_steps=9, num_threads=2)
+    return list(train_batches(source, transform, put=lambda x: x, **{**arguments, **kwargs}))
+
+
+def test_the_sample_is_complete_and_balanced():
+    train, test = open_sources(SAMPLE)
+    assert (len(train), len(test)) == (10_000, 2_000)
+    assert len(train.class_names) == 10 and "Sandal" in train.class_names
+    assert np.bincount([test[i][1] for i in range(2_000)]).tolist() == [200] * 10
+    image = decode(train[0][0])
+    assert image.size == (28, 28) and image.mode == "RGB"
+
+
+def test_class_folders(class_folders):
+    train, val = open_sources(class_folders)
+    assert (len(train), len(val)) == (60, 21)
+    assert train.class_names == ["ant", "bee", "cat"]
+    image, label = DecodedSource(val)[7]
+    assert label == 1 and np.asarray(image)[..., 1].min() >= 100
+
+
+def test_any_prepared_tfds_set_works_by_name(tmp_path):
+    import tensorflow_datasets as tfds
+
+    class TinySet(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "picture": tfds.features.Image(),
+                "kind": tfds.features.ClassLabel(num_classes=2),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(6), "test": self._generate_examples(4)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                png = io.BytesIO()
+                Image.new("L", (5, 5), i).save(png, "PNG")
+                png.seek(0)
+                yield i, {"picture": png, "kind": i % 2}
+
+    TinySet(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    train, test = open_sources("tiny_set", data_dir=str(tmp_path))
+    assert (len(train), len(test)) == (6, 4)
+    assert sorted(np.asarray(decode(train[i][0]))[0, 0, 0] for i in range(6)) == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(name="fashion_mnits"), "unknown dataset 'fashion_mnits'"),
+        (dict(name="/no/such/folder"), "/no/such/folder does not exist"),
+        (dict(name=SAMPLE, eval_split="dev"), "no split 'dev'; it has train, test"),
+    ],
+)
+def test_absent_data(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        open_sources(**arguments)
+
+
+def test_bad_folders(tmp_path):
+    (tmp_path / "train" / "ant").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no split 'validation'"):
+        open_sources(str(tmp_path))
+    (tmp_path / "val" / "wasp").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds no images"):
+        open_sources(str(tmp_path))
+    Image.new("RGB", (2, 2)).save(tmp_path / "train" / "ant" / "a.png")
+    with pytest.raises(ValueError, match="wasp, unknown to the training"):
+        open_sources(str(tmp_path))
+
+
+def test_order_is_a_permutation_per_seed_and_epoch():
+    first = order.permutation(0, 0, 1000)
+    assert sorted(first) == list(range(1000))
+    for other in (order.permutation(0, 1, 1000), order.permutation(1, 0, 1000)):
+        assert (other != first).mean() > 0.98
+    # Frozen: another NumPy, or a change here, must not reorder a run that resumes.
+    assert order.permutation(5, 2, 10).tolist() == FROZEN_ORDER
+    assert order.image_random(5, 2, 7).random() == pytest.approx(FROZEN_RANDOM, abs=1e-15)
+
+
+FROZEN_ORDER = [3, 5, 9, 2, 7, 1, 8, 0, 6, 4]
+FROZEN_RANDOM = 0.645236325188978
+
+
+def test_every_image_once_per_epoch_and_batches_full():
+    batches = _take(_Numbers(24), total_steps=6)
+    seen = np.concatenate([b["image"][:, 0, 0, 0] for b in batches])
+    assert sorted(seen[:24]) == sorted(seen[24:]) == list(range(24))
+    assert (seen[:24] != seen[24:]).any()
+    # An epoch that ends within a batch is joined by the next one.
+    batches = _take(_Numbers(20), total_steps=5)
+    assert all(len(b["label"]) == 8 for b in batches)
+    seen = np.concatenate([b["image"][:, 0, 0, 0] for b in batches])
+    assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20))
+
+
+@pytest.mark.parametrize("start", [1, 4, 8])
+def test_a_resumed_stream_is_the_same(start):
+    transform = make_train_transform("pad", (4, 4), pad=2)
+    whole = _take(_Numbers(21), transform)
+    rest = _take(_Numbers(21), transform, start_step=start)
+    assert len(rest) == 9 - start
+    for a, b in zip(whole[start:], rest, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+        np.testing.assert_array_equal(a["label"], b["label"])
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_the_order_does_not_depend_on_the_hosts(hosts):
+    transform = make_train_transform("pad", (4, 4), pad=2)
+    whole = _take(_Numbers(21), transform)
+    shares = [
+        _take(_Numbers(21), transform, process_index=h, process_count=hosts) for h in range(hosts)
+    ]
+    for step, batch in enumerate(whole):
+        joined = np.concatenate([share[step]["image"] for share in shares])
+        np.testing.assert_array_equal(joined, batch["image"])
+    with pytest.raises(ValueError, match="divisible by the 3 hosts"):
+        _take(_Numbers(21), process_count=3)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+@pytest.mark.parametrize("length", [16, 21])
+def test_evaluation_counts_every_image_once(hosts, length):
+    transform = make_eval_transform((4, 4), resize=None)
+    seen = []
+    for host in range(hosts):
+        for batch in eval_batches(
+            _Numbers(length),
+            transform,
+            batch_size=8,
+            num_threads=2,
+            put=lambda x: x,
+            process_index=host,
+            process_count=hosts,
+        ):
+            assert batch["image"].shape == (8 // hosts, 4, 4, 3)
+            seen += batch["image"][batch["mask"]][:, 0, 0, 0].tolist()
+    assert sorted(seen) == list(range(length))
+
+
+def test_evaluation_is_bit_equal_to_torchvision(golden):
+    transform = make_eval_transform((224, 224), resize=256)
+    with np.load(golden / "preprocess.npz") as arrays:
+        assert len(arrays.files) == 7
+        for key in arrays:
+            data = (pathlib.Path(golden) / "images" / key.removeprefix("cnn/")).read_bytes()
+            np.testing.assert_array_equal(transform(decode(data)), arrays[key], err_msg=key)
+
+
+def test_training_crops():
+    random = np.random.default_rng(0)
+    gradient = np.arange(60 * 80, dtype=np.uint32).reshape(60, 80) % 256
+    image = Image.fromarray(gradient.astype(np.uint8)).convert("RGB")
+    crops = [random_resized_crop(image, (24, 32), random) for _ in range(20)]
+    assert {c.size for c in crops} == {(32, 24)}
+    assert len({c.tobytes() for c in crops}) == 20
+    # A strip too narrow for any crop of the ratio still gives its centre.
+    assert random_resized_crop(image.resize((400, 4)), (8, 8), random).size == (8, 8)
+    exact = pad_crop(image, (60, 80), 0, random)
+    np.testing.assert_array_equal(np.asarray(exact), np.asarray(image))
+    shifted = {pad_crop(image, (60, 80), 3, random).tobytes() for _ in range(200)}
+    assert 40 < len(shifted) <= 49
+
+
+def test_flips_half_the_time():
+    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    transform = make_train_transform("none", (4, 4))
+    flipped = [transform(image, order.image_random(0, 0, i))[0, 0, 0] != 0 for i in range(400)]
+    assert 150 < sum(flipped) < 250
+
+
+def test_small_images_grow_to_the_size():
+    for size in ((4, 4), (3, 9), (40, 20)):
+        image = Image.new("RGB", size, (9, 9, 9))
+        assert (make_eval_transform((8, 8), resize=None)(image) == 9).all()
+
+
+def test_bad_transforms():
+    with pytest.raises(ValueError, match="crop must be"):
+        make_train_transform("centre", (4, 4))
+    with pytest.raises(ValueError, match="bilinear, bicubic"):
+        make_eval_transform((4, 4), resize=None, interpolation="nearest")
+
+
+def test_a_cached_source_decodes_once():
+    class Counting:
+        reads = 0
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            self.reads += 1
+            png = io.BytesIO()
+            Image.new("L", (2, 2), 5).save(png, "PNG")
+            return png.getvalue(), 1
+
+    source = Counting()
+    cached = DecodedSource(source, cache=True)
+    assert np.array_equal(np.asarray(cached[0][0]), np.asarray(cached[0][0]))
+    assert source.reads == 1
+    plain = DecodedSource(source)
+    assert plain[0][1] == plain[0][1] == 1
+    assert source.reads == 3

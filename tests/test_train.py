@@ -1,0 +1,269 @@
+"""The training program, by training: resume, devices, results, bad input."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from noah_jax import load_model
+from noah_jax.experiment import build
+from noah_jax.train import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+# Run in a process of its own with 1 or 4 CPU devices; prints what three steps leave.
+THREE_STEPS = """
+import json, sys
+import jax, numpy as np
+from ml_collections import ConfigDict
+from noah_jax.config import default_config
+from noah_jax.experiment import build, enable_compilation_cache
+
+config = default_config()
+with config.unlocked():
+    config.update(json.loads(sys.argv[1]))
+enable_compilation_cache(sys.argv[2])
+experiment = build(config)
+train_step, _ = experiment.compile_steps()
+state = experiment.init_state()
+losses = []
+for _, batch in zip(range(3), experiment.train_batches(0), strict=False):
+    state, metrics = train_step(state, batch)
+    losses.append(float(metrics.loss.total) / float(metrics.loss.count))
+leaves = [np.asarray(x) for x in jax.tree.leaves((state["params"], state["stats"]))]
+np.savez(sys.argv[3], *leaves, losses=losses, devices=jax.device_count())
+"""
+
+
+def _lines(workdir) -> list[dict]:
+    """The metrics without the timings."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    timings = ("images_per_second", "host_ms")
+    return [{k: v for k, v in line.items() if k not in timings} for line in lines]
+
+
+def _weights(workdir) -> list[np.ndarray]:
+    _, params, stats = load_model(str(workdir))
+    return [np.asarray(x) for x in jax.tree.leaves((params, stats))]
+
+
+@pytest.fixture
+def finished(tiny_config, tmp_path):
+    """An uninterrupted run of 12 steps with a checkpoint every third."""
+    workdir = tmp_path / "whole"
+    results = train(tiny_config, str(workdir))
+    return tiny_config, workdir, results
+
+
+def test_a_run_leaves_everything(finished, capsys):
+    config, workdir, results = finished
+    assert results == json.loads((workdir / "results.json").read_text())
+    assert results["model"] == "noah_resnet18" and results["step"] == 12
+    assert results["examples"] == 21 and 0 <= results["top1"] <= results["top5"] == 100
+    model, _, _ = load_model(str(workdir))
+    assert results["num_params"] == model.num_params
+    lines = _lines(workdir)
+    assert [(x["step"], x["split"]) for x in lines] == [
+        (5, "train"),
+        (6, "eval"),
+        (10, "train"),
+        (12, "train"),
+        (12, "eval"),
+    ]
+    assert all(np.isfinite(x["loss"]) for x in lines)
+    assert list((workdir / "tensorboard").glob("events*"))
+    saved = {p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()}
+    assert saved == {"3", "6", "9", "12"}
+    # Started again it says that it is finished and changes nothing.
+    before = (workdir / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert train(config, str(workdir)) == results
+    assert "is finished" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_resuming_at_any_checkpoint_is_exact(finished, tmp_path):
+    config, whole, results = finished
+    for last in (3, 6, 9):
+        workdir = tmp_path / f"resumed{last}"
+        shutil.copytree(whole, workdir)
+        (workdir / "results.json").unlink()
+        for step in (3, 6, 9, 12):
+            if step > last:
+                shutil.rmtree(workdir / "checkpoints" / str(step))
+        assert train(config, str(workdir)) == results
+        assert _lines(workdir) == _lines(whole)
+        for a, b in zip(_weights(workdir), _weights(whole), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_resuming_after_the_last_step_only_evaluates(finished):
+    config, workdir, results = finished
+    (workdir / "results.json").unlink()
+    assert train(config, str(workdir)) == results
+
+
+def test_a_damaged_checkpoint_falls_back(finished, capsys):
+    config, workdir, results = finished
+    (workdir / "results.json").unlink()
+    whole = _weights(workdir)
+    newest = workdir / "checkpoints" / "12"
+    payload = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(payload.read_bytes())
+    data[len(data) // 2] ^= 1
+    payload.write_bytes(bytes(data))
+    assert train(config, str(workdir)) == results
+    assert "older checkpoint of step 9" in capsys.readouterr().out
+    for a, b in zip(_weights(workdir), whole, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.update(seed=1), "seed is 0 there and 1 here"),
+        (lambda c: c.model.update(name="resnet18"), "model.name is 'noah_resnet18' there"),
+        (lambda c: c.optim.update(learning_rate=0.01), "optim.learning_rate"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_untouched(tiny_config, tmp_path, change, words):
+    (tmp_path / "config.json").write_text(tiny_config.to_json_best_effort())
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    change(tiny_config)
+    with pytest.raises(ValueError, match=words):
+        train(tiny_config, str(tmp_path))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_operational_keys_may_change(tiny_config, tmp_path):
+    from noah_jax import workdir
+
+    (tmp_path / "config.json").write_text(tiny_config.to_json_best_effort())
+    tiny_config.checkpoint_every = 5
+    workdir.check(tmp_path, json.loads(tiny_config.to_json_best_effort()))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.update(batch_size=0), "batch_size=0"),
+        (lambda c: c.update(epochs=0.01), "less than one step"),
+        (lambda c: c.update(log_every=0), "log_every"),
+        (lambda c: c.update(eval_every=-1), "eval_every"),
+        (lambda c: c.data.update(crop="middle"), "crop"),
+        (lambda c: c.data.update(name="cifar_ten"), "unknown dataset"),
+        (lambda c: c.optim.update(name="adam"), "optim.name"),
+        (lambda c: c.model.update(name="noah_resnet19"), "did you mean noah_resnet18"),
+        (lambda c: c.model.update(head_num=5), "head_num=5"),
+    ],
+)
+def test_a_bad_configuration_leaves_no_folder(tiny_config, tmp_path, change, words):
+    change(tiny_config)
+    with pytest.raises(ValueError, match=words):
+        train(tiny_config, str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_loading_from_a_folder_without_a_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no model\.json"):
+        load_model(str(tmp_path))
+
+
+def _three_steps(config, tmp_path, devices, group) -> dict[str, np.ndarray]:
+    config.model.batch_norm_group = group
+    out = tmp_path / f"{devices}.npz"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    cache = str(ROOT / ".pytest_cache" / "jax")
+    arguments = [sys.executable, "-c", THREE_STEPS, config.to_json_best_effort(), cache, str(out)]
+    subprocess.run(arguments, check=True, env=environment, cwd=tmp_path)
+    with np.load(out) as arrays:
+        assert arrays["devices"] == devices
+        return dict(arrays)
+
+
+@pytest.mark.parametrize("group", [4, 16])  # on one device; across all four
+def test_the_device_count_does_not_matter(tiny_config, tmp_path, group):
+    tiny_config.batch_size = 16
+    tiny_config.optim.learning_rate = 1e-3  # as while warming up
+    one = _three_steps(tiny_config, tmp_path, 1, group)
+    four = _three_steps(tiny_config, tmp_path, 4, group)
+    np.testing.assert_allclose(four["losses"], one["losses"], rtol=1e-5)
+    # All weights and statistics as one vector: another order of a sum may push a single
+    # activation over ReLU's edge, which changes a gradient by 1e-3 of itself.
+    leaves = [key for key in one if key.startswith("arr_")]
+    ours, theirs = (np.concatenate([x[key].ravel() for key in leaves]) for x in (one, four))
+    assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(ours)
+
+
+def test_each_step_is_compiled_once(tiny_config, caplog):
+    experiment = build(tiny_config)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        train_step, eval_step = experiment.compile_steps()
+        state = experiment.init_state()
+        for batch, _ in zip(experiment.train_batches(0), range(3), strict=False):
+            state, _ = train_step(state, batch)
+        metrics = experiment.empty_eval_metrics()
+        for batch in experiment.eval_batches():
+            metrics = eval_step(state["params"], state["stats"], batch, metrics)
+    compiled = [
+        r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()
+    ]
+    assert sum("jit(train_step)" in message for message in compiled) == 1
+    assert sum("jit(eval_step)" in message for message in compiled) == 1
+    with pytest.raises(TypeError, match="compiled"):
+        train_step(state, {**batch})  # a batch with a mask is another shape: no recompilation
+
+
+def _program(*arguments, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "noah_jax.train", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.optim.learning_rat=1"], "no key learning_rat; did you mean learning_rate?"),
+        (["--config.data.name=fashion_mnits"], "unknown dataset 'fashion_mnits'"),
+        (["--config.epochs=few"], "could not convert"),
+        (["--confg=x"], "confg"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_the_program_answers_bad_input_with_one_line(tmp_path, arguments, words):
+    workdir = tmp_path / "new"
+    ran = _program("--config", "configs/quickstart.py", "--workdir", str(workdir), *arguments)
+    assert ran.returncode != 0
+    assert ran.stdout == "" and len(ran.stderr.splitlines()) == 1, ran.stderr
+    assert words in ran.stderr
+    assert not workdir.exists()
+
+
+def test_the_program_misses_its_files(tmp_path):
+    ran = _program("--config", "configs/none.py", "--workdir", str(tmp_path / "new"))
+    assert ran.returncode != 0 and "configs/none.py" in ran.stderr.splitlines()[-1]
+    ran = _program("--config", "configs/quickstart.py")
+    assert ran.returncode != 0 and ran.stderr == "error: --workdir is needed\n"
+
+
+def test_neither_tensorflow_nor_pytorch_is_imported(tmp_path):
+    code = (
+        "import sys, noah_jax.train, noah_jax.parity, noah_jax.benchmark;"
+        "from noah_jax.data.sources import SAMPLE, open_sources; open_sources(SAMPLE)[0][0];"
+        "bad = {'tensorflow', 'torch'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
