@@ -84,7 +84,7 @@ class MetricWriter:
                 if path.is_file():
                     target = self._target / path.relative_to(self._local)
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    path.copy(target, overwrite=True)
+                    target.write_bytes(path.read_bytes())
 
     def close(self) -> None:
         """Flushes and closes the files."""

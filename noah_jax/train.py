@@ -78,14 +78,13 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
         f"{model.name}: {model.num_params:,} parameters; {experiment.data_name},"
         f" {len(experiment.train_source):,} training and {len(experiment.eval_source):,}"
         f" evaluation images; {total_steps} steps of {config.batch_size} on"
-        f" {experiment.mesh.size}"
-        f" {jax.devices()[0].device_kind} device(s)"
+        f" {experiment.mesh.size} {jax.devices()[0].device_kind} device(s)"
     )
     if start_step:
         say(f"going on after step {start_step} of {total_steps}")
     writer = report.MetricWriter(directory, start_step=start_step)
 
-    def evaluate(step: int) -> dict[str, float]:
+    def evaluate(step: int, *, record: bool = True) -> dict[str, float]:
         metrics = experiment.empty_eval_metrics()
         for batch in experiment.eval_batches():
             metrics = eval_step(state["params"], state["stats"], batch, metrics)
@@ -97,7 +96,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
             "top5": 100 * values["top5"],
             "examples": examples,
         }
-        writer.write(step, "eval", values)
+        if record:
+            writer.write(step, "eval", values)
         say(
             f"step {step}: top-1 {values['top1']:.2f} %, top-5 {values['top5']:.2f} %,"
             f" loss {values['loss']:.4f} on {examples:,} images"
@@ -140,8 +140,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
                     f"stopped after step {step} of {total_steps}, which is saved;"
                     " the same command goes on from there"
                 )
-    if not evaluated:  # resumed after the last step, before the results were written
-        evaluated = evaluate(total_steps)
+    if not evaluated:  # resumed after the last step: evaluated and recorded, no results yet
+        evaluated = evaluate(total_steps, record=False)
 
     # ---- The results, once everything else is safe.
     progress.pause()

@@ -105,7 +105,9 @@ def test_resuming_at_any_checkpoint_is_exact(finished, tmp_path):
 def test_resuming_after_the_last_step_only_evaluates(finished):
     config, workdir, results = finished
     (workdir / "results.json").unlink()
+    lines = _lines(workdir)
     assert train(config, str(workdir)) == results
+    assert _lines(workdir) == lines
 
 
 def test_a_damaged_checkpoint_falls_back(finished, capsys):
