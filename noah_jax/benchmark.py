@@ -2,9 +2,10 @@
 
     python -m noah_jax.benchmark --what host --config configs/quickstart.py [--steps 100]
 
-`host`: the train step of a configuration, alone and fed by its real data. Host time is what
-the loop spends outside the compiled step and outside waiting for it; it should be at most
-2 ms a step. Both loops take turns, so that the machine's noise meets both.
+`host`: the train step of a configuration, alone and fed by its real data. Two things are
+held against a limit of 2 ms a step: how long the device waits for the host between steps, and
+the processor time that the loop spends outside the compiled step (while the device computes).
+Both loops take turns, so that the machine's noise meets both.
 """
 
 import statistics
@@ -31,9 +32,9 @@ def benchmark_host(experiment: Experiment, steps: int) -> dict[str, float]:
       steps: steps of each loop in each of the five rounds.
 
     Returns:
-      `step`: the compiled step alone, on one batch; `loop`: fed by the real data; `host`: of
-      the loop, outside the step, by the clock; `host_cpu`: the same in processor time;
-      `call`: of the step, until the call returns.
+      `step`: the compiled step alone, on one batch; `loop`: fed by the real data; `host`:
+      from the end of a step to the call of the next; `host_cpu`: processor time of the loop
+      outside the step; `call`: of the step, until the call returns.
     """
     train_step, _ = experiment.compile_steps()
     state = experiment.init_state()
@@ -45,20 +46,21 @@ def benchmark_host(experiment: Experiment, steps: int) -> dict[str, float]:
     def run(batches: Iterator) -> dict[str, float]:
         nonlocal state
         host = host_cpu = call = 0.0
-        state, _ = train_step(state, next(batches))
-        jax.block_until_ready(state)
-        start = time.perf_counter()
+        batch = next(batches)
+        state, metrics = train_step(state, batch)
+        jax.block_until_ready(metrics)
+        start = ready = time.perf_counter()
         for _ in range(steps):
-            begin, begin_cpu = time.perf_counter(), time.thread_time()
-            batch = next(batches)
-            host += time.perf_counter() - begin
-            host_cpu += time.thread_time() - begin_cpu
             begin = time.perf_counter()
+            host += begin - ready
             state, metrics = train_step(state, batch)
             call += time.perf_counter() - begin
+            begin_cpu = time.thread_time()
+            batch = next(batches)  # while the device computes, as the training loop does
+            host_cpu += time.thread_time() - begin_cpu
             jax.block_until_ready(metrics)
-        total = time.perf_counter() - start
-        parts = {"total": total, "host": host, "host_cpu": host_cpu, "call": call}
+            ready = time.perf_counter()
+        parts = {"total": ready - start, "host": host, "host_cpu": host_cpu, "call": call}
         return {key: 1000 * seconds / steps for key, seconds in parts.items()}
 
     def repeat(batch) -> Iterator:
@@ -93,10 +95,11 @@ def _host(config: ConfigDict, steps: int) -> None:
     print(f"compiled step alone     {ms['step']:9.2f} ms")
     print(f"loop with real data     {ms['loop']:9.2f} ms  ({ms['loop'] / ms['step']:.3f} of it)")
     print(f"call until it returns   {ms['call']:9.2f} ms  (inside the compiled step)")
-    verdict = "within" if ms["host"] <= HOST_LIMIT_MS else "OVER"
+    verdict = "within" if max(ms["host"], ms["host_cpu"]) <= HOST_LIMIT_MS else "OVER"
+    print(f"device waits for host   {ms['host']:9.2f} ms")
     print(
-        f"host outside the step   {ms['host']:9.2f} ms  ({verdict} the limit of"
-        f" {HOST_LIMIT_MS:g} ms; {ms['host_cpu']:.2f} ms of processor time)"
+        f"host outside the step   {ms['host_cpu']:9.2f} ms  of processor time"
+        f" (both {verdict} the limit of {HOST_LIMIT_MS:g} ms)"
     )
 
 
@@ -105,6 +108,9 @@ _BENCHMARKS: dict[str, Callable[[ConfigDict, int], None]] = {"host": _host}
 
 def main(argv: list[str]) -> int:
     """Runs the benchmark the command line asks for; returns the exit code."""
+    if "--help" in argv:
+        print(__doc__)
+        return 0
     try:
         config, given = parse_command_line(argv, what="host", steps=100)
         if given["what"] not in _BENCHMARKS:

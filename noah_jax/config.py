@@ -4,6 +4,7 @@ A file in `configs/` starts from `default_config()` and sets what its result nee
 command line sets single keys, `--config.optim.learning_rate=0.1`.
 """
 
+import sys
 from typing import Any
 
 from absl import flags
@@ -111,7 +112,9 @@ def parse_command_line(argv: list[str], **own: Any) -> tuple[ConfigDict, dict[st
     for name, default in own.items():
         define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
         define(name, default, "", flag_values=values)
+    own_argv = sys.argv
     try:
+        sys.argv = argv  # where config_flags looks for the single keys, whatever is parsed
         rest = values(argv)[1:]
         if rest:
             raise UsageError(f"unexpected argument {rest[0]!r}; flags are --name=value")
@@ -131,6 +134,8 @@ def parse_command_line(argv: list[str], **own: Any) -> tuple[ConfigDict, dict[st
         # A failing file comes with its traceback: the last line says why.
         text = str(error)
         raise UsageError(text.splitlines()[-1] if "Traceback" in text else text) from error
+    finally:
+        sys.argv = own_argv
     given = {name: values[name].value for name in own}
     if missing := [name for name, value in given.items() if value is None]:
         raise UsageError(f"--{missing[0]} is needed")

@@ -177,10 +177,10 @@ class _Progress:
 
     @contextlib.contextmanager
     def host_time(self) -> Iterator[None]:
-        """Counts what is done inside as host time: neither the step nor waiting for it."""
-        begin = time.perf_counter()
+        """Counts the processor time of what is done inside: the loop outside the step."""
+        begin = time.thread_time()
         yield
-        self._host_seconds += time.perf_counter() - begin
+        self._host_seconds += time.thread_time() - begin
 
     def log(self, step: int, metrics: Any) -> None:
         """Tells what was logged before, keeps `metrics` for the next time."""
@@ -277,6 +277,9 @@ def _closing_words(config: ConfigDict, workdir: str) -> str:
 
 def main(argv: list[str]) -> int:
     """Trains what the command line says; returns the exit code."""
+    if "--help" in argv:
+        print(__doc__)
+        return 0
     logging.set_verbosity(logging.ERROR)  # the libraries' own notes; ours are printed
     try:
         config, given = parse_command_line(argv, workdir=None)

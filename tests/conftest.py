@@ -5,6 +5,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from noah_jax.config import default_config
@@ -40,8 +41,13 @@ def class_folders(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def tiny_config(class_folders, tmp_path):
+def tiny_config(class_folders):
     """A run of 12 steps on the class folders that has everything: augmentation, dropout."""
+    return make_tiny_config(class_folders)
+
+
+def make_tiny_config(class_folders: str) -> ConfigDict:
+    """See `tiny_config`."""
     config = default_config()
     config.model.name = "noah_resnet18"
     config.model.image_size = 28

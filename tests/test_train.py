@@ -10,9 +10,12 @@ import sys
 import jax
 import numpy as np
 import pytest
+from conftest import make_tiny_config
 
 from noah_jax import load_model
+from noah_jax.benchmark import benchmark_host
 from noah_jax.experiment import build
+from noah_jax.train import main as train_program
 from noah_jax.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -52,12 +55,21 @@ def _weights(workdir) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.tree.leaves((params, stats))]
 
 
-@pytest.fixture
-def finished(tiny_config, tmp_path):
+@pytest.fixture(scope="module")
+def run_once(class_folders, tmp_path_factory):
     """An uninterrupted run of 12 steps with a checkpoint every third."""
+    config = make_tiny_config(class_folders)
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    return config, workdir, train(config, str(workdir))
+
+
+@pytest.fixture
+def finished(run_once, tmp_path):
+    """A copy of that run, to be changed."""
+    config, whole, results = run_once
     workdir = tmp_path / "whole"
-    results = train(tiny_config, str(workdir))
-    return tiny_config, workdir, results
+    shutil.copytree(whole, workdir)
+    return config, workdir, results
 
 
 def test_a_run_leaves_everything(finished, capsys):
@@ -224,6 +236,25 @@ def test_each_step_is_compiled_once(tiny_config, caplog):
     assert sum("jit(eval_step)" in message for message in compiled) == 1
     with pytest.raises(TypeError, match="compiled"):
         train_step(state, {**batch})  # a batch with a mask is another shape: no recompilation
+
+
+def test_the_program_trains(tmp_path, class_folders, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = ["train", "--config=configs/quickstart.py:linear", f"--workdir={tmp_path}"]
+    # The data's normalisation and all else as in the quickstart; 5 steps, evaluated on 21.
+    command += [f"--config.data.name={class_folders}", "--config.epochs=2.6"]
+    command += ["--config.optim.warmup_epochs=0.0", "--config.compilation_cache="]
+    assert train_program(command) == 0
+    said = capsys.readouterr().out
+    for words in ("layer4/1/conv2/kernel", "finished in", "results.json", "load_model"):
+        assert words in said
+    assert json.loads((tmp_path / "results.json").read_text())["model"] == "resnet18"
+
+
+def test_the_host_benchmark(tiny_config):
+    tiny_config.epochs = 5.0
+    ms = benchmark_host(build(tiny_config), steps=2)
+    assert ms["loop"] > ms["host"] >= 0 and ms["step"] > 0
 
 
 def _program(*arguments, **kwargs):
