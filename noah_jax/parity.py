@@ -41,7 +41,8 @@ def model_error(name: str, spec: dict[str, Any], logits: np.ndarray, salt: str) 
       salt: the salt of the vectors.
     """
     architecture = get_architecture(name)
-    model = create_model(name, num_classes=spec["num_classes"], image_size=spec["image_size"])
+    keys = ("num_classes", "image_size", "head_num", "key_ratio")
+    model = create_model(name, **{key: spec[key] for key in keys if key in spec})
     params, stats = model.abstract()
     state = golden_state_dict(spec["state"], spec["gain"], salt)
     tree = to_jax(state, TABLES[architecture.family], {"params": params, "stats": stats})

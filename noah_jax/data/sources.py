@@ -164,7 +164,8 @@ def _tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{name} is not prepared under {where} and preparing it failed:"
-            f" {type(error).__name__}: {reason}"
+            f" {type(error).__name__}: {reason} (TFDS prepares many sets with TensorFlow only:"
+            " pip install tensorflow importlib_resources where you prepare them)"
         ) from error
     return builder
 
