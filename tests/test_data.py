@@ -99,6 +99,14 @@ def test_absent_data(arguments, message):
         open_sources(**arguments)
 
 
+def test_a_damaged_set_is_named(tmp_path):
+    (tmp_path / "torn" / "1.0.0").mkdir(parents=True)
+    for name in ("dataset_info.json", "features.json"):
+        (tmp_path / "torn" / "1.0.0" / name).write_text("{")
+    with pytest.raises(ValueError, match=r"torn under .* cannot be read"):
+        open_sources("torn", data_dir=str(tmp_path))
+
+
 def test_bad_folders(tmp_path):
     (tmp_path / "train" / "ant").mkdir(parents=True)
     with pytest.raises(ValueError, match="no split 'validation'"):

@@ -4,7 +4,6 @@ One interface for the embedded sample, any image-classification set that TFDS ho
 random-access format, and class folders.
 """
 
-import contextlib
 import os
 from collections.abc import Sequence
 from typing import Protocol
@@ -148,9 +147,14 @@ def _tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """A builder whose data lie ready; downloads and prepares them where TFDS can."""
     if name == SAMPLE:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=_SAMPLE_DIR)
-    with contextlib.suppress(tfds.core.DatasetNotFoundError, ValueError):
-        return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
     where = data_dir or tfds.core.constants.DATA_DIR
+    try:
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except (tfds.core.DatasetNotFoundError, ValueError):
+        pass  # not prepared, or no possible name: the catalogue knows more
+    except Exception as error:  # whatever damaged files make TFDS raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{name} under {where} cannot be read: {reason}") from error
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError) as error:  # or no possible name at all
