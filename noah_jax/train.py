@@ -3,7 +3,8 @@
     python -m noah_jax.train --config configs/quickstart.py --workdir DIR [--config.KEY=VALUE]
 
 Started again on the same DIR it goes on from the last checkpoint, exactly; a finished DIR
-says so. DIR and class folders may be `gs://` paths.
+says so. DIR and class folders may be `gs://` paths. An error is one line; NOAH_TRACEBACK=1 in
+the environment shows where it came from.
 """
 
 import collections
