@@ -1,10 +1,12 @@
 """Layers with PyTorch's exact semantics, channels last.
 
 Everything that differs between PyTorch and Flax is settled here: the unbiased running
-variance of BatchNorm, explicit symmetric padding, and the initialisers.
+variance of BatchNorm, explicit symmetric padding, activations whose gradient vanishes at
+their bounds, and the initialisers.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -83,6 +85,102 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
     return nnx.max_pool(x, (window, window), (stride, stride), (pad, pad))
 
 
+def relu6(x: jax.Array) -> jax.Array:
+    """min(max(x, 0), 6), with PyTorch's gradient: 0 at both bounds (JAX's has 1/2 there)."""
+    return jnp.where(x <= 0, 0, jnp.where(x >= 6, 6, x)).astype(x.dtype)
+
+
+def hard_sigmoid(x: jax.Array) -> jax.Array:
+    """relu6(x + 3) / 6 (Howard et al., 2019)."""
+    return relu6(x + 3) / 6
+
+
+def hard_swish(x: jax.Array) -> jax.Array:
+    """x * relu6(x + 3) / 6 (Howard et al., 2019)."""
+    return x * hard_sigmoid(x)
+
+
+def native_depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """`depthwise_conv` as XLA's grouped convolution."""
+    pad = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def shifted_depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """`depthwise_conv` as one multiply-add per kernel tap, summed in float32."""
+    size = kernel.shape[0]
+    pad = size // 2
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    # Where the last tap begins to be out of reach: `slice` leaves out what lies beyond.
+    height, width = ((n - 1) // stride * stride + 1 for n in x.shape[1:3])
+    out = jnp.zeros((), jnp.float32)
+    for i in range(size):
+        for j in range(size):
+            tap = padded[:, i : i + height : stride, j : j + width : stride]
+            out = out + tap.astype(jnp.float32) * kernel[i, j, 0].astype(jnp.float32)
+    return out.astype(x.dtype)
+
+
+def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """A convolution of every channel by itself, padded on both sides as PyTorch pads.
+
+    Compiled for a CPU it is a sum of shifted products, elsewhere XLA's grouped convolution:
+    on CPUs the latter takes some 25 times as long. Only the one in use is compiled.
+
+    Args:
+      x: `[batch, height, width, channels]`.
+      kernel: `[size, size, 1, channels]` with an odd size, of the dtype of `x`.
+      stride: step in both directions.
+
+    Returns:
+      `[batch, ceil(height / stride), ceil(width / stride), channels]`.
+    """
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: shifted_depthwise_conv(x, kernel, stride),
+        default=lambda x, kernel: native_depthwise_conv(x, kernel, stride),
+    )
+
+
+class DepthwiseConv(nnx.Module):
+    """`depthwise_conv` with its weights, without a bias.
+
+    Args:
+      features: channels.
+      kernel_size: height and width of the kernel, odd.
+      stride: step in both directions.
+      dtype: compute dtype; the kernel is float32.
+      kernel_init: initialiser of the kernel, `[kernel_size, kernel_size, 1, features]`.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dtype: Any = jnp.float32,
+        kernel_init: nnx.Initializer = kaiming_normal_fan_out,
+        rngs: nnx.Rngs,
+    ):
+        shape = (kernel_size, kernel_size, 1, features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
+        self.stride = stride
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return depthwise_conv(x.astype(self.dtype), self.kernel.astype(self.dtype), self.stride)
+
+
 class BatchNorm(nnx.Module):
     """BatchNorm with PyTorch's statistics over groups of the batch.
 
@@ -154,6 +252,49 @@ class BatchNorm(nnx.Module):
         self.mean[...] = (1 - m) * self.mean[...] + m * new_mean
         self.var[...] = (1 - m) * self.var[...] + m * new_var * (count / (count - 1))
         return out.reshape(x.shape).astype(self.dtype)
+
+
+class ConvNorm(nnx.Module):
+    """Convolution without bias, BatchNorm, activation.
+
+    Args:
+      in_features: input channels.
+      out_features: output channels; those of the input if `depthwise`.
+      kernel_size: height and width of the kernel.
+      stride: step in both directions.
+      depthwise: whether every channel is convolved by itself.
+      activation: what follows the BatchNorm; `None` is nothing.
+      norm: makes the BatchNorm, called as `norm(out_features)`.
+      dtype: compute dtype of the convolution.
+      kernel_init: initialiser of the HWIO kernel.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        depthwise: bool = False,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
+        norm: Callable[[int], BatchNorm],
+        dtype: Any = jnp.float32,
+        kernel_init: nnx.Initializer = kaiming_normal_fan_out,
+        rngs: nnx.Rngs,
+    ):
+        same = dict(stride=stride, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+        if depthwise:
+            self.conv = DepthwiseConv(out_features, kernel_size, **same)
+        else:
+            self.conv = conv(in_features, out_features, kernel_size, **same)
+        self.bn = norm(out_features)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = self.bn(self.conv(x), train=train)
+        return x if self.activation is None else self.activation(x)
 
 
 class LinearHead(nnx.Module):
