@@ -21,9 +21,8 @@ def _linear(torch: str, ours: str) -> list[Row]:
 
 
 def _conv_norm(conv: str, norm: str, ours: str) -> list[Row]:
-    return [Row(f"{conv}.weight", f"params/{ours}/conv/kernel", "conv")] + _batch_norm(
-        norm, f"{ours}/bn"
-    )
+    kernel = Row(f"{conv}.weight", f"params/{ours}/conv/kernel", "conv")
+    return [kernel, *_batch_norm(norm, f"{ours}/bn")]
 
 
 def noah_table(torch: str = "head") -> list[Row]:
