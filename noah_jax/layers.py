@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from noah_jax.convolutions import depthwise_conv, image_conv, pointwise_conv
+
 # PyTorch's fan-out includes the whole kernel and all output channels, as here for HWIO.
 kaiming_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -30,6 +32,21 @@ def torch_default_bias(fan_in: int) -> nnx.Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def relu6(x: jax.Array) -> jax.Array:
+    """min(max(x, 0), 6), with PyTorch's gradient: 0 at both bounds (JAX's has 1/2 there)."""
+    return jnp.where(x <= 0, jnp.zeros_like(x), jnp.where(x >= 6, jnp.full_like(x, 6), x))
+
+
+def hard_sigmoid(x: jax.Array) -> jax.Array:
+    """relu6(x + 3) / 6 (Howard et al., 2019)."""
+    return relu6(x + 3) / 6
+
+
+def hard_swish(x: jax.Array) -> jax.Array:
+    """x * relu6(x + 3) / 6 (Howard et al., 2019)."""
+    return x * hard_sigmoid(x)
 
 
 def conv(
@@ -63,6 +80,12 @@ def conv(
       rngs: source of the initial weights.
     """
     pad = kernel_size // 2 if padding is None else padding
+    form = jax.lax.conv_general_dilated
+    if groups == 1 and pad == kernel_size // 2:
+        if kernel_size == 1:
+            form = pointwise_conv
+        elif kernel_size == 3 and in_features == 3 and out_features < 64:
+            form = image_conv
     return nnx.Conv(
         in_features,
         out_features,
@@ -71,6 +94,7 @@ def conv(
         padding=((pad, pad), (pad, pad)),
         feature_group_count=groups,
         use_bias=use_bias,
+        conv_general_dilated=form,
         dtype=dtype,
         param_dtype=jnp.float32,
         kernel_init=kernel_init,
@@ -83,71 +107,6 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
     """PyTorch's MaxPool2d on `[batch, height, width, channels]`."""
     pad = (padding, padding)
     return nnx.max_pool(x, (window, window), (stride, stride), (pad, pad))
-
-
-def relu6(x: jax.Array) -> jax.Array:
-    """min(max(x, 0), 6), with PyTorch's gradient: 0 at both bounds (JAX's has 1/2 there)."""
-    return jnp.where(x <= 0, 0, jnp.where(x >= 6, 6, x)).astype(x.dtype)
-
-
-def hard_sigmoid(x: jax.Array) -> jax.Array:
-    """relu6(x + 3) / 6 (Howard et al., 2019)."""
-    return relu6(x + 3) / 6
-
-
-def hard_swish(x: jax.Array) -> jax.Array:
-    """x * relu6(x + 3) / 6 (Howard et al., 2019)."""
-    return x * hard_sigmoid(x)
-
-
-def native_depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`depthwise_conv` as XLA's grouped convolution."""
-    pad = kernel.shape[0] // 2
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        ((pad, pad), (pad, pad)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-    )
-
-
-def shifted_depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`depthwise_conv` as one multiply-add per kernel tap, summed in float32."""
-    size = kernel.shape[0]
-    pad = size // 2
-    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    # Where the last tap begins to be out of reach: `slice` leaves out what lies beyond.
-    height, width = ((n - 1) // stride * stride + 1 for n in x.shape[1:3])
-    out = jnp.zeros((), jnp.float32)
-    for i in range(size):
-        for j in range(size):
-            tap = padded[:, i : i + height : stride, j : j + width : stride]
-            out = out + tap.astype(jnp.float32) * kernel[i, j, 0].astype(jnp.float32)
-    return out.astype(x.dtype)
-
-
-def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """A convolution of every channel by itself, padded on both sides as PyTorch pads.
-
-    Compiled for a CPU it is a sum of shifted products, elsewhere XLA's grouped convolution:
-    on CPUs the latter takes some 25 times as long. Only the one in use is compiled.
-
-    Args:
-      x: `[batch, height, width, channels]`.
-      kernel: `[size, size, 1, channels]` with an odd size, of the dtype of `x`.
-      stride: step in both directions.
-
-    Returns:
-      `[batch, ceil(height / stride), ceil(width / stride), channels]`.
-    """
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda x, kernel: shifted_depthwise_conv(x, kernel, stride),
-        default=lambda x, kernel: native_depthwise_conv(x, kernel, stride),
-    )
 
 
 class DepthwiseConv(nnx.Module):

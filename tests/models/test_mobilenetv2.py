@@ -2,7 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cnn_checks import MapProbe, map_shape, parameter_count, products_in, torch_shapes
+from cnn_checks import (
+    MapProbe,
+    initial,
+    map_shape,
+    parameter_count,
+    products_in,
+    torch_shapes,
+    train_and_evaluate,
+)
 
 from noah_jax.models import create_model, list_models
 from noah_jax.models.mobilenetv2 import round_channels
@@ -54,51 +62,25 @@ def test_bfloat16_multiplies_only_bfloat16():
 
 
 def test_initial_weights_are_the_originals():
-    params, stats = jax.jit(create_model("mobilenetv2_050").init)(jax.random.key(0))
-    layers = params["layers"]
-    last = np.asarray(layers["18"]["conv"]["kernel"])
-    assert last.std() == pytest.approx(np.sqrt(2 / 1280), rel=0.01)
+    def choose(params):
+        layers = params["layers"]
+        norms = [layers["0"]["bn"], layers["17"]["project"]["bn"]]
+        last = layers["18"]["conv"]["kernel"]
+        return last, layers["17"]["depthwise"]["conv"]["kernel"], norms, params["head"]["linear"]
+
+    last, depthwise, norms, linear = initial("mobilenetv2_050", choose)
+    assert np.std(last) == pytest.approx(np.sqrt(2 / 1280), rel=0.01)
     # PyTorch's fan-out counts all output channels, though each sees one input channel.
-    depthwise = np.asarray(layers["17"]["depthwise"]["conv"]["kernel"])
-    assert depthwise.std() == pytest.approx(np.sqrt(2 / (9 * depthwise.shape[-1])), rel=0.05)
-    for norm in (layers["0"]["bn"], layers["17"]["project"]["bn"]):
+    assert np.std(depthwise) == pytest.approx(np.sqrt(2 / (9 * depthwise.shape[-1])), rel=0.05)
+    for norm in norms:
         assert np.all(norm["scale"] == 1) and np.all(norm["bias"] == 0)
-    linear = params["head"]["linear"]
     assert np.std(linear["kernel"]) == pytest.approx(0.01, rel=0.01)
     assert np.abs(linear["kernel"]).max() > 0.03  # not truncated
     assert np.all(linear["bias"] == 0)
-    assert np.all(stats["layers"]["0"]["bn"]["var"] == 1)
 
 
 def test_trains_and_evaluates_with_dropout_in_the_head():
-    model = create_model("noah_mobilenetv2_035", num_classes=5, image_size=32, head_drop_rate=0.5)
-    params, stats = jax.jit(model.init)(jax.random.key(0))
-    images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
-
-    @jax.jit
-    def train(params, stats, images, key):
-        def loss(params):
-            logits, new = model.apply(params, stats, images, train=True, key=key)
-            return jnp.square(logits).sum(), (logits, new)
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    (_, (first, new)), grads = train(params, stats, images, jax.random.key(2))
-    (_, (second, _)), _ = train(params, stats, images, jax.random.key(3))
-    assert first.shape == (4, 5) and first.dtype == jnp.float32
-    assert not np.allclose(first, second)
-    assert jax.tree.structure(new) == jax.tree.structure(stats)
-    assert all(map(np.any, jax.tree.leaves(jax.tree.map(lambda a, b: a - b, new, stats))))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-    assert np.any(grads["layers"]["0"]["conv"]["kernel"])
-    assert np.any(grads["layers"]["1"]["depthwise"]["conv"]["kernel"])
-
-    evaluate = jax.jit(
-        lambda params, stats, images: model.apply(params, stats, images, train=False)
-    )
-    logits, same = evaluate(params, new, images)
-    assert np.isfinite(logits).all()
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), same, new))
+    train_and_evaluate("noah_mobilenetv2_035", head_drop_rate=0.5)
 
 
 def test_own_head_gets_the_map():

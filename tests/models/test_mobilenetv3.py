@@ -2,7 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cnn_checks import MapProbe, map_shape, parameter_count, products_in, torch_shapes
+from cnn_checks import (
+    MapProbe,
+    initial,
+    map_shape,
+    parameter_count,
+    products_in,
+    torch_shapes,
+    train_and_evaluate,
+)
 from flax import nnx
 
 from noah_jax.models import create_model, list_models
@@ -63,43 +71,28 @@ def test_squeeze_excite_gates_channels():
 
 
 def test_initial_weights_are_the_originals():
-    params, _ = jax.jit(create_model("noah_mobilenetv3_small").init)(jax.random.key(0))
-    layers = params["layers"]
-    gate = layers["11"]["se"]["reduce"]["kernel"]
+    def choose(params):
+        layers = params["layers"]
+        block = layers["11"]
+        return (
+            block["se"]["reduce"]["kernel"],
+            block["depthwise"]["conv"]["kernel"],
+            layers["13"],
+            params["head"],
+        )
+
+    gate, depthwise, last, head = initial("noah_mobilenetv3_small", choose)
     assert np.std(gate) == pytest.approx(0.01, rel=0.02)
-    assert np.std(layers["13"]["kernel"]) == pytest.approx(np.sqrt(2 / 1280), rel=0.01)
-    assert np.all(layers["13"]["bias"] == 0)
-    depthwise = layers["11"]["depthwise"]["conv"]["kernel"]
     assert np.std(depthwise) == pytest.approx(np.sqrt(2 / (25 * 576)), rel=0.05)
-    assert np.std(params["head"]["query"]["kernel"]) == pytest.approx(np.sqrt(2 / 8000), rel=0.01)
-    assert np.all(params["head"]["value"]["bias"] == 0)
+    assert np.std(last["kernel"]) == pytest.approx(np.sqrt(2 / 1280), rel=0.01)
+    assert np.all(last["bias"] == 0)
+    assert np.std(head["query"]["kernel"]) == pytest.approx(np.sqrt(2 / 8000), rel=0.01)
+    assert np.all(head["value"]["bias"] == 0)
 
 
-def test_trains_and_evaluates():
-    model = create_model("noah_mobilenetv3_small", num_classes=5, image_size=64)
-    params, stats = jax.jit(model.init)(jax.random.key(0))
-    images = jax.random.normal(jax.random.key(1), (4, 64, 64, 3))
-
-    @jax.jit
-    def train(params, stats, images):
-        def loss(params):
-            logits, new = model.apply(params, stats, images, train=True)
-            return jnp.square(logits).sum(), (logits, new)
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    (_, (logits, new)), grads = train(params, stats, images)
-    assert logits.shape == (4, 5) and logits.dtype == jnp.float32
-    assert jax.tree.structure(new) == jax.tree.structure(stats)
-    assert all(map(np.any, jax.tree.leaves(jax.tree.map(lambda a, b: a - b, new, stats))))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-    assert np.any(grads["layers"]["1"]["se"]["expand"]["kernel"])
-    assert np.any(grads["layers"]["13"]["bias"])
-
-    evaluate = jax.jit(lambda *args: model.apply(*args, train=False))
-    logits, same = evaluate(params, new, images)
-    assert np.isfinite(logits).all()
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), same, new))
+@pytest.mark.parametrize("head", ["linear", "noah"])
+def test_trains_and_evaluates(head):
+    train_and_evaluate("mobilenetv3_small" if head == "linear" else "noah_mobilenetv3_small")
 
 
 def test_bad_arguments_say_so():

@@ -2,9 +2,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cnn_checks import MapProbe, map_shape, parameter_count, products_in, torch_shapes
+from cnn_checks import (
+    MapProbe,
+    initial,
+    map_shape,
+    parameter_count,
+    products_in,
+    torch_shapes,
+    train_and_evaluate,
+)
 
 from noah_jax.models import create_model, list_models
+from noah_jax.models.shufflenetv2 import ShuffleUnit
 
 COUNTS = {
     "shufflenetv2_050": 1_366_792,
@@ -48,49 +57,37 @@ def test_bfloat16_multiplies_only_bfloat16():
 
 
 def test_initial_weights_are_pytorchs_defaults():
-    params, _ = jax.jit(create_model("shufflenetv2_050").init)(jax.random.key(0))
+    def choose(params):
+        depthwise = params["stage4"]["3"]["branch2"]["1"]["conv"]["kernel"]
+        return params["conv5"]["conv"]["kernel"], depthwise, params["head"]["linear"]
 
     def check(leaf, fan_in):
         bound = 1 / np.sqrt(fan_in)
         assert 0.95 * bound < np.abs(leaf).max() <= bound
         assert np.std(leaf) == pytest.approx(bound / np.sqrt(3), rel=0.05)
 
-    check(params["conv5"]["conv"]["kernel"], 192)
-    check(params["stage4"]["3"]["branch2"]["1"]["conv"]["kernel"], 9)  # depthwise
-    check(params["head"]["linear"]["kernel"], 1024)
-    check(params["head"]["linear"]["bias"], 1024)
+    last, depthwise, linear = initial("shufflenetv2_050", choose)
+    check(last, 192)
+    check(depthwise, 9)
+    check(linear["kernel"], 1024)
+    check(linear["bias"], 1024)
 
 
 def test_noah_starts_as_everywhere():
-    params, _ = jax.jit(create_model("noah_shufflenetv2_050").init)(jax.random.key(0))
-    assert np.std(params["head"]["query"]["kernel"]) == pytest.approx(np.sqrt(2 / 8000), rel=0.01)
-    assert np.all(params["head"]["value"]["bias"] == 0)
+    head = initial("noah_shufflenetv2_050", lambda params: params["head"])
+    assert np.std(head["query"]["kernel"]) == pytest.approx(np.sqrt(2 / 8000), rel=0.01)
+    assert np.all(head["value"]["bias"] == 0)
 
 
 def test_trains_and_evaluates():
-    model = create_model("noah_shufflenetv2_050", num_classes=5, image_size=64)
-    params, stats = jax.jit(model.init)(jax.random.key(0))
-    images = jax.random.normal(jax.random.key(1), (4, 64, 64, 3))
+    train_and_evaluate("noah_shufflenetv2_050")
 
-    @jax.jit
-    def train(params, stats, images):
-        def loss(params):
-            logits, new = model.apply(params, stats, images, train=True)
-            return jnp.square(logits).sum(), (logits, new)
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    (_, (logits, new)), grads = train(params, stats, images)
-    assert logits.shape == (4, 5) and logits.dtype == jnp.float32
-    assert jax.tree.structure(new) == jax.tree.structure(stats)
-    assert all(map(np.any, jax.tree.leaves(jax.tree.map(lambda a, b: a - b, new, stats))))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-    assert np.any(grads["stage2"]["0"]["branch1"]["0"]["conv"]["kernel"])
-
-    evaluate = jax.jit(lambda *args: model.apply(*args, train=False))
-    logits, same = evaluate(params, new, images)
-    assert np.isfinite(logits).all()
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), same, new))
+def test_shuffle_alternates_the_channels_of_the_halves():
+    unit = ShuffleUnit(6, 6, 1, lambda *args, **kwargs: lambda x, *, train: -x)
+    x = jnp.arange(6.0).reshape(1, 1, 1, 6)
+    # Three layers negate the second half three times.
+    np.testing.assert_array_equal(unit(x, train=False).ravel(), [0, -3, 1, -4, 2, -5])
 
 
 def test_bad_arguments_say_so():

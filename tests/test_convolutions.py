@@ -1,5 +1,6 @@
-"""The depthwise convolution of layers.py, and the activations of the mobile networks."""
+"""The convolutions and the layers and activations that the mobile networks add."""
 
+import functools
 import re
 
 import jax
@@ -8,37 +9,52 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from noah_jax.layers import (
-    DepthwiseConv,
-    conv,
-    depthwise_conv,
-    hard_sigmoid,
-    hard_swish,
-    native_depthwise_conv,
-    relu6,
-    shifted_depthwise_conv,
-)
+from noah_jax.convolutions import depthwise_conv, native_conv, shifted_conv
+from noah_jax.layers import DepthwiseConv, conv, hard_sigmoid, hard_swish, relu6
+
+
+def assert_same_numbers(forms, x_shape, kernel_shape, out_shape):
+    """Values and gradients of all `forms(x, kernel)` agree with the first one's."""
+    random = np.random.default_rng(0)
+    draw = lambda shape: random.standard_normal(shape).astype(np.float32)  # noqa: E731
+
+    @jax.jit
+    def run(x, kernel, cotangent):
+        pairs = [jax.vjp(form, x, kernel) for form in forms]
+        return [(out, *pullback(cotangent)) for out, pullback in pairs]
+
+    expected, *others = run(draw(x_shape), draw(kernel_shape), draw(out_shape))
+    for other in others:
+        for ours, theirs in zip(other, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [3, 5])
-@pytest.mark.parametrize("shape", [(8, 8), (7, 10), (1, 3)])
-def test_both_implementations_give_the_same_numbers(size, stride, shape):
-    random = np.random.default_rng(0)
-    x = random.standard_normal((2, *shape, 6)).astype(np.float32)
-    kernel = random.standard_normal((size, size, 1, 6)).astype(np.float32)
-    out, native = jax.vjp(lambda *args: native_depthwise_conv(*args, stride), x, kernel)
-    same, shifted = jax.vjp(lambda *args: shifted_depthwise_conv(*args, stride), x, kernel)
-    chosen, either = jax.vjp(lambda *args: depthwise_conv(*args, stride), x, kernel)
-    assert out.shape == (2, -(-shape[0] // stride), -(-shape[1] // stride), 6)
-    np.testing.assert_allclose(same, out, atol=1e-5)
-    np.testing.assert_allclose(chosen, out, atol=1e-5)
-    cotangent = random.standard_normal(out.shape).astype(np.float32)
-    for expected, *ours in zip(
-        native(cotangent), shifted(cotangent), either(cotangent), strict=True
-    ):
-        for grad in ours:
-            np.testing.assert_allclose(grad, expected, atol=1e-4)
+@pytest.mark.parametrize("shape", [(7, 10), (1, 3)])
+def test_depthwise_forms_give_the_same_numbers(size, stride, shape):
+    forms = [
+        functools.partial(form, stride=stride)
+        for form in (native_conv, shifted_conv, depthwise_conv)
+    ]
+    out = tuple(-(-n // stride) for n in shape)
+    assert_same_numbers(forms, (2, *shape, 6), (size, size, 1, 6), (2, *out, 6))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("size", "channels"), [(1, 6), (3, 3)])
+def test_forms_behind_conv_give_the_same_numbers(size, channels, stride):
+    layer = conv(channels, 8, size, stride=stride, use_bias=True, rngs=nnx.Rngs(0))
+    assert layer.conv_general_dilated is not jax.lax.conv_general_dilated
+
+    graph, state = nnx.split(layer)
+
+    def with_kernel(x, kernel):
+        return nnx.merge(graph, {**state, "kernel": state["kernel"].replace(kernel)})(x)
+
+    forms = [functools.partial(native_conv, stride=stride), with_kernel]
+    out = (2, -(-7 // stride), -(-10 // stride), 8)
+    assert_same_numbers(forms, (2, 7, 10, channels), layer.kernel.shape, out)
 
 
 @pytest.mark.parametrize("differentiate", [False, True])
@@ -69,7 +85,7 @@ def test_bfloat16_sums_in_float32():
     x = jax.random.normal(jax.random.key(0), (2, 9, 9, 6)).astype(jnp.bfloat16)
     out = layer(x)
     kernel = layer.kernel[...].astype(jnp.bfloat16).astype(jnp.float32)
-    exact = shifted_depthwise_conv(x.astype(jnp.float32), kernel, 1)
+    exact = shifted_conv(x.astype(jnp.float32), kernel, 1)
     assert layer.kernel.dtype == jnp.float32 and out.dtype == jnp.bfloat16
     np.testing.assert_array_equal(out, exact.astype(jnp.bfloat16))
 
@@ -83,4 +99,4 @@ def test_relu6_and_its_kin_have_pytorchs_gradient_at_the_bounds():
     np.testing.assert_allclose(jax.vmap(jax.grad(hard_sigmoid))(x), [0, 0, 1 / 6, 0, 0])
     np.testing.assert_allclose(hard_swish(x), [0, 0, 0, 3, 4])
     assert relu6(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-    assert np.isnan(relu6(jnp.nan))
+    assert np.isnan(relu6(jnp.array(jnp.nan)))
