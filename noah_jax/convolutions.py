@@ -61,7 +61,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Arra
 def pointwise_conv(x, kernel, strides, padding, **arguments) -> jax.Array:
     """`jax.lax.conv_general_dilated` for a 1x1 kernel without groups and padding.
 
-    On CPUs this is a matrix product: as fast, and its gradient is 2 to 4 times as fast.
+    On CPUs this is a matrix product: the mobile networks evaluate 4 to 8 % faster with it.
     """
     del padding, arguments
     return _by_platform(_matrix_product, x, kernel, strides[0])
@@ -71,7 +71,7 @@ def image_conv(x, kernel, strides, padding, **arguments) -> jax.Array:
     """`jax.lax.conv_general_dilated` for images of 3 channels, a 3x3 kernel and padding 1.
 
     On CPUs these are shifted multiply-adds: XLA's takes 2 to 10 times as long with 16 to 32
-    output channels (from 64 on it is the faster one). Its gradient has no such weakness.
+    output channels (with 64 it is the faster one). Its gradient has no such weakness.
     """
     del padding, arguments
     return _by_platform(_shifted_image_conv, x, kernel, strides[0])
