@@ -1,15 +1,19 @@
 """Layers with PyTorch's exact semantics, channels last.
 
 Everything that differs between PyTorch and Flax is settled here: the unbiased running
-variance of BatchNorm, explicit symmetric padding, and the initialisers.
+variance of BatchNorm, explicit symmetric padding, activations whose gradient vanishes at
+their bounds, and the initialisers.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from noah_jax.convolutions import depthwise_conv, image_conv, pointwise_conv
 
 # PyTorch's fan-out includes the whole kernel and all output channels, as here for HWIO.
 kaiming_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -28,6 +32,21 @@ def torch_default_bias(fan_in: int) -> nnx.Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def relu6(x: jax.Array) -> jax.Array:
+    """min(max(x, 0), 6), with PyTorch's gradient: 0 at both bounds (JAX's has 1/2 there)."""
+    return jnp.where(x <= 0, jnp.zeros_like(x), jnp.where(x >= 6, jnp.full_like(x, 6), x))
+
+
+def hard_sigmoid(x: jax.Array) -> jax.Array:
+    """relu6(x + 3) / 6 (Howard et al., 2019)."""
+    return relu6(x + 3) / 6
+
+
+def hard_swish(x: jax.Array) -> jax.Array:
+    """x * relu6(x + 3) / 6 (Howard et al., 2019)."""
+    return x * hard_sigmoid(x)
 
 
 def conv(
@@ -61,6 +80,12 @@ def conv(
       rngs: source of the initial weights.
     """
     pad = kernel_size // 2 if padding is None else padding
+    form = jax.lax.conv_general_dilated
+    if groups == 1 and pad == kernel_size // 2:
+        if kernel_size == 1:
+            form = pointwise_conv
+        elif kernel_size == 3 and in_features == 3 and out_features < 64:
+            form = image_conv
     return nnx.Conv(
         in_features,
         out_features,
@@ -69,6 +94,7 @@ def conv(
         padding=((pad, pad), (pad, pad)),
         feature_group_count=groups,
         use_bias=use_bias,
+        conv_general_dilated=form,
         dtype=dtype,
         param_dtype=jnp.float32,
         kernel_init=kernel_init,
@@ -81,6 +107,37 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
     """PyTorch's MaxPool2d on `[batch, height, width, channels]`."""
     pad = (padding, padding)
     return nnx.max_pool(x, (window, window), (stride, stride), (pad, pad))
+
+
+class DepthwiseConv(nnx.Module):
+    """`depthwise_conv` with its weights, without a bias.
+
+    Args:
+      features: channels.
+      kernel_size: height and width of the kernel, odd.
+      stride: step in both directions.
+      dtype: compute dtype; the kernel is float32.
+      kernel_init: initialiser of the kernel, `[kernel_size, kernel_size, 1, features]`.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dtype: Any = jnp.float32,
+        kernel_init: nnx.Initializer = kaiming_normal_fan_out,
+        rngs: nnx.Rngs,
+    ):
+        shape = (kernel_size, kernel_size, 1, features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
+        self.stride = stride
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return depthwise_conv(x.astype(self.dtype), self.kernel.astype(self.dtype), self.stride)
 
 
 class BatchNorm(nnx.Module):
@@ -154,6 +211,49 @@ class BatchNorm(nnx.Module):
         self.mean[...] = (1 - m) * self.mean[...] + m * new_mean
         self.var[...] = (1 - m) * self.var[...] + m * new_var * (count / (count - 1))
         return out.reshape(x.shape).astype(self.dtype)
+
+
+class ConvNorm(nnx.Module):
+    """Convolution without bias, BatchNorm, activation.
+
+    Args:
+      in_features: input channels.
+      out_features: output channels; those of the input if `depthwise`.
+      kernel_size: height and width of the kernel.
+      stride: step in both directions.
+      depthwise: whether every channel is convolved by itself.
+      activation: what follows the BatchNorm; `None` is nothing.
+      norm: makes the BatchNorm, called as `norm(out_features)`.
+      dtype: compute dtype of the convolution.
+      kernel_init: initialiser of the HWIO kernel.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        depthwise: bool = False,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
+        norm: Callable[[int], BatchNorm],
+        dtype: Any = jnp.float32,
+        kernel_init: nnx.Initializer = kaiming_normal_fan_out,
+        rngs: nnx.Rngs,
+    ):
+        same = dict(stride=stride, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+        if depthwise:
+            self.conv = DepthwiseConv(out_features, kernel_size, **same)
+        else:
+            self.conv = conv(in_features, out_features, kernel_size, **same)
+        self.bn = norm(out_features)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = self.bn(self.conv(x), train=train)
+        return x if self.activation is None else self.activation(x)
 
 
 class LinearHead(nnx.Module):

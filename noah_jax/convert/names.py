@@ -20,6 +20,11 @@ def _linear(torch: str, ours: str) -> list[Row]:
     ]
 
 
+def _conv_norm(conv: str, norm: str, ours: str) -> list[Row]:
+    kernel = Row(f"{conv}.weight", f"params/{ours}/conv/kernel", "conv")
+    return [kernel, *_batch_norm(norm, f"{ours}/bn")]
+
+
 def noah_table(torch: str = "head") -> list[Row]:
     """Rows of the NOAH head, which PyTorch knows by the prefix `torch`."""
     rows = []
@@ -40,4 +45,47 @@ _RESNET = [
     *noah_table(),
 ]
 
-TABLES: dict[str, list[Row]] = {"resnet": _RESNET}
+_MOBILENETV2 = [
+    *_conv_norm("features.{i}.0", "features.{i}.1", "layers/{i}"),
+    # The first block, which does not expand, before the general rows that also match it.
+    *_conv_norm("features.1.conv.0.0", "features.1.conv.0.1", "layers/1/depthwise"),
+    *_conv_norm("features.1.conv.1", "features.1.conv.2", "layers/1/project"),
+    *_conv_norm("features.{i}.conv.0.0", "features.{i}.conv.0.1", "layers/{i}/expand"),
+    *_conv_norm("features.{i}.conv.1.0", "features.{i}.conv.1.1", "layers/{i}/depthwise"),
+    *_conv_norm("features.{i}.conv.2", "features.{i}.conv.3", "layers/{i}/project"),
+    *_linear("head.2", "head/linear"),
+    *noah_table(),
+]
+
+_MOBILENETV3 = [
+    *_conv_norm("features.{i}.0", "features.{i}.1", "layers/{i}"),
+    *_conv_norm("features.{i}.conv.0", "features.{i}.conv.1", "layers/{i}/expand"),
+    *_conv_norm("features.{i}.conv.3", "features.{i}.conv.4", "layers/{i}/depthwise"),
+    Row("features.{i}.conv.5.fc.0.weight", "params/layers/{i}/se/reduce/kernel", "linear"),
+    Row("features.{i}.conv.5.fc.2.weight", "params/layers/{i}/se/expand/kernel", "linear"),
+    *_conv_norm("features.{i}.conv.7", "features.{i}.conv.8", "layers/{i}/project"),
+    # The last convolution: one further with a linear head, after the pooling.
+    Row("features.{i}.weight", "params/layers/{i}/kernel", "conv"),
+    Row("features.{i}.bias", "params/layers/{i}/bias"),
+    *_linear("classifier.1", "head/linear"),
+    *noah_table("classifier"),
+]
+
+_BRANCH = "stage{s}.{b}.branch"
+_SHUFFLENETV2 = [
+    *_conv_norm("conv{c}.0", "conv{c}.1", "conv{c}"),
+    *_conv_norm(f"{_BRANCH}1.0", f"{_BRANCH}1.1", "stage{s}/{b}/branch1/0"),
+    *_conv_norm(f"{_BRANCH}1.2", f"{_BRANCH}1.3", "stage{s}/{b}/branch1/1"),
+    *_conv_norm(f"{_BRANCH}2.0", f"{_BRANCH}2.1", "stage{s}/{b}/branch2/0"),
+    *_conv_norm(f"{_BRANCH}2.3", f"{_BRANCH}2.4", "stage{s}/{b}/branch2/1"),
+    *_conv_norm(f"{_BRANCH}2.5", f"{_BRANCH}2.6", "stage{s}/{b}/branch2/2"),
+    *_linear("head.2", "head/linear"),
+    *noah_table(),
+]
+
+TABLES: dict[str, list[Row]] = {
+    "resnet": _RESNET,
+    "mobilenetv2": _MOBILENETV2,
+    "mobilenetv3": _MOBILENETV3,
+    "shufflenetv2": _SHUFFLENETV2,
+}

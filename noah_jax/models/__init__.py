@@ -12,12 +12,17 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.models import resnet
+from noah_jax.models import mobilenetv2, mobilenetv3, resnet, shufflenetv2
 from noah_jax.models.base import Model
 from noah_jax.models.heads import HeadSpec
 from noah_jax.models.registry import Architecture
 
-_ARCHITECTURES: dict[str, Architecture] = {**resnet.ARCHITECTURES}
+_ARCHITECTURES: dict[str, Architecture] = {
+    **resnet.ARCHITECTURES,
+    **mobilenetv2.ARCHITECTURES,
+    **mobilenetv3.ARCHITECTURES,
+    **shufflenetv2.ARCHITECTURES,
+}
 _PREFIX = "noah_"
 
 

@@ -1,0 +1,116 @@
+"""MobileNetV2 (Sandler et al., 2018), torchvision's layout."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from noah_jax.layers import BatchNorm, ConvNorm, relu6
+from noah_jax.models.heads import HeadSpec
+from noah_jax.models.registry import Architecture
+
+# expansion, channels at width 1, blocks, stride of the first block
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple of `divisor` that loses no more than 10 % of the channels."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * channels else rounded + divisor
+
+
+class InvertedResidual(nnx.Module):
+    """1x1 expansion (left out where it would not expand), 3x3 depthwise, 1x1 projection."""
+
+    def __init__(self, in_features, out_features, expansion, stride, layer):
+        hidden = in_features * expansion
+        self.expand = layer(in_features, hidden, 1, activation=relu6) if expansion > 1 else None
+        self.depthwise = layer(hidden, hidden, 3, stride=stride, depthwise=True, activation=relu6)
+        self.project = layer(hidden, out_features, 1)
+        self.residual = stride == 1 and in_features == out_features
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = x if self.expand is None else self.expand(x, train=train)
+        y = self.project(self.depthwise(y, train=train), train=train)
+        return x + y if self.residual else y
+
+
+class MobileNetV2(nnx.Module):
+    """MobileNetV2 with any head.
+
+    Args:
+      head: which head.
+      width_mult: factor of all channels but the last 1280, which only a factor above 1
+        changes.
+      image_size: unused: any size works.
+      batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
+      dtype: compute dtype.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        head: HeadSpec,
+        *,
+        width_mult: float,
+        image_size: tuple[int, int],
+        batch_norm_group: int | None = None,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del image_size
+        norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
+        layer = functools.partial(ConvNorm, norm=norm, dtype=dtype, rngs=rngs)
+        in_features = round_channels(32 * width_mult)
+        layers = [layer(3, in_features, 3, stride=2, activation=relu6)]
+        for expansion, channels, depth, stride in STAGES:
+            features = round_channels(channels * width_mult)
+            for i in range(depth):
+                step = 1 if i else stride
+                layers.append(InvertedResidual(in_features, features, expansion, step, layer))
+                in_features = features
+        last = round_channels(1280 * max(1.0, width_mult))
+        layers.append(layer(in_features, last, 1, activation=relu6))
+        self.layers = nnx.List(layers)
+        self.head = head.make(last, linear_kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+
+    def features(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """The last feature map, `[batch, height/32, width/32, channels]`."""
+        x = images
+        for layer in self.layers:
+            x = layer(x, train=train)
+        return x
+
+    def __call__(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        return self.head(self.features(images, train=train), train=train, key=key)
+
+
+def _architecture(width_mult) -> Architecture:
+    return Architecture(
+        build=functools.partial(MobileNetV2, width_mult=width_mult),
+        family="mobilenetv2",
+        head_num=8,
+        key_ratio=1 / 4,
+    )
+
+
+ARCHITECTURES = {
+    "mobilenetv2_035": _architecture(0.35),
+    "mobilenetv2_050": _architecture(0.5),
+    "mobilenetv2_075": _architecture(0.75),
+    "mobilenetv2_100": _architecture(1.0),
+}

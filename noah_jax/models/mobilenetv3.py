@@ -1,0 +1,188 @@
+"""MobileNetV3 (Howard et al., 2019) in the variant that NOAH was published with.
+
+It is not torchvision's: squeeze-and-excitation has no biases, a quarter of the channels of
+the layer it scales, and stands before the depthwise activation; every block has its
+expansion, also where it expands nothing.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from noah_jax.layers import BatchNorm, ConvNorm, conv, hard_sigmoid, hard_swish
+from noah_jax.models.heads import HeadSpec
+from noah_jax.models.registry import Architecture
+
+
+class Block(NamedTuple):
+    """One line of the paper's tables.
+
+    Attributes:
+      kernel_size: of the depthwise convolution.
+      hidden: channels of the expansion.
+      features: output channels.
+      squeeze: whether there is squeeze-and-excitation.
+      activation: the block's non-linearity.
+      stride: of the depthwise convolution.
+    """
+
+    kernel_size: int
+    hidden: int
+    features: int
+    squeeze: bool
+    activation: Any
+    stride: int
+
+
+SMALL = (
+    Block(3, 16, 16, True, nnx.relu, 2),
+    Block(3, 72, 24, False, nnx.relu, 2),
+    Block(3, 88, 24, False, nnx.relu, 1),
+    Block(5, 96, 40, True, hard_swish, 2),
+    Block(5, 240, 40, True, hard_swish, 1),
+    Block(5, 240, 40, True, hard_swish, 1),
+    Block(5, 120, 48, True, hard_swish, 1),
+    Block(5, 144, 48, True, hard_swish, 1),
+    Block(5, 288, 96, True, hard_swish, 2),
+    Block(5, 576, 96, True, hard_swish, 1),
+    Block(5, 576, 96, True, hard_swish, 1),
+)
+LARGE = (
+    Block(3, 16, 16, False, nnx.relu, 1),
+    Block(3, 64, 24, False, nnx.relu, 2),
+    Block(3, 72, 24, False, nnx.relu, 1),
+    Block(5, 72, 40, True, nnx.relu, 2),
+    Block(5, 120, 40, True, nnx.relu, 1),
+    Block(5, 120, 40, True, nnx.relu, 1),
+    Block(3, 240, 80, False, hard_swish, 2),
+    Block(3, 200, 80, False, hard_swish, 1),
+    Block(3, 184, 80, False, hard_swish, 1),
+    Block(3, 184, 80, False, hard_swish, 1),
+    Block(3, 480, 112, True, hard_swish, 1),
+    Block(3, 672, 112, True, hard_swish, 1),
+    Block(5, 672, 160, True, hard_swish, 2),
+    Block(5, 960, 160, True, hard_swish, 1),
+    Block(5, 960, 160, True, hard_swish, 1),
+)
+
+
+class SqueezeExcite(nnx.Module):
+    """Scales every channel by a gate in 0..1 that sees the mean over the positions."""
+
+    def __init__(self, features, dtype, rngs):
+        linear = functools.partial(
+            nnx.Linear,
+            use_bias=False,
+            dtype=dtype,
+            param_dtype=jnp.float32,
+            kernel_init=nnx.initializers.normal(0.01),
+            rngs=rngs,
+        )
+        self.reduce = linear(features, features // 4)
+        self.expand = linear(features // 4, features)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = self.expand(nnx.relu(self.reduce(x.mean((1, 2), keepdims=True))))
+        return x * hard_sigmoid(gate)
+
+
+class InvertedResidual(nnx.Module):
+    """1x1 expansion, depthwise, squeeze-and-excitation, 1x1 projection."""
+
+    def __init__(self, in_features, block, layer, dtype, rngs):
+        size, hidden, features, squeeze, activation, stride = block
+        self.expand = layer(in_features, hidden, 1, activation=activation)
+        self.depthwise = layer(hidden, hidden, size, stride=stride, depthwise=True)
+        self.se = SqueezeExcite(hidden, dtype, rngs) if squeeze else None
+        self.activation = activation
+        self.project = layer(hidden, features, 1)
+        self.residual = stride == 1 and in_features == features
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = self.depthwise(self.expand(x, train=train), train=train)
+        if self.se is not None:
+            y = self.se(y)
+        y = self.project(self.activation(y), train=train)
+        return x + y if self.residual else y
+
+
+class GlobalPool(nnx.Module):
+    """Mean over the positions, which stay as 1x1."""
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return x.mean((1, 2), keepdims=True)
+
+
+class MobileNetV3(nnx.Module):
+    """MobileNetV3 with any head.
+
+    With a linear head the last convolution runs after global pooling, as published; any
+    other head gets that convolution's whole map.
+
+    Args:
+      head: which head.
+      blocks: the inverted residuals in order.
+      image_size: unused: any size works.
+      batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
+      dtype: compute dtype.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        head: HeadSpec,
+        *,
+        blocks: tuple[Block, ...],
+        image_size: tuple[int, int],
+        batch_norm_group: int | None = None,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del image_size
+        norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
+        layer = functools.partial(ConvNorm, norm=norm, dtype=dtype, rngs=rngs)
+        layers = [layer(3, 16, 3, stride=2, activation=hard_swish)]
+        in_features = 16
+        for block in blocks:
+            layers.append(InvertedResidual(in_features, block, layer, dtype, rngs))
+            in_features = block.features
+        hidden = blocks[-1].hidden
+        layers.append(layer(in_features, hidden, 1, activation=hard_swish))
+        if head.kind == "linear":
+            layers.append(GlobalPool())
+        layers.append(conv(hidden, 1280, 1, use_bias=True, dtype=dtype, rngs=rngs))
+        self.layers = nnx.List(layers)
+        self.head = head.make(1280, linear_kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+
+    def features(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """The last feature map, `[batch, height/32, width/32, 1280]`; 1x1 with a linear head."""
+        *layers, last = self.layers
+        x = images
+        for layer in layers:
+            x = layer(x, train=train)
+        return hard_swish(last(x))
+
+    def __call__(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        return self.head(self.features(images, train=train), train=train, key=key)
+
+
+def _architecture(blocks) -> Architecture:
+    return Architecture(
+        build=functools.partial(MobileNetV3, blocks=blocks),
+        family="mobilenetv3",
+        head_num=8,
+        key_ratio=1 / 4,
+    )
+
+
+ARCHITECTURES = {
+    "mobilenetv3_small": _architecture(SMALL),
+    "mobilenetv3_large": _architecture(LARGE),
+}

@@ -1,0 +1,133 @@
+"""ShuffleNetV2 (Ma et al., 2018), torchvision's layout."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from noah_jax.layers import (
+    BatchNorm,
+    ConvNorm,
+    max_pool,
+    torch_default_bias,
+    torch_default_kernel,
+)
+from noah_jax.models.heads import HeadSpec
+from noah_jax.models.registry import Architecture
+
+DEPTHS = (4, 8, 4)
+
+
+class ShuffleUnit(nnx.Module):
+    """Convolves half of the channels (all of them, twice, with stride 2), then shuffles."""
+
+    def __init__(self, in_features, out_features, stride, layer):
+        half = out_features // 2
+        if stride == 1:
+            self.branch1 = None
+            in_features = half
+        else:
+            self.branch1 = nnx.List(
+                [
+                    layer(in_features, in_features, 3, stride=stride, depthwise=True),
+                    layer(in_features, half, 1, activation=nnx.relu),
+                ]
+            )
+        self.branch2 = nnx.List(
+            [
+                layer(in_features, half, 1, activation=nnx.relu),
+                layer(half, half, 3, stride=stride, depthwise=True),
+                layer(half, half, 1, activation=nnx.relu),
+            ]
+        )
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if self.branch1 is None:
+            left, right = jnp.split(x, 2, axis=-1)
+        else:
+            left = right = x
+            for layer in self.branch1:
+                left = layer(left, train=train)
+        for layer in self.branch2:
+            right = layer(right, train=train)
+        # Channel shuffle of two groups: the halves' channels alternate.
+        return jnp.stack([left, right], axis=-1).reshape(*left.shape[:-1], -1)
+
+
+class ShuffleNetV2(nnx.Module):
+    """ShuffleNetV2 with any head.
+
+    Args:
+      head: which head.
+      widths: channels of the three stages and of the last convolution.
+      image_size: unused: any size works.
+      batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
+      dtype: compute dtype.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        head: HeadSpec,
+        *,
+        widths: tuple[int, int, int, int],
+        image_size: tuple[int, int],
+        batch_norm_group: int | None = None,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del image_size
+        norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
+        layer = functools.partial(
+            ConvNorm, norm=norm, dtype=dtype, kernel_init=torch_default_kernel(), rngs=rngs
+        )
+        *stages, last = widths
+        in_features = 24
+        self.conv1 = layer(3, in_features, 3, stride=2, activation=nnx.relu)
+        for stage, (features, depth) in enumerate(zip(stages, DEPTHS, strict=True)):
+            units = []
+            for i in range(depth):
+                units.append(ShuffleUnit(in_features, features, 1 if i else 2, layer))
+                in_features = features
+            setattr(self, f"stage{stage + 2}", nnx.List(units))
+        self.conv5 = layer(in_features, last, 1, activation=nnx.relu)
+        self.head = head.make(
+            last,
+            linear_kernel_init=torch_default_kernel(),
+            linear_bias_init=torch_default_bias(last),
+            rngs=rngs,
+        )
+
+    def features(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """The last feature map, `[batch, height/32, width/32, channels]`."""
+        x = max_pool(self.conv1(images, train=train), 3, 2, 1)
+        for stage in (self.stage2, self.stage3, self.stage4):
+            for unit in stage:
+                x = unit(x, train=train)
+        return self.conv5(x, train=train)
+
+    def __call__(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        return self.head(self.features(images, train=train), train=train, key=key)
+
+
+def _architecture(*widths) -> Architecture:
+    return Architecture(
+        build=functools.partial(ShuffleNetV2, widths=widths),
+        family="shufflenetv2",
+        head_num=8,
+        key_ratio=1 / 4,
+    )
+
+
+ARCHITECTURES = {
+    "shufflenetv2_050": _architecture(48, 96, 192, 1024),
+    "shufflenetv2_100": _architecture(116, 232, 464, 1024),
+    "shufflenetv2_150": _architecture(176, 352, 704, 1024),
+    "shufflenetv2_200": _architecture(244, 488, 976, 2048),
+}

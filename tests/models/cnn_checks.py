@@ -1,0 +1,111 @@
+"""What the tests of the convolutional families share."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from noah_jax.convert.golden import golden_images, golden_state_dict
+from noah_jax.convert.names import TABLES
+from noah_jax.convert.table import flatten, to_jax, to_torch
+from noah_jax.models import create_model, get_architecture
+from noah_jax.models.base import Model, Tree
+
+T = TypeVar("T")
+
+
+class MapProbe(nnx.Module):
+    """A head of the user's own, without weights: means over what it is given."""
+
+    def __call__(self, features, *, train, key=None):
+        return features.astype(jnp.float32).mean(range(1, features.ndim - 1))
+
+
+def initial(name: str, choose: Callable[[Tree], T]) -> T:
+    """What `choose` picks of a model's initial parameters; no others are computed."""
+    model = create_model(name)
+    return jax.jit(lambda key: choose(model.init(key)[0]))(jax.random.key(0))
+
+
+def train_and_evaluate(name: str, **arguments) -> None:
+    """One forward pass in training and one in evaluation, and what they must do."""
+    model = create_model(name, num_classes=5, image_size=64, **arguments)
+    params, stats = weights(model)
+    images = golden_images(64, batch=4)
+    train = jax.jit(lambda *args: model.apply(*args[:3], train=True, key=args[3]))
+    logits, new = train(params, stats, images, jax.random.key(0))
+    assert logits.shape == (4, 5) and logits.dtype == jnp.float32
+    assert np.isfinite(logits).all()
+    assert jax.tree.structure(new) == jax.tree.structure(stats)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a != b).all()), new, stats))
+    again, _ = train(params, stats, images, jax.random.key(1))
+    assert np.array_equal(logits, again) == (not model.arguments["head_drop_rate"])
+
+    evaluate = jax.jit(lambda *args: model.apply(*args, train=False))
+    logits, same = evaluate(params, stats, images)
+    assert np.isfinite(logits).all()
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), same, stats))
+    # Every image by itself: neither the batch nor its order matters.
+    turned, _ = evaluate(params, stats, images[::-1])
+    np.testing.assert_allclose(turned[::-1], logits, rtol=1e-3, atol=1e-3 * np.std(logits))
+
+
+def parameter_count(name: str) -> int:
+    """Parameters of a model as published."""
+    params, _ = create_model(name).abstract()
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def map_shape(name: str, image_size: tuple[int, int], **arguments) -> tuple[int, ...]:
+    """Shape of the map of two images."""
+    model = create_model(name, image_size=image_size, **arguments)
+    images = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
+    return jax.eval_shape(model.features, *model.abstract(), images).shape
+
+
+def torch_shapes(name: str, **arguments) -> dict[str, tuple[int, ...]]:
+    """The state dict, without the batch counters, that the model converts to and from."""
+    params, stats = create_model(name, **arguments).abstract()
+    abstract = {"params": params, "stats": stats}
+    table = TABLES[get_architecture(name).family]
+    tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract)
+    state = to_torch(tree, table)
+    back = flatten(to_jax(state, table, abstract))
+    assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in flatten(tree).items()}
+    return {key: value.shape for key, value in state.items()}
+
+
+def weights(model: Model) -> tuple[Tree, Tree]:
+    """Some weights, without the compilation that drawing the initial ones takes."""
+    state = golden_state_dict(torch_shapes(model.name, **model.arguments))
+    params, stats = model.abstract()
+    table = TABLES[get_architecture(model.name).family]
+    tree = to_jax(state, table, {"params": params, "stats": stats})
+    return tree["params"], tree["stats"]
+
+
+def products_in(name: str, dtype) -> set[str]:
+    """Dtypes of what is multiplied by the convolutions and matrix products of a backbone."""
+    model = create_model(name, dtype=dtype, image_size=32)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), dtype)
+    jaxpr = jax.make_jaxpr(model.features)(*model.abstract(), images)
+    return {
+        str(variable.aval.dtype)
+        for equation in _equations(jaxpr.jaxpr)
+        if equation.primitive.name in ("conv_general_dilated", "dot_general")
+        for variable in equation.invars
+    }
+
+
+def _equations(jaxpr) -> Iterator:
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for item in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(item, "jaxpr", item)
+                if hasattr(inner, "eqns"):
+                    yield from _equations(inner)

@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cnn_checks import (
+    MapProbe,
+    initial,
+    map_shape,
+    parameter_count,
+    products_in,
+    torch_shapes,
+    train_and_evaluate,
+)
+
+from noah_jax.models import create_model, list_models
+from noah_jax.models.mobilenetv2 import round_channels
+
+COUNTS = {
+    "mobilenetv2_035": 1_677_128,
+    "mobilenetv2_050": 1_968_680,
+    "mobilenetv2_075": 2_636_424,
+    "mobilenetv2_100": 3_504_872,
+    "noah_mobilenetv2_035": 1_692_128,
+    "noah_mobilenetv2_050": 1_983_680,
+    "noah_mobilenetv2_075": 2_651_424,
+    "noah_mobilenetv2_100": 3_519_872,
+}
+
+
+def test_every_name_has_its_count():
+    assert set(list_models("*mobilenetv2*")) == set(COUNTS)
+    assert {name: parameter_count(name) for name in COUNTS} == COUNTS
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"), [(11.2, 16), (8.4, 8), (5.6, 8), (48.0, 48), (22.4, 24), (33.6, 32)]
+)
+def test_channels_round_to_eight_but_never_lose_a_tenth(channels, expected):
+    assert round_channels(channels) == expected
+
+
+def test_state_dict_has_the_names_of_torchvision():
+    shapes = torch_shapes("noah_mobilenetv2_100")
+    assert shapes["features.0.0.weight"] == (32, 3, 3, 3)
+    assert shapes["features.1.conv.0.0.weight"] == (32, 1, 3, 3)
+    assert shapes["features.1.conv.1.weight"] == (16, 32, 1, 1)
+    assert shapes["features.1.conv.2.running_var"] == (16,)
+    assert shapes["features.17.conv.1.0.weight"] == (960, 1, 3, 3)
+    assert shapes["features.17.conv.3.bias"] == (320,)
+    assert shapes["features.18.0.weight"] == (1280, 320, 1, 1)
+    assert shapes["head.query.weight"] == (8000, 40, 1, 1)
+    assert torch_shapes("mobilenetv2_100")["head.2.weight"] == (1000, 1280)
+
+
+@pytest.mark.parametrize(("size", "positions"), [((224, 224), (7, 7)), ((65, 32), (3, 1))])
+def test_any_image_size_works(size, positions):
+    assert map_shape("mobilenetv2_035", size) == (2, *positions, 1280)
+
+
+def test_bfloat16_multiplies_only_bfloat16():
+    assert products_in("mobilenetv2_035", jnp.bfloat16) == {"bfloat16"}
+
+
+def test_initial_weights_are_the_originals():
+    def choose(params):
+        layers = params["layers"]
+        norms = [layers["0"]["bn"], layers["17"]["project"]["bn"]]
+        last = layers["18"]["conv"]["kernel"]
+        return last, layers["17"]["depthwise"]["conv"]["kernel"], norms, params["head"]["linear"]
+
+    last, depthwise, norms, linear = initial("mobilenetv2_050", choose)
+    assert np.std(last) == pytest.approx(np.sqrt(2 / 1280), rel=0.01)
+    # PyTorch's fan-out counts all output channels, though each sees one input channel.
+    assert np.std(depthwise) == pytest.approx(np.sqrt(2 / (9 * depthwise.shape[-1])), rel=0.05)
+    for norm in norms:
+        assert np.all(norm["scale"] == 1) and np.all(norm["bias"] == 0)
+    assert np.std(linear["kernel"]) == pytest.approx(0.01, rel=0.01)
+    assert np.abs(linear["kernel"]).max() > 0.03  # not truncated
+    assert np.all(linear["bias"] == 0)
+
+
+def test_trains_and_evaluates_with_dropout_in_the_head():
+    train_and_evaluate("noah_mobilenetv2_035", head_drop_rate=0.5)
+
+
+def test_own_head_gets_the_map():
+    model = create_model("mobilenetv2_035", image_size=64, head=MapProbe())
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    params, stats = model.abstract()
+    logits, _ = jax.eval_shape(lambda *args: model.apply(*args, train=False), params, stats, images)
+    assert logits.shape == (2, 1280)
+
+
+def test_bad_arguments_say_so():
+    with pytest.raises(ValueError, match="takes no argument 'drop_path_rate'"):
+        create_model("mobilenetv2_035", drop_path_rate=0.1)
+    with pytest.raises(ValueError, match="takes no argument 'width_mult'"):
+        create_model("mobilenetv2_035", width_mult=0.5)
+    with pytest.raises(ValueError, match="head_num=7 does not divide"):
+        create_model("noah_mobilenetv2_035", head_num=7)
+    model = create_model("mobilenetv2_035", image_size=32, batch_norm_group=3)
+    images = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
+    with pytest.raises(ValueError, match="batch_norm_group=3 does not divide"):
+        jax.eval_shape(lambda *args: model.apply(*args, train=True), *model.abstract(), images)

@@ -1,0 +1,106 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cnn_checks import (
+    MapProbe,
+    initial,
+    map_shape,
+    parameter_count,
+    products_in,
+    torch_shapes,
+    train_and_evaluate,
+)
+from flax import nnx
+
+from noah_jax.models import create_model, list_models
+from noah_jax.models.mobilenetv3 import SqueezeExcite
+
+COUNTS = {
+    "mobilenetv3_small": 2_938_368,
+    "mobilenetv3_large": 5_476_416,
+    "noah_mobilenetv3_small": 2_953_368,
+    "noah_mobilenetv3_large": 5_491_416,
+}
+
+
+def test_every_name_has_its_count():
+    assert set(list_models("*mobilenetv3*")) == set(COUNTS)
+    assert {name: parameter_count(name) for name in COUNTS} == COUNTS
+
+
+def test_state_dict_has_the_originals_names():
+    shapes = torch_shapes("mobilenetv3_small")
+    assert shapes["features.1.conv.0.weight"] == (16, 16, 1, 1)
+    assert shapes["features.4.conv.3.weight"] == (96, 1, 5, 5)
+    assert shapes["features.4.conv.5.fc.0.weight"] == (24, 96)
+    assert shapes["features.4.conv.5.fc.2.weight"] == (96, 24)
+    assert shapes["features.11.conv.8.running_mean"] == (96,)
+    assert shapes["classifier.1.weight"] == (1000, 1280)
+
+
+@pytest.mark.parametrize(("name", "last"), [("mobilenetv3_small", 14), ("mobilenetv3_large", 18)])
+def test_last_convolution_is_one_further_with_a_linear_head(name, last):
+    hidden = 576 if name.endswith("small") else 960
+    linear, noah = torch_shapes(name), torch_shapes(f"noah_{name}")
+    assert linear[f"features.{last}.weight"] == (1280, hidden, 1, 1)
+    assert noah[f"features.{last - 1}.weight"] == (1280, hidden, 1, 1)
+    assert noah[f"features.{last - 1}.bias"] == (1280,)
+    assert f"features.{last}.weight" not in noah
+    assert noah["classifier.query.weight"] == (8000, 40, 1, 1)
+
+
+def test_the_map_is_pooled_before_the_last_convolution_with_a_linear_head_only():
+    assert map_shape("mobilenetv3_small", (224, 224)) == (2, 1, 1, 1280)
+    assert map_shape("noah_mobilenetv3_small", (224, 224)) == (2, 7, 7, 1280)
+    assert map_shape("mobilenetv3_small", (65, 32), head=MapProbe()) == (2, 3, 1, 1280)
+
+
+def test_bfloat16_multiplies_only_bfloat16():
+    assert products_in("noah_mobilenetv3_small", jnp.bfloat16) == {"bfloat16"}
+
+
+def test_squeeze_excite_gates_channels():
+    gate = SqueezeExcite(8, jnp.float32, nnx.Rngs(0))
+    gate.reduce.kernel[...] = jnp.zeros((8, 2)).at[0, 0].set(1).at[1, 1].set(1)
+    gate.expand.kernel[...] = jnp.zeros((2, 8)).at[0, 2].set(1.5).at[1, 3].set(-9)
+    x = jnp.ones((1, 2, 2, 8)).at[0, 0, 0, 0].set(5)  # channel 0 has mean 2, the others 1
+    # relu6(3 + 1.5 * 2) / 6 = 1 for channel 2, relu6(3 - 9) / 6 = 0 for channel 3, else 1/2
+    expected = np.asarray(x) * np.array([0.5, 0.5, 1, 0, 0.5, 0.5, 0.5, 0.5])
+    np.testing.assert_allclose(gate(x), expected, rtol=1e-6)
+
+
+def test_initial_weights_are_the_originals():
+    def choose(params):
+        layers = params["layers"]
+        block = layers["11"]
+        return (
+            block["se"]["reduce"]["kernel"],
+            block["depthwise"]["conv"]["kernel"],
+            layers["13"],
+            params["head"],
+        )
+
+    gate, depthwise, last, head = initial("noah_mobilenetv3_small", choose)
+    assert np.std(gate) == pytest.approx(0.01, rel=0.02)
+    assert np.std(depthwise) == pytest.approx(np.sqrt(2 / (25 * 576)), rel=0.05)
+    assert np.std(last["kernel"]) == pytest.approx(np.sqrt(2 / 1280), rel=0.01)
+    assert np.all(last["bias"] == 0)
+    assert np.std(head["query"]["kernel"]) == pytest.approx(np.sqrt(2 / 8000), rel=0.01)
+    assert np.all(head["value"]["bias"] == 0)
+
+
+@pytest.mark.parametrize("head", ["linear", "noah"])
+def test_trains_and_evaluates(head):
+    train_and_evaluate("mobilenetv3_small" if head == "linear" else "noah_mobilenetv3_small")
+
+
+def test_bad_arguments_say_so():
+    with pytest.raises(ValueError, match="takes no argument 'stem'"):
+        create_model("mobilenetv3_small", stem="small")
+    with pytest.raises(ValueError, match="head_num=7 does not divide"):
+        create_model("noah_mobilenetv3_large", head_num=7)
+    model = create_model("mobilenetv3_small", image_size=32, batch_norm_group=3)
+    images = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
+    with pytest.raises(ValueError, match="batch_norm_group=3 does not divide"):
+        jax.eval_shape(lambda *args: model.apply(*args, train=True), *model.abstract(), images)

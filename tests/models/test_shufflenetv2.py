@@ -1,0 +1,101 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cnn_checks import (
+    MapProbe,
+    initial,
+    map_shape,
+    parameter_count,
+    products_in,
+    torch_shapes,
+    train_and_evaluate,
+)
+
+from noah_jax.models import create_model, list_models
+from noah_jax.models.shufflenetv2 import ShuffleUnit
+
+COUNTS = {
+    "shufflenetv2_050": 1_366_792,
+    "shufflenetv2_100": 2_278_604,
+    "shufflenetv2_150": 3_503_624,
+    "shufflenetv2_200": 7_393_996,
+    "noah_shufflenetv2_050": 1_381_792,
+    "noah_shufflenetv2_100": 2_293_604,
+    "noah_shufflenetv2_150": 3_518_624,
+    "noah_shufflenetv2_200": 7_408_996,
+}
+
+
+def test_every_name_has_its_count():
+    assert set(list_models("*shufflenetv2*")) == set(COUNTS)
+    assert {name: parameter_count(name) for name in COUNTS} == COUNTS
+
+
+def test_state_dict_has_the_names_of_torchvision():
+    shapes = torch_shapes("noah_shufflenetv2_100")
+    assert shapes["conv1.0.weight"] == (24, 3, 3, 3)
+    assert shapes["stage2.0.branch1.0.weight"] == (24, 1, 3, 3)
+    assert shapes["stage2.0.branch1.2.weight"] == (58, 24, 1, 1)
+    assert shapes["stage2.0.branch2.0.weight"] == (58, 24, 1, 1)
+    assert shapes["stage3.7.branch2.3.weight"] == (116, 1, 3, 3)
+    assert shapes["stage4.3.branch2.6.running_var"] == (232,)
+    assert "stage4.3.branch1.0.weight" not in shapes
+    assert shapes["conv5.0.weight"] == (1024, 464, 1, 1)
+    assert shapes["head.value.weight"] == (8000, 96, 1, 1)
+    assert torch_shapes("shufflenetv2_200")["head.2.weight"] == (1000, 2048)
+
+
+@pytest.mark.parametrize(("size", "positions"), [((224, 224), (7, 7)), ((65, 32), (3, 1))])
+def test_any_image_size_works(size, positions):
+    assert map_shape("shufflenetv2_050", size) == (2, *positions, 1024)
+    assert map_shape("shufflenetv2_050", size, head=MapProbe()) == (2, *positions, 1024)
+
+
+def test_bfloat16_multiplies_only_bfloat16():
+    assert products_in("shufflenetv2_050", jnp.bfloat16) == {"bfloat16"}
+
+
+def test_initial_weights_are_pytorchs_defaults():
+    def choose(params):
+        depthwise = params["stage4"]["3"]["branch2"]["1"]["conv"]["kernel"]
+        return params["conv5"]["conv"]["kernel"], depthwise, params["head"]["linear"]
+
+    def check(leaf, fan_in):
+        bound = 1 / np.sqrt(fan_in)
+        assert 0.95 * bound < np.abs(leaf).max() <= bound
+        assert np.std(leaf) == pytest.approx(bound / np.sqrt(3), rel=0.05)
+
+    last, depthwise, linear = initial("shufflenetv2_050", choose)
+    check(last, 192)
+    check(depthwise, 9)
+    check(linear["kernel"], 1024)
+    check(linear["bias"], 1024)
+
+
+def test_noah_starts_as_everywhere():
+    head = initial("noah_shufflenetv2_050", lambda params: params["head"])
+    assert np.std(head["query"]["kernel"]) == pytest.approx(np.sqrt(2 / 8000), rel=0.01)
+    assert np.all(head["value"]["bias"] == 0)
+
+
+def test_trains_and_evaluates():
+    train_and_evaluate("noah_shufflenetv2_050")
+
+
+def test_shuffle_alternates_the_channels_of_the_halves():
+    unit = ShuffleUnit(6, 6, 1, lambda *args, **kwargs: lambda x, *, train: -x)
+    x = jnp.arange(6.0).reshape(1, 1, 1, 6)
+    # Three layers negate the second half three times.
+    np.testing.assert_array_equal(unit(x, train=False).ravel(), [0, -3, 1, -4, 2, -5])
+
+
+def test_bad_arguments_say_so():
+    with pytest.raises(ValueError, match="takes no argument 'widths'"):
+        create_model("shufflenetv2_050", widths=(8, 8, 8, 8))
+    with pytest.raises(ValueError, match="key_ratio must lie in"):
+        create_model("noah_shufflenetv2_050", key_ratio=1.0)
+    model = create_model("shufflenetv2_050", image_size=32, batch_norm_group=3)
+    images = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
+    with pytest.raises(ValueError, match="batch_norm_group=3 does not divide"):
+        jax.eval_shape(lambda *args: model.apply(*args, train=True), *model.abstract(), images)
