@@ -12,12 +12,17 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.models import resnet
+from noah_jax.models import deit, mlp, pvt, resnet
 from noah_jax.models.base import Model
 from noah_jax.models.heads import HeadSpec
 from noah_jax.models.registry import Architecture
 
-_ARCHITECTURES: dict[str, Architecture] = {**resnet.ARCHITECTURES}
+_ARCHITECTURES: dict[str, Architecture] = {
+    **resnet.ARCHITECTURES,
+    **deit.ARCHITECTURES,
+    **pvt.ARCHITECTURES,
+    **mlp.ARCHITECTURES,
+}
 _PREFIX = "noah_"
 
 
