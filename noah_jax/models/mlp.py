@@ -33,6 +33,9 @@ tiny = nnx.initializers.normal(1e-6)
 # its fan-in is what one block sees.
 noah_lecun_normal = nnx.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
 
+layer_norm = functools.partial(LayerNorm, epsilon=1e-6)
+mlp_layer = functools.partial(Mlp, kernel_init=xavier, bias_init=tiny)
+
 
 def gated(init: nnx.Initializer, gate_init: nnx.Initializer) -> nnx.Initializer:
     """`init`, but the second half of the outputs, which is the gate, by `gate_init`."""
@@ -133,16 +136,16 @@ class MixerBlock(nnx.Module):
 
     Args:
       token_ratio: hidden size of the token MLP over `features`.
-      mlp: `Mlp`, or `GluMlp` for gMixer.
+      mlp: `mlp_layer`, or `GluMlp` for gMixer.
     """
 
     def __init__(
         self, features, tokens, *, token_ratio, mlp, drop_rate, drop_path_rate, dtype, rngs
     ):
         mlp = functools.partial(mlp, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
-        self.norm1 = LayerNorm(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.norm1 = layer_norm(features, dtype=dtype, rngs=rngs)
         self.mlp_tokens = mlp(tokens, int(features * token_ratio))
-        self.norm2 = LayerNorm(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(features, dtype=dtype, rngs=rngs)
         self.mlp_channels = mlp(features, features * 4)
         self.drop_path_rate = drop_path_rate
 
@@ -185,7 +188,7 @@ class SpatialGatingBlock(nnx.Module):
     """gMLP's block: one MLP, with the spatial gate in it, after a norm."""
 
     def __init__(self, features, tokens, *, drop_rate, drop_path_rate, dtype, rngs):
-        self.norm = LayerNorm(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(features, dtype=dtype, rngs=rngs)
         self.mlp_channels = GatedMlp(
             features, features * 6, tokens, drop_rate=drop_rate, dtype=dtype, rngs=rngs
         )
@@ -195,9 +198,6 @@ class SpatialGatingBlock(nnx.Module):
         mlp_key, path_key = split_key(key, 2)
         y = self.mlp_channels(self.norm(x), mlp_key)
         return x + drop_path(y, self.drop_path_rate, path_key)
-
-
-mlp_layer = functools.partial(Mlp, kernel_init=xavier, bias_init=tiny)
 
 
 class MlpMixer(nnx.Module):
@@ -296,10 +296,9 @@ class MlpMixer(nnx.Module):
 
 
 HALF = (0.5, 0.5, 0.5)
-_layer_norm = functools.partial(LayerNorm, epsilon=1e-6)
 
 
-def _architecture(block, depth, width, patch_size=16, norm=_layer_norm, **facts) -> Architecture:
+def _architecture(block, depth, width, patch_size=16, norm=layer_norm, **facts) -> Architecture:
     return Architecture(
         build=functools.partial(
             MlpMixer, block=block, norm=norm, width=width, depth=depth, patch_size=patch_size

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from noah_jax.layers import LayerNorm, conv, torch_default_bias, torch_default_kernel
@@ -168,11 +169,12 @@ class PVT(nnx.Module):
         for stage, stage_key in enumerate(split_key(key, 4)):
             pos_key, blocks_key = split_key(stage_key, 2)
             x = getattr(self, f"patch_embed{stage + 1}")(x)
-            pos_embed = getattr(self, f"pos_embed{stage + 1}")[...].astype(x.dtype)
+            pos_embed = getattr(self, f"pos_embed{stage + 1}")[...]
             if stage == 3 and self.cls_token is not None:
                 x = self._join_token(x, pos_embed)
             else:
-                x = x + _resize(pos_embed, self.grids[stage], x.shape[1:3])
+                position = resize_positions(pos_embed, self.grids[stage], x.shape[1:3])
+                x = x + position.astype(x.dtype)
             x = self.pos_drop(x, deterministic=pos_key is None, rngs=pos_key)
             blocks = getattr(self, f"block{stage + 1}")
             x = run_blocks(blocks, x, blocks_key, remat=self.remat)
@@ -188,22 +190,34 @@ class PVT(nnx.Module):
     def _join_token(self, x: jax.Array, pos_embed: jax.Array) -> jax.Array:
         """The class token and the map as positioned tokens, `[batch, 1 + positions, channels]`."""
         batch, rows, columns, width = x.shape
-        token = self.cls_token[...].astype(x.dtype) + pos_embed[:, :1]
+        token = (self.cls_token[...] + pos_embed[:, :1]).astype(x.dtype)
         token = jnp.broadcast_to(token, (batch, 1, width))
-        x = x + _resize(pos_embed[:, 1:], self.grids[3], (rows, columns))
+        position = resize_positions(pos_embed[:, 1:], self.grids[3], (rows, columns))
+        x = x + position.astype(x.dtype)
         return jnp.concatenate([token, x.reshape(batch, -1, width)], axis=1)
 
 
-def _resize(pos_embed: jax.Array, grid: tuple[int, int], size: tuple[int, int]) -> jax.Array:
+def resize_positions(
+    pos_embed: jax.Array, grid: tuple[int, int], size: tuple[int, int]
+) -> jax.Array:
     """Position embeddings `[1, tokens, channels]` of a grid as a map `[1, *size, channels]`.
 
     PyTorch's bilinear interpolation with `align_corners=False`, which never antialiases.
+    (`jax.image.resize` does the same by matrix products, which a compute dtype would blur.)
     """
-    positions = pos_embed.reshape(1, *grid, -1)
-    if size == grid:
-        return positions
-    shape = (1, *size, positions.shape[-1])
-    return jax.image.resize(positions, shape, "bilinear", antialias=False)
+    x = pos_embed.reshape(1, *grid, -1)
+    for axis, (old, new) in enumerate(zip(grid, size, strict=True), start=1):
+        if old == new:
+            continue
+        # PyTorch's rounding: a float32 scale, then one fused multiply-add.
+        scale = float(np.float32(old / new))
+        position = np.float32(scale * (np.arange(new) + 0.5) - 0.5).clip(0, old - 1)
+        low = position.astype(int)
+        high = np.minimum(low + 1, old - 1)
+        share = np.float32(position - low)
+        share = np.expand_dims(share, [i for i in range(x.ndim) if i != axis])
+        x = jnp.take(x, low, axis) * (1 - share) + jnp.take(x, high, axis) * share
+    return x
 
 
 def _architecture(widths, depths, num_heads=(1, 2, 5, 8)) -> Architecture:
