@@ -256,6 +256,52 @@ class ConvNorm(nnx.Module):
         return x if self.activation is None else self.activation(x)
 
 
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm over the channels: float32 inside, whatever the dtypes around it.
+
+    The variance is the mean squared distance from the mean, as PyTorch's: Flax's default,
+    E[x^2] - E[x]^2, loses digits where the mean is large.
+
+    Args:
+      num_features: channels.
+      epsilon: added to the variance; the models here differ in it, so it has no default.
+      dtype: dtype of the output.
+      rngs: source of the initial weights, which are constants.
+    """
+
+    def __init__(
+        self, num_features: int, *, epsilon: float, dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ):
+        super().__init__(
+            num_features,
+            epsilon=epsilon,
+            dtype=jnp.float32,
+            param_dtype=jnp.float32,
+            use_fast_variance=False,
+            rngs=rngs,
+        )
+        self.output_dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises `[..., num_features]` over the last axis."""
+        return super().__call__(x).astype(self.output_dtype)
+
+
+def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Stochastic depth: drops the whole residual branch of a sample.
+
+    Args:
+      x: the branch, `[batch, ...]`.
+      rate: probability that a sample's branch becomes zero; the kept ones are divided by
+        `1 - rate`, so the mean stays.
+      key: random key, one per branch; `None` switches it off (evaluation).
+    """
+    if key is None or not rate:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
 class LinearHead(nnx.Module):
     """The usual head: mean over the positions, dropout, one linear layer.
 

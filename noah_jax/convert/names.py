@@ -25,6 +25,20 @@ def _conv_norm(conv: str, norm: str, ours: str) -> list[Row]:
     return [kernel, *_batch_norm(norm, f"{ours}/bn")]
 
 
+def _layer_norm(torch: str, ours: str) -> list[Row]:
+    return [
+        Row(f"{torch}.weight", f"params/{ours}/scale"),
+        Row(f"{torch}.bias", f"params/{ours}/bias"),
+    ]
+
+
+def _conv(torch: str, ours: str) -> list[Row]:
+    return [
+        Row(f"{torch}.weight", f"params/{ours}/kernel", "conv"),
+        Row(f"{torch}.bias", f"params/{ours}/bias"),
+    ]
+
+
 def noah_table(torch: str = "head") -> list[Row]:
     """Rows of the NOAH head, which PyTorch knows by the prefix `torch`."""
     rows = []
@@ -83,9 +97,60 @@ _SHUFFLENETV2 = [
     *noah_table(),
 ]
 
+
+_DEIT = [
+    Row("cls_token", "params/cls_token"),
+    Row("pos_embed", "params/pos_embed"),
+    *_conv("patch_embed.proj", "patch_embed/proj"),
+    *_layer_norm("blocks.{b}.norm{n}", "blocks/{b}/norm{n}"),
+    *_linear("blocks.{b}.{part}.{layer}", "blocks/{b}/{part}/{layer}"),
+    *_layer_norm("norm", "norm"),
+    *_linear("pre_logits.fc", "pre_logits"),
+    *_linear("head", "head/linear"),
+    *noah_table(),
+]
+
+_PVT = [
+    Row("cls_token", "params/cls_token"),
+    Row("pos_embed{s}", "params/pos_embed{s}"),
+    *_conv("patch_embed{s}.proj", "patch_embed{s}/proj"),
+    *_layer_norm("patch_embed{s}.norm", "patch_embed{s}/norm"),
+    *_layer_norm("block{s}.{b}.norm{n}", "block{s}/{b}/norm{n}"),
+    *_conv("block{s}.{b}.attn.sr", "block{s}/{b}/attn/sr"),
+    *_layer_norm("block{s}.{b}.attn.norm", "block{s}/{b}/attn/norm"),
+    *_linear("block{s}.{b}.{part}.{layer}", "block{s}/{b}/{part}/{layer}"),
+    *_layer_norm("norm", "norm"),
+    *_linear("head", "head/linear"),
+    *noah_table(),
+]
+
+_MLP = [
+    *_conv("stem.proj", "stem/proj"),
+    # ResMLP: its affines stand in place of the norms.
+    Row("blocks.{b}.ls{n}", "params/blocks/{b}/ls{n}"),
+    Row("blocks.{b}.norm{n}.alpha", "params/blocks/{b}/norm{n}/alpha"),
+    Row("blocks.{b}.norm{n}.beta", "params/blocks/{b}/norm{n}/beta"),
+    Row("norm.alpha", "params/norm/alpha"),
+    Row("norm.beta", "params/norm/beta"),
+    *_linear("blocks.{b}.linear_tokens", "blocks/{b}/linear_tokens"),
+    # gMLP.
+    *_layer_norm("blocks.{b}.norm", "blocks/{b}/norm"),
+    *_layer_norm("blocks.{b}.mlp_channels.gate.norm", "blocks/{b}/mlp_channels/gate/norm"),
+    *_linear("blocks.{b}.mlp_channels.gate.proj", "blocks/{b}/mlp_channels/gate/proj"),
+    # Mixer, gMixer and, in the last linears, all.
+    *_layer_norm("blocks.{b}.norm{n}", "blocks/{b}/norm{n}"),
+    *_linear("blocks.{b}.mlp_{axis}.fc{n}", "blocks/{b}/mlp_{axis}/fc{n}"),
+    *_layer_norm("norm", "norm"),
+    *_linear("head", "head/linear"),
+    *noah_table(),
+]
+
 TABLES: dict[str, list[Row]] = {
     "resnet": _RESNET,
     "mobilenetv2": _MOBILENETV2,
     "mobilenetv3": _MOBILENETV3,
     "shufflenetv2": _SHUFFLENETV2,
+    "deit": _DEIT,
+    "pvt": _PVT,
+    "mlp": _MLP,
 }

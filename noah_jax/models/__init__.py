@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.models import mobilenetv2, mobilenetv3, resnet, shufflenetv2
+from noah_jax.models import deit, mlp, mobilenetv2, mobilenetv3, pvt, resnet, shufflenetv2
 from noah_jax.models.base import Model
 from noah_jax.models.heads import HeadSpec
 from noah_jax.models.registry import Architecture
@@ -22,6 +22,9 @@ _ARCHITECTURES: dict[str, Architecture] = {
     **mobilenetv2.ARCHITECTURES,
     **mobilenetv3.ARCHITECTURES,
     **shufflenetv2.ARCHITECTURES,
+    **deit.ARCHITECTURES,
+    **pvt.ARCHITECTURES,
+    **mlp.ARCHITECTURES,
 }
 _PREFIX = "noah_"
 

@@ -47,13 +47,13 @@ class Model:
         self.image_size = image_size
         self.mean = mean
         self.std = std
-        abstract = nnx.eval_shape(lambda: build(nnx.Rngs(params=0)))
+        abstract = nnx.eval_shape(lambda: build(_Rngs(jax.random.key(0))))
         self._graphdef, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
         self._abstract = (params, stats)
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Fresh float32 parameters and statistics, drawn from `key`."""
-        _, params, stats = nnx.split(self._build(nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat)
+        _, params, stats = nnx.split(self._build(_Rngs(key)), nnx.Param, nnx.BatchStat)
         return _to_dict(params), _to_dict(stats)
 
     def abstract(self) -> tuple[Tree, Tree]:
@@ -134,6 +134,22 @@ class Model:
             _from_dict(abstract_params, params, "params"),
             _from_dict(abstract_stats, stats, "stats"),
         )
+
+
+class _Rngs:
+    """What layers need of `nnx.Rngs(params=key)`, with the same keys.
+
+    `nnx.Rngs` counts in an array: under tracing every draw updates a traced variable, whose
+    cost grows with all that was traced before. A large PVT took minutes to trace.
+    """
+
+    def __init__(self, key: jax.Array):
+        self._key = key
+        self._count = 0
+
+    def params(self) -> jax.Array:
+        self._count += 1
+        return jax.random.fold_in(self._key, self._count - 1)
 
 
 def _check_images(images: jax.Array) -> jax.Array:

@@ -1,0 +1,174 @@
+"""DeiT (Touvron et al., 2021): the plain vision transformer, after timm's layout.
+
+With a linear head a class token carries the image. With any other head there is no class
+token, and the head gets all tokens as the map they were cut from.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from noah_jax.layers import LayerNorm
+from noah_jax.models.blocks import (
+    PatchEmbed,
+    TransformerBlock,
+    check_image_size,
+    check_rates,
+    class_token,
+    linear_rates,
+    normal_002,
+    patch_grid,
+    run_blocks,
+    split_key,
+    training_key,
+)
+from noah_jax.models.heads import HeadSpec
+from noah_jax.models.registry import Architecture
+
+PRE_LOGITS_WIDTH = 192
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one projection for queries, keys and values."""
+
+    def __init__(self, features, num_heads, *, drop_rate, dtype, rngs):
+        init = dict(kernel_init=normal_002, dtype=dtype, rngs=rngs)
+        self.qkv = nnx.Linear(features, 3 * features, **init)
+        self.proj = nnx.Linear(features, features, **init)
+        self.drop = nnx.Dropout(drop_rate, deterministic=None)
+        self.num_heads = num_heads
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """`[batch, tokens, features]` -> the same shape."""
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
+        query, keys, value = (qkv[:, :, i] for i in range(3))
+        # Scores and softmax are float32 inside.
+        out = jax.nn.dot_product_attention(query, keys, value, implementation="xla")
+        return self.drop(self.proj(out.reshape(x.shape)), deterministic=key is None, rngs=key)
+
+
+class DeiT(nnx.Module):
+    """DeiT with any head.
+
+    Args:
+      head: which head; "linear" comes with a class token.
+      width: channels.
+      num_heads: attention heads.
+      depth: blocks.
+      patch_size: height and width of a patch in pixels.
+      image_size: `(height, width)` in pixels, multiples of the patch; images must have it.
+      pre_logits: whether a linear layer to 192 channels and tanh precede the head; `None`
+        is the original: where `width` is below 192. (The published parameter counts of the
+        x0.5 and x0.75 models are those without, so a checkpoint may lack it.)
+      drop_rate: dropout after the position embedding, the attention and in the MLPs.
+      drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
+      remat: whether the backward pass computes the blocks' insides again to save memory.
+      batch_norm_group: unused: there is no BatchNorm.
+      dtype: compute dtype.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        head: HeadSpec,
+        *,
+        width: int,
+        num_heads: int,
+        depth: int = 12,
+        patch_size: int = 16,
+        image_size: tuple[int, int],
+        pre_logits: bool | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        remat: bool = False,
+        batch_norm_group: int | None = None,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del batch_norm_group
+        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        self.image_size = image_size
+        self.grid = patch_grid(image_size, patch_size)
+        self.drop_rate = drop_rate
+        self.drop_path_rate = drop_path_rate
+        self.remat = remat
+
+        self.cls_token = class_token(width, rngs) if head.kind == "linear" else None
+        tokens = self.grid[0] * self.grid[1] + (self.cls_token is not None)
+        self.pos_embed = nnx.Param(normal_002(rngs.params(), (1, tokens, width), jnp.float32))
+        self.pos_drop = nnx.Dropout(drop_rate, deterministic=None)
+        self.patch_embed = PatchEmbed(3, width, patch_size, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            TransformerBlock(
+                Attention(width, num_heads, drop_rate=drop_rate, dtype=dtype, rngs=rngs),
+                width,
+                mlp_ratio=4,
+                drop_rate=drop_rate,
+                drop_path_rate=rate,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for rate in linear_rates(drop_path_rate, depth)
+        )
+        self.norm = LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        if pre_logits is None:
+            pre_logits = width < PRE_LOGITS_WIDTH
+        features = PRE_LOGITS_WIDTH if pre_logits else width
+        self.pre_logits = (
+            nnx.Linear(width, features, kernel_init=normal_002, dtype=dtype, rngs=rngs)
+            if pre_logits
+            else None
+        )
+        self.head = head.make(features, linear_kernel_init=normal_002, rngs=rngs)
+
+    def features(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """The class token `[batch, channels]`, or all tokens `[batch, rows, columns, channels]`."""
+        check_image_size(images, self.image_size)
+        key = training_key(
+            key, train=train, drop_rate=self.drop_rate, drop_path_rate=self.drop_path_rate
+        )
+        pos_key, blocks_key = split_key(key, 2)
+        x = self.patch_embed(images)
+        batch, _, _, width = x.shape
+        x = x.reshape(batch, -1, width)
+        if self.cls_token is not None:
+            token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (batch, 1, width))
+            x = jnp.concatenate([token, x], axis=1)
+        x = x + self.pos_embed[...].astype(x.dtype)
+        x = self.pos_drop(x, deterministic=pos_key is None, rngs=pos_key)
+        x = run_blocks(self.blocks, x, blocks_key, remat=self.remat)
+        x = x.reshape(batch, *self.grid, width) if self.cls_token is None else x[:, 0]
+        x = self.norm(x)
+        return x if self.pre_logits is None else jnp.tanh(self.pre_logits(x))
+
+    def __call__(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        features_key, head_key = split_key(key, 2)
+        features = self.features(images, train=train, key=features_key)
+        return self.head(features, train=train, key=head_key)
+
+
+def _architecture(width, num_heads, image_size=224) -> Architecture:
+    return Architecture(
+        build=functools.partial(DeiT, width=width, num_heads=num_heads, depth=12, patch_size=16),
+        family="deit",
+        head_num=4,
+        key_ratio=1 / 2,
+        image_size=(image_size, image_size),
+    )
+
+
+ARCHITECTURES = {
+    "deit_tiny_050_patch16_224": _architecture(96, 3),
+    "deit_tiny_075_patch16_224": _architecture(144, 3),
+    "deit_tiny_patch16_224": _architecture(192, 3),
+    "deit_small_patch16_224": _architecture(384, 6),
+    "deit_base_patch16_224": _architecture(768, 12),
+    "deit_base_patch16_384": _architecture(768, 12, image_size=384),
+}

@@ -1,0 +1,366 @@
+"""The MLP family, timm's layout: Mixer (Tolstikhin et al., 2021) and its gated variant gMixer,
+ResMLP (Touvron et al., 2021) and gMLP (Liu et al., 2021).
+
+All cut the image into patches and mix, in every block, first over the positions and then
+over the channels (gMLP does both in one).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from noah_jax.layers import LayerNorm, drop_path
+from noah_jax.models.blocks import (
+    Mlp,
+    PatchEmbed,
+    check_image_size,
+    check_rates,
+    gelu,
+    patch_grid,
+    run_blocks,
+    split_key,
+    training_key,
+)
+from noah_jax.models.heads import HeadSpec
+from noah_jax.models.registry import Architecture
+
+xavier = nnx.initializers.xavier_uniform()
+tiny = nnx.initializers.normal(1e-6)
+# NOAH's kernels [head_num, in_features, num_classes] as the grouped convolution they are:
+# its fan-in is what one block sees.
+noah_lecun_normal = nnx.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
+
+layer_norm = functools.partial(LayerNorm, epsilon=1e-6)
+mlp_layer = functools.partial(Mlp, kernel_init=xavier, bias_init=tiny)
+
+
+def gated(init: nnx.Initializer, gate_init: nnx.Initializer) -> nnx.Initializer:
+    """`init`, but the second half of the outputs, which is the gate, by `gate_init`."""
+
+    def initialise(key, shape, dtype=jnp.float32):
+        key, gate_key = jax.random.split(key)
+        half = shape[-1] // 2
+        # Drawn whole, since the fan-out of `init` counts both halves.
+        values = init(key, shape, dtype)[..., :half]
+        gate = gate_init(gate_key, (*shape[:-1], shape[-1] - half), dtype)
+        return jnp.concatenate([values, gate], axis=-1)
+
+    return initialise
+
+
+class GluMlp(nnx.Module):
+    """gMixer's MLP: linear, gated linear unit with SiLU, dropout, linear, dropout."""
+
+    def __init__(self, features, hidden, *, drop_rate, dtype, rngs):
+        self.fc1 = nnx.Linear(
+            features,
+            hidden,
+            kernel_init=gated(xavier, tiny),
+            bias_init=gated(tiny, nnx.initializers.ones),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.fc2 = nnx.Linear(
+            hidden // 2, features, kernel_init=xavier, bias_init=tiny, dtype=dtype, rngs=rngs
+        )
+        self.drop = nnx.Dropout(drop_rate, deterministic=None)
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        key1, key2 = split_key(key, 2)
+        x, gate = jnp.split(self.fc1(x), 2, axis=-1)
+        x = self.drop(x * nnx.silu(gate), deterministic=key1 is None, rngs=key1)
+        return self.drop(self.fc2(x), deterministic=key2 is None, rngs=key2)
+
+
+class SpatialGate(nnx.Module):
+    """gMLP's gate: the second half of the channels, mixed over the positions, multiplies the
+    first half."""
+
+    def __init__(self, features, tokens, *, dtype, rngs):
+        # PyTorch's default epsilon, unlike the other norms.
+        self.norm = LayerNorm(features // 2, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.proj = nnx.Linear(
+            tokens,
+            tokens,
+            kernel_init=tiny,
+            bias_init=nnx.initializers.ones,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, tokens, features]` -> `[batch, tokens, features / 2]`."""
+        x, gate = jnp.split(x, 2, axis=-1)
+        return x * self.proj(self.norm(gate).swapaxes(1, 2)).swapaxes(1, 2)
+
+
+class GatedMlp(nnx.Module):
+    """gMLP's MLP: linear, GELU, dropout, spatial gate, linear, dropout."""
+
+    def __init__(self, features, hidden, tokens, *, drop_rate, dtype, rngs):
+        init = dict(kernel_init=xavier, bias_init=tiny, dtype=dtype, rngs=rngs)
+        self.fc1 = nnx.Linear(features, hidden, **init)
+        self.gate = SpatialGate(hidden, tokens, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(hidden // 2, features, **init)
+        self.drop = nnx.Dropout(drop_rate, deterministic=None)
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        key1, key2 = split_key(key, 2)
+        x = self.drop(gelu(self.fc1(x)), deterministic=key1 is None, rngs=key1)
+        x = self.fc2(self.gate(x))
+        return self.drop(x, deterministic=key2 is None, rngs=key2)
+
+
+class Affine(nnx.Module):
+    """ResMLP's scale and shift per channel, in PyTorch's rank."""
+
+    def __init__(self, features, *, dtype, rngs):
+        del rngs  # constants
+        self.alpha = nnx.Param(jnp.ones((1, 1, features), jnp.float32))
+        self.beta = nnx.Param(jnp.zeros((1, 1, features), jnp.float32))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.alpha[...].astype(self.dtype) + self.beta[...].astype(self.dtype)
+
+
+# Blocks: `block(features, tokens, drop_rate=..., drop_path_rate=..., dtype=..., rngs=...)`,
+# called on `[batch, tokens, features]` and a key.
+
+
+class MixerBlock(nnx.Module):
+    """An MLP over the tokens and an MLP over the channels, each after a norm.
+
+    Args:
+      token_ratio: hidden size of the token MLP over `features`.
+      mlp: `mlp_layer`, or `GluMlp` for gMixer.
+    """
+
+    def __init__(
+        self, features, tokens, *, token_ratio, mlp, drop_rate, drop_path_rate, dtype, rngs
+    ):
+        mlp = functools.partial(mlp, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
+        self.norm1 = layer_norm(features, dtype=dtype, rngs=rngs)
+        self.mlp_tokens = mlp(tokens, int(features * token_ratio))
+        self.norm2 = layer_norm(features, dtype=dtype, rngs=rngs)
+        self.mlp_channels = mlp(features, features * 4)
+        self.drop_path_rate = drop_path_rate
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        tokens_key, tokens_path, channels_key, channels_path = split_key(key, 4)
+        y = self.mlp_tokens(self.norm1(x).swapaxes(1, 2), tokens_key).swapaxes(1, 2)
+        x = x + drop_path(y, self.drop_path_rate, tokens_path)
+        y = self.mlp_channels(self.norm2(x), channels_key)
+        return x + drop_path(y, self.drop_path_rate, channels_path)
+
+
+class ResBlock(nnx.Module):
+    """ResMLP's block: a linear over the tokens and an MLP over the channels, each after an
+    affine and scaled per channel.
+
+    Args:
+      layer_scale: what the scales `ls1` and `ls2` start with.
+    """
+
+    def __init__(self, features, tokens, *, layer_scale, drop_rate, drop_path_rate, dtype, rngs):
+        self.norm1 = Affine(features, dtype=dtype, rngs=rngs)
+        self.linear_tokens = nnx.Linear(tokens, tokens, kernel_init=xavier, dtype=dtype, rngs=rngs)
+        self.norm2 = Affine(features, dtype=dtype, rngs=rngs)
+        self.mlp_channels = mlp_layer(
+            features, features * 4, drop_rate=drop_rate, dtype=dtype, rngs=rngs
+        )
+        self.ls1 = nnx.Param(jnp.full(features, layer_scale, jnp.float32))
+        self.ls2 = nnx.Param(jnp.full(features, layer_scale, jnp.float32))
+        self.drop_path_rate = drop_path_rate
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        tokens_path, channels_key, channels_path = split_key(key, 3)
+        y = self.linear_tokens(self.norm1(x).swapaxes(1, 2)).swapaxes(1, 2)
+        x = x + drop_path(y * self.ls1[...].astype(y.dtype), self.drop_path_rate, tokens_path)
+        y = self.mlp_channels(self.norm2(x), channels_key)
+        return x + drop_path(y * self.ls2[...].astype(y.dtype), self.drop_path_rate, channels_path)
+
+
+class SpatialGatingBlock(nnx.Module):
+    """gMLP's block: one MLP, with the spatial gate in it, after a norm."""
+
+    def __init__(self, features, tokens, *, drop_rate, drop_path_rate, dtype, rngs):
+        self.norm = layer_norm(features, dtype=dtype, rngs=rngs)
+        self.mlp_channels = GatedMlp(
+            features, features * 6, tokens, drop_rate=drop_rate, dtype=dtype, rngs=rngs
+        )
+        self.drop_path_rate = drop_path_rate
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        mlp_key, path_key = split_key(key, 2)
+        y = self.mlp_channels(self.norm(x), mlp_key)
+        return x + drop_path(y, self.drop_path_rate, path_key)
+
+
+class MlpMixer(nnx.Module):
+    """A model of the MLP family with any head.
+
+    Args:
+      head: which head.
+      block: makes a block, with the variant's own arguments bound.
+      norm: makes the final norm.
+      width: channels.
+      depth: blocks.
+      patch_size: height and width of a patch in pixels.
+      image_size: `(height, width)` in pixels, multiples of the patch; images must have it,
+        since the token layers' sizes come from it.
+      drop_rate: dropout in the MLPs.
+      drop_path_rate: stochastic depth, the same in every block.
+      remat: whether the backward pass computes the blocks' insides again to save memory.
+      batch_norm_group: unused: there is no BatchNorm.
+      dtype: compute dtype.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        head: HeadSpec,
+        *,
+        block: functools.partial[nnx.Module],
+        norm: functools.partial[nnx.Module],
+        width: int,
+        depth: int,
+        patch_size: int,
+        image_size: tuple[int, int],
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        remat: bool = False,
+        batch_norm_group: int | None = None,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del batch_norm_group
+        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        self.image_size = image_size
+        self.grid = patch_grid(image_size, patch_size)
+        self.drop_rate = drop_rate
+        self.drop_path_rate = drop_path_rate
+        self.remat = remat
+
+        self.stem = PatchEmbed(
+            3,
+            width,
+            patch_size,
+            dtype=dtype,
+            kernel_init=nnx.initializers.lecun_normal(),
+            bias_init=nnx.initializers.zeros,
+            rngs=rngs,
+        )
+        self.blocks = nnx.List(
+            block(
+                width,
+                self.grid[0] * self.grid[1],
+                drop_rate=drop_rate,
+                drop_path_rate=drop_path_rate,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for _ in range(depth)
+        )
+        self.norm = norm(width, dtype=dtype, rngs=rngs)
+        self.head = head.make(
+            width,
+            linear_kernel_init=nnx.initializers.zeros,
+            noah_kernel_init=noah_lecun_normal,
+            rngs=rngs,
+        )
+
+    def features(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """The last feature map, `[batch, rows, columns, channels]`."""
+        check_image_size(images, self.image_size)
+        key = training_key(
+            key, train=train, drop_rate=self.drop_rate, drop_path_rate=self.drop_path_rate
+        )
+        x = self.stem(images)
+        shape = x.shape
+        x = x.reshape(shape[0], -1, shape[-1])
+        x = run_blocks(self.blocks, x, key, remat=self.remat)
+        return self.norm(x).reshape(shape)
+
+    def __call__(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        features_key, head_key = split_key(key, 2)
+        features = self.features(images, train=train, key=features_key)
+        return self.head(features, train=train, key=head_key)
+
+
+HALF = (0.5, 0.5, 0.5)
+
+
+def _architecture(block, depth, width, patch_size=16, norm=layer_norm, **facts) -> Architecture:
+    return Architecture(
+        build=functools.partial(
+            MlpMixer, block=block, norm=norm, width=width, depth=depth, patch_size=patch_size
+        ),
+        family="mlp",
+        head_num=4,
+        key_ratio=1 / 2,
+        **facts,
+    )
+
+
+def _mixer(depth, width, patch_size=16, mean=HALF, std=HALF, num_classes=1000) -> Architecture:
+    block = functools.partial(MixerBlock, token_ratio=1 / 2, mlp=mlp_layer)
+    return _architecture(
+        block, depth, width, patch_size, mean=mean, std=std, num_classes=num_classes
+    )
+
+
+def _gmixer(depth, width) -> Architecture:
+    block = functools.partial(MixerBlock, token_ratio=1, mlp=GluMlp)
+    return _architecture(block, depth, width)
+
+
+def _resmlp(depth, width, layer_scale, patch_size=16) -> Architecture:
+    block = functools.partial(ResBlock, layer_scale=layer_scale)
+    return _architecture(block, depth, width, patch_size, norm=Affine)
+
+
+def _gmlp(depth, width) -> Architecture:
+    return _architecture(SpatialGatingBlock, depth, width, mean=HALF, std=HALF)
+
+
+# MIIL's weights want pixels in 0..1 as they are.
+_MIIL = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+ARCHITECTURES = {
+    "mixer_s32_224": _mixer(8, 512, 32),
+    "mixer_s16_224": _mixer(8, 512),
+    "mixer_s16_075_224": _mixer(8, 384),
+    "mixer_s16_050_224": _mixer(8, 256),
+    "mixer_b32_224": _mixer(12, 768, 32),
+    "mixer_b16_224": _mixer(12, 768),
+    "mixer_b16_224_in21k": _mixer(12, 768, num_classes=21843),
+    "mixer_b16_224_miil": _mixer(12, 768, **_MIIL),
+    "mixer_b16_224_miil_in21k": _mixer(12, 768, num_classes=11221, **_MIIL),
+    "mixer_l32_224": _mixer(24, 1024, 32),
+    "mixer_l16_224": _mixer(24, 1024),
+    "mixer_l16_224_in21k": _mixer(24, 1024, num_classes=21843),
+    "gmixer_12_224": _gmixer(12, 384),
+    "gmixer_24_224": _gmixer(24, 384),
+    "resmlp_12_224": _resmlp(12, 384, 1e-4),
+    "resmlp_12_distilled_224": _resmlp(12, 384, 1e-4),
+    "resmlp_24_224": _resmlp(24, 384, 1e-5),
+    "resmlp_24_distilled_224": _resmlp(24, 384, 1e-5),
+    "resmlp_36_224": _resmlp(36, 384, 1e-6),
+    "resmlp_36_distilled_224": _resmlp(36, 384, 1e-6),
+    "resmlp_big_24_224": _resmlp(24, 768, 1e-6, 8),
+    "resmlp_big_24_distilled_224": _resmlp(24, 768, 1e-6, 8),
+    "resmlp_big_24_224_in22ft1k": _resmlp(24, 768, 1e-6, 8),
+    "gmlp_ti16_050_224": _gmlp(30, 64),
+    "gmlp_ti16_075_224": _gmlp(30, 96),
+    "gmlp_ti16_224": _gmlp(30, 128),
+    "gmlp_s16_224": _gmlp(30, 256),
+    "gmlp_b16_224": _gmlp(30, 512),
+}

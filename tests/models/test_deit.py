@@ -1,0 +1,113 @@
+"""DeiT: parameter counts, class token, pre_logits, initialisers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from vit_checks import check_moments, check_uniform, init, random_images, random_params, small_model
+
+from noah_jax import create_model, list_models
+
+NUM_PARAMS = {
+    "deit_base_patch16_224": 86_567_656,
+    "deit_base_patch16_384": 86_859_496,
+    "deit_small_patch16_224": 22_050_664,
+    "deit_tiny_050_patch16_224": 1_646_728,
+    "deit_tiny_075_patch16_224": 3_368_824,
+    "deit_tiny_patch16_224": 5_717_416,
+    "noah_deit_base_patch16_224": 86_573_120,
+    "noah_deit_base_patch16_384": 86_864_960,
+    "noah_deit_small_patch16_224": 22_056_896,
+    "noah_deit_tiny_050_patch16_224": 1_653_536,
+    "noah_deit_tiny_075_patch16_224": 3_375_536,
+    "noah_deit_tiny_patch16_224": 5_724_032,
+}
+
+
+def test_every_name_has_a_count():
+    assert sorted(NUM_PARAMS) == list_models("*deit*")
+
+
+@pytest.mark.parametrize("name", NUM_PARAMS)
+def test_num_params(name):
+    model = create_model(name)
+    assert model.num_params == NUM_PARAMS[name]
+    assert model.num_classes == 1000
+    assert model.image_size == ((384, 384) if name.endswith("384") else (224, 224))
+    assert model.abstract()[1] == {}
+
+
+def test_published_counts_are_without_pre_logits():
+    # 1.53 and 1.54 million in the paper's table.
+    model = create_model("deit_tiny_050_patch16_224", pre_logits=False)
+    assert round(model.num_params / 1e6, 2) == 1.53
+    model = create_model("noah_deit_tiny_050_patch16_224", pre_logits=False)
+    assert round(model.num_params / 1e6, 2) == 1.54
+
+
+def _features(model, **size):
+    params, stats = model.abstract()
+    return jax.eval_shape(model.features, params, stats, random_images(**size)).shape
+
+
+def test_features_are_the_token_or_the_map():
+    assert _features(small_model("deit", "linear")) == (2, 192)
+    assert _features(small_model("deit", "noah")) == (2, 4, 4, 192)
+    assert _features(small_model("deit", "noah", pre_logits=False)) == (2, 4, 4, 48)
+    assert _features(small_model("deit", "linear", pre_logits=False)) == (2, 48)
+    assert _features(small_model("deit", width=192)) == (2, 4, 4, 192)
+    assert _features(small_model("deit", width=384, pre_logits=True)) == (2, 4, 4, 192)
+    params, _ = small_model("deit", "linear").abstract()
+    assert params["cls_token"].shape == (1, 1, 48)
+    assert params["pos_embed"].shape == (1, 17, 48)
+    params, _ = small_model("deit", "noah").abstract()
+    assert "cls_token" not in params
+    assert params["pos_embed"].shape == (1, 16, 48)
+    assert "pre_logits" not in small_model("deit", width=192).abstract()[0]
+
+
+def test_pre_logits_ends_in_tanh():
+    model = small_model("deit", depth=0)
+    params = random_params(model)
+    params["pre_logits"]["bias"] = jnp.full(192, 0.5)
+    params["pre_logits"]["kernel"] = jnp.zeros((48, 192))
+    features = model.features(params, {}, random_images())
+    np.testing.assert_allclose(features, np.tanh(0.5), rtol=1e-6)
+
+
+def test_the_map_keeps_its_orientation():
+    """Row and column of a patch are those of its place in the map."""
+    model = small_model("deit", image_size=(64, 96), depth=0, pre_logits=False)
+    params = random_params(model)
+    images = np.zeros((1, 64, 96, 3), np.float32)
+    plain = model.features(params, {}, images)
+    images[0, 16:32, 80:96] = 1
+    change = np.abs(model.features(params, {}, images) - plain).max(-1)[0]
+    assert np.argwhere(change > 0).tolist() == [[1, 5]]
+
+
+def test_initialisers():
+    model = small_model("deit", "linear", width=384, depth=1, num_heads=6, pre_logits=True)
+    params = init(model)
+    block = params["blocks"]["0"]
+    linears = [*block["attn"].values(), *block["mlp"].values(), params["pre_logits"]]
+    for linear in [*linears, params["head"]["linear"]]:
+        check_moments(linear["kernel"], 0.02)
+        assert np.abs(linear["kernel"]).max() > 2.5 * 0.02  # no cut at two sigma
+        np.testing.assert_array_equal(linear["bias"], 0)
+    check_moments(params["pos_embed"], 0.02)
+    check_moments(params["cls_token"], 0.02)
+    patches = params["patch_embed"]["proj"]
+    check_uniform(patches["kernel"], 1 / np.sqrt(3 * 16 * 16))
+    check_uniform(patches["bias"], 1 / np.sqrt(3 * 16 * 16))
+    for norm in (block["norm1"], block["norm2"], params["norm"]):
+        np.testing.assert_array_equal(norm["scale"], 1)
+        np.testing.assert_array_equal(norm["bias"], 0)
+
+
+def test_noah_starts_kaiming_normal():
+    model = small_model("deit", "noah", width=384, num_heads=6, depth=0, num_classes=100)
+    params = init(model)
+    for part in ("query", "value"):
+        check_moments(params["head"][part]["kernel"], np.sqrt(2 / 400))
+        np.testing.assert_array_equal(params["head"][part]["bias"], 0)

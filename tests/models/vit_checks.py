@@ -1,0 +1,122 @@
+"""Small members of the DeiT, PVT and MLP families, and what their tests share."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxprs_in_params
+
+from noah_jax.models.base import Model
+from noah_jax.models.deit import DeiT
+from noah_jax.models.heads import HeadSpec
+from noah_jax.models.mlp import (
+    Affine,
+    GluMlp,
+    MixerBlock,
+    MlpMixer,
+    ResBlock,
+    SpatialGatingBlock,
+    layer_norm,
+    mlp_layer,
+)
+from noah_jax.models.pvt import PVT
+
+_mlp = functools.partial(MlpMixer, width=32, depth=2, patch_size=16, norm=layer_norm)
+_mixer = functools.partial(MixerBlock, token_ratio=1 / 2, mlp=mlp_layer)
+_gmixer = functools.partial(MixerBlock, token_ratio=1, mlp=GluMlp)
+_res = functools.partial(ResBlock, layer_scale=0.1)
+BUILDS = {
+    "deit": functools.partial(DeiT, width=48, num_heads=3, depth=2),
+    "pvt": functools.partial(
+        PVT, widths=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), depths=(1, 1, 1, 1)
+    ),
+    "mixer": functools.partial(_mlp, block=_mixer),
+    "gmixer": functools.partial(_mlp, block=_gmixer),
+    "resmlp": functools.partial(_mlp, block=_res, norm=Affine),
+    "gmlp": functools.partial(_mlp, block=SpatialGatingBlock),
+}
+
+
+# XLA's optimisations take most of a small test's time, above all those of random numbers.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def small_model(
+    kind: str,
+    head: Any = "noah",
+    image_size: tuple[int, int] = (64, 64),
+    num_classes: int = 10,
+    head_drop_rate: float = 0.0,
+    dtype: Any = jnp.float32,
+    **arguments: Any,
+) -> Model:
+    """A model of one of `BUILDS`, two to four blocks deep; `arguments` override the build's."""
+    spec = HeadSpec(
+        kind=head,
+        num_classes=num_classes,
+        head_num=4,
+        key_ratio=1 / 2,
+        drop_rate=head_drop_rate,
+        dtype=dtype,
+    )
+
+    def build(rngs):
+        return BUILDS[kind](spec, image_size=image_size, dtype=dtype, rngs=rngs, **arguments)
+
+    return Model(
+        build,
+        name=kind,
+        arguments=arguments,
+        num_classes=num_classes,
+        image_size=image_size,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+
+
+def random_images(height: int = 64, width: int = 64) -> jax.Array:
+    shape = (2, height, width, 3)
+    return jnp.asarray(np.random.RandomState(7).standard_normal(shape), jnp.float32)
+
+
+def init(model: Model) -> dict[str, Any]:
+    """Fresh parameters."""
+    return quick_jit(model.init)(jax.random.key(0))[0]
+
+
+def random_params(model: Model) -> dict[str, Any]:
+    """Parameters that let every layer be felt, without compiling the initialisers."""
+    random = np.random.RandomState(0)
+
+    def draw(x):
+        noise = random.standard_normal(x.shape).astype(np.float32)
+        return noise / np.sqrt(np.prod(x.shape[:-1])) if len(x.shape) > 1 else 0.5 + 0.1 * noise
+
+    return jax.tree.map(draw, model.abstract()[0])
+
+
+def equations(jaxpr) -> Iterator[Any]:
+    """Every equation of a jaxpr, those of its inner jaxprs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def check_uniform(x: jax.Array, bound: float) -> None:
+    """Uniform in +-bound, as far as the sample shows."""
+    x = np.asarray(x, np.float64)
+    assert np.abs(x).max() <= bound
+    assert np.abs(x).max() > 0.9 * bound
+    check_moments(x, bound / np.sqrt(3))
+
+
+def check_moments(x: jax.Array, std: float) -> None:
+    """Mean 0 and the standard deviation, within four standard errors."""
+    x = np.asarray(x, np.float64)
+    assert abs(x.mean()) < 4 * std / np.sqrt(x.size)
+    np.testing.assert_allclose(x.std(), std, rtol=4 / np.sqrt(x.size))
