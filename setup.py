@@ -14,7 +14,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["noah_jax", "noah_jax.*"]),
-    package_data={"noah_jax.data": ["sample/*", "sample/fashion_mnist_sample/*/*"]},
+    package_data={
+        "noah_jax.data": ["sample/*", "sample/fashion_mnist_sample/*/*"],
+        "noah_jax.models": ["released.json"],
+    },
     install_requires=[
         "absl-py>=2.5",
         "array-record>=0.8.6",

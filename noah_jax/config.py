@@ -24,8 +24,11 @@ def default_config() -> ConfigDict:
     config.model.key_ratio = placeholder(float)  # NOAH's r; None: the published one
     config.model.head_split = True
     config.model.kv_split = True
+    config.model.drop_rate = 0.0  # in the backbone, where it has dropout
+    config.model.drop_path_rate = 0.0  # stochastic depth, likewise
     config.model.head_drop_rate = 0.0
     config.model.batch_norm_group = placeholder(int)  # images; None: the global batch
+    config.model.remat = False  # less memory for one more forward pass
     config.model.dtype = "float32"  # compute dtype; "bfloat16" on TPU and GPU
 
     config.data = ConfigDict()
@@ -60,6 +63,7 @@ def default_config() -> ConfigDict:
     config.optim.decay_all = True  # False spares biases and parameters of one dimension
     config.optim.momentum = 0.9  # sgd
     config.optim.nesterov = False  # sgd
+    config.optim.clip_grad_norm = placeholder(float)  # global norm of the gradients
     config.optim.beta1 = 0.9  # adamw
     config.optim.beta2 = 0.999  # adamw
     config.optim.epsilon = 1e-8  # adamw

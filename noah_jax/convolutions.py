@@ -12,6 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from noah_jax.dtypes import widen
+
 
 def native_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """XLA's own convolution, with `size // 2` zeros on every side; groups by the shapes.
@@ -33,14 +35,14 @@ def native_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 def shifted_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """`native_conv`, depthwise or without groups, as multiply-adds of shifted images.
 
-    There is one for every kernel tap and channel of a group; they are summed in float32.
+    There is one for every kernel tap and channel of a group; they are summed in at least float32.
     """
     size, _, group, _ = kernel.shape
     pad = size // 2
-    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))).astype(jnp.float32)
-    kernel = kernel.astype(jnp.float32)
+    padded = widen(jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))))
+    kernel = widen(kernel)
     height, width = ((n - 1) // stride * stride + 1 for n in x.shape[1:3])
-    out = jnp.zeros((), jnp.float32)
+    out = jnp.zeros((), padded.dtype)
     for i in range(size):
         for j in range(size):
             tap = padded[:, i : i + height : stride, j : j + width : stride]

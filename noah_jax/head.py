@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from noah_jax.dtypes import wide_dtype
+
 
 class Projection(NamedTuple):
     """Weights of a 1x1 (grouped) convolution that gives `head_num * num_classes` channels.
@@ -91,7 +93,8 @@ def _project(part: jax.Array, kernel: jax.Array, head_split: bool) -> jax.Array:
     else:
         part = part.reshape(*part.shape[:2], kernel.shape[0], kernel.shape[1])
         equation = "blnd,ndk->bnkl"
-    return jnp.einsum(equation, part, kernel.astype(part.dtype), preferred_element_type=jnp.float32)
+    wide = wide_dtype(part.dtype)
+    return jnp.einsum(equation, part, kernel.astype(part.dtype), preferred_element_type=wide)
 
 
 def _parts(
@@ -182,14 +185,14 @@ def poca(
 
     weights = jax.nn.softmax(_project(query_part, query.kernel, head_split), axis=-1)
     values = _project(value_part, value.kernel, head_split)
-    bias = value.bias.astype(jnp.float32)
+    bias = value.bias.astype(values.dtype)
     if dropout == 0 or dropout_key is None:
         # The weights sum to one over the positions, so the bias passes through unchanged.
-        return jnp.einsum("bnkl,bnkl->bk", weights, values) + bias.sum(axis=0)
+        return (weights * values).sum((1, 3)) + bias.sum(axis=0)
     values = values + bias[..., None]
     keep = jax.random.bernoulli(dropout_key, 1 - dropout, values.shape)
     values = jnp.where(keep, values / (1 - dropout), 0)
-    return jnp.einsum("bnkl,bnkl->bk", weights, values)
+    return (weights * values).sum((1, 3))
 
 
 def attention(
@@ -243,7 +246,8 @@ def attention(
     if head_split:
         part = part.reshape(*part.shape[:2], head_num, -1)
     equation = ("blnd" if head_split else "bld") + (",ndk" if classes.ndim == 1 else ",ndbk")
-    scores = jnp.einsum(equation + "->bnkl", part, kernel, preferred_element_type=jnp.float32)
+    wide = wide_dtype(part.dtype)
+    scores = jnp.einsum(equation + "->bnkl", part, kernel, preferred_element_type=wide)
     weights = jax.nn.softmax(scores, axis=-1)
     return weights.reshape(*weights.shape[:3], *features.shape[1:-1])
 

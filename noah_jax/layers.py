@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.convolutions import depthwise_conv, image_conv, pointwise_conv
+from noah_jax.dtypes import wide_dtype, widen
 
 # PyTorch's fan-out includes the whole kernel and all output channels, as here for HWIO.
 kaiming_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -182,7 +183,7 @@ class BatchNorm(nnx.Module):
         if not train:
             factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
             offset = self.bias[...] - self.mean[...] * factor
-            return (x.astype(jnp.float32) * factor + offset).astype(self.dtype)
+            return (widen(x) * factor + offset).astype(self.dtype)
 
         batch = x.shape[0]
         group = batch if self.group is None else self.group
@@ -197,7 +198,7 @@ class BatchNorm(nnx.Module):
                 f"BatchNorm needs more than one value per channel to train, got a group of {group}"
                 f" image(s) of shape {x.shape[1:]}; choose a larger batch_norm_group or image"
             )
-        groups = x.astype(jnp.float32).reshape(batch // group, group, *x.shape[1:])
+        groups = widen(x).reshape(batch // group, group, *x.shape[1:])
         axes = tuple(range(1, groups.ndim - 1))
         mean = groups.mean(axes, keepdims=True)
         centred = groups - mean
@@ -275,7 +276,7 @@ class LayerNorm(nnx.LayerNorm):
         super().__init__(
             num_features,
             epsilon=epsilon,
-            dtype=jnp.float32,
+            dtype=wide_dtype(dtype),
             param_dtype=jnp.float32,
             use_fast_variance=False,
             rngs=rngs,
@@ -335,7 +336,7 @@ class LinearHead(nnx.Module):
             param_dtype=jnp.float32,
             kernel_init=kernel_init,
             bias_init=bias_init,
-            preferred_element_type=jnp.float32,
+            preferred_element_type=wide_dtype(dtype),
             rngs=rngs,
         )
         self.dropout = nnx.Dropout(dropout, deterministic=None)
@@ -345,6 +346,6 @@ class LinearHead(nnx.Module):
     ) -> jax.Array:
         """`[batch, *spatial, in_features]` -> float32 logits `[batch, num_classes]`."""
         positions = tuple(range(1, features.ndim - 1))
-        pooled = features.astype(jnp.float32).mean(positions)
+        pooled = widen(features).mean(positions)
         pooled = self.dropout(pooled, deterministic=not train, rngs=key)
-        return self.linear(pooled).astype(jnp.float32)
+        return widen(self.linear(pooled))

@@ -65,7 +65,8 @@ def make_optimizer(
     """SGD or AdamW as PyTorch computes them.
 
     SGD adds the decay to the gradient before the momentum and multiplies by the learning
-    rate after it; AdamW's decay is decoupled and scaled by the learning rate.
+    rate after it; AdamW's decay is decoupled and scaled by the learning rate. Clipping by the
+    gradients' global norm comes first.
 
     Args:
       config: the `optim` section of the configuration.
@@ -76,14 +77,18 @@ def make_optimizer(
     """
     mask = None if config["decay_all"] else decay_mask
     decay = optax.add_decayed_weights(config["weight_decay"], mask)
+    limit = config["clip_grad_norm"]
+    clip = optax.identity() if limit is None else optax.clip_by_global_norm(limit)
     if config["name"] == "sgd":
         return optax.chain(
+            clip,
             decay,
             optax.trace(config["momentum"], nesterov=config["nesterov"]),
             optax.scale_by_learning_rate(schedule),
         )
     if config["name"] == "adamw":
         return optax.chain(
+            clip,
             optax.scale_by_adam(config["beta1"], config["beta2"], config["epsilon"]),
             decay,
             optax.scale_by_learning_rate(schedule),

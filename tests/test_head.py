@@ -8,7 +8,7 @@ from flax import nnx
 
 from noah_jax import NOAH, poca
 from noah_jax.head import Projection, attention
-from noah_jax.parity import main as parity
+from noah_jax.parity.__main__ import main as parity
 
 
 def _weights(head_num, in_query, in_value, num_classes, seed=0):

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from noah_jax.dtypes import check_compute_dtype
 from noah_jax.models import deit, mlp, mobilenetv2, mobilenetv3, pvt, resnet, shufflenetv2
 from noah_jax.models.base import Model
 from noah_jax.models.heads import HeadSpec
@@ -58,8 +59,12 @@ def create_model(
     key_ratio: float | None = None,
     head_split: bool = True,
     kv_split: bool = True,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
     head_drop_rate: float = 0.0,
+    features_only: bool = False,
     batch_norm_group: int | None = None,
+    remat: bool = False,
     dtype: Any = jnp.float32,
     **family_arguments: Any,
 ) -> Model:
@@ -74,11 +79,21 @@ def create_model(
       key_ratio: NOAH's r in (0, 1); by default the published one.
       head_split: whether each NOAH block sees only its share of the channels.
       kv_split: whether NOAH's query and value see different channels.
+      drop_rate: dropout in the backbone while training; DeiT, PVT and the MLP family.
+      drop_path_rate: stochastic depth; DeiT, PVT (of the last block, rising linearly from 0)
+        and the MLP family (the same in every block).
       head_drop_rate: dropout in the head while training.
+      features_only: leaves the head out: `apply` gives the last feature map, `[batch,
+        *spatial, channels]`, in place of the logits. A backbone named without `noah_` keeps
+        what a linear head needs, such as a class token.
       batch_norm_group: images per BatchNorm statistic while training (the original's
         recipes: 32); `None` is the global batch.
-      dtype: compute dtype; parameters, statistics, softmax and logits are float32.
-      **family_arguments: what the family adds, such as ResNet's `stem` and `width`.
+      remat: whether the backward pass computes the blocks' insides again: the same numbers
+        in less memory, for about one more forward pass.
+      dtype: compute dtype: "float32", "bfloat16", ...; parameters, statistics, softmax and
+        logits are float32. ("float64", for parity, where JAX_ENABLE_X64 is set.)
+      **family_arguments: what the family adds: ResNet's `stem` and `width`, DeiT's
+        `pre_logits`.
 
     Raises:
       ValueError: if a name, an argument or its value does not fit; says what would.
@@ -88,6 +103,15 @@ def create_model(
     if not isinstance(kind, nnx.Module) and kind not in ("linear", "noah"):
         raise ValueError(f"head must be 'linear', 'noah' or a flax.nnx.Module, got {kind!r}")
     _check_arguments(name, architecture, family_arguments)
+    for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+        if key in _own_arguments(architecture):
+            family_arguments[key] = rate
+        elif rate:
+            raise ValueError(
+                f"{name} has no {'dropout' if key == 'drop_rate' else 'stochastic depth'} in its"
+                f" backbone: {key} must be 0, got {rate}; head_drop_rate is the head's"
+            )
+    dtype = check_compute_dtype(dtype)
     num_classes = architecture.num_classes if num_classes is None else num_classes
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
@@ -101,6 +125,7 @@ def create_model(
         kv_split=kv_split,
         drop_rate=head_drop_rate,
         dtype=dtype,
+        features_only=features_only,
     )
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
@@ -108,6 +133,7 @@ def create_model(
             spec,
             image_size=size,
             batch_norm_group=batch_norm_group,
+            remat=remat,
             dtype=dtype,
             rngs=rngs,
             **family_arguments,
@@ -122,8 +148,10 @@ def create_model(
         head_split=head_split,
         kv_split=kv_split,
         head_drop_rate=head_drop_rate,
+        features_only=features_only,
         batch_norm_group=batch_norm_group,
-        dtype=jnp.dtype(dtype).name,
+        remat=remat,
+        dtype=dtype.name,
         **family_arguments,
     )
     return Model(
@@ -137,12 +165,17 @@ def create_model(
     )
 
 
-def _check_arguments(name: str, architecture: Architecture, given: dict[str, Any]) -> None:
+def _own_arguments(architecture: Architecture) -> set[str]:
+    """What the architecture's class takes besides what is passed to all."""
     build = architecture.build
     # The class's own signature: Flax's metaclass hides it behind (*args, **kwargs).
     own = set(inspect.signature(build.func.__init__).parameters) - set(build.keywords)
-    own -= {"self", "head", "image_size", "batch_norm_group", "dtype", "rngs"}
+    return own - {"self", "head", "image_size", "batch_norm_group", "remat", "dtype", "rngs"}
+
+
+def _check_arguments(name: str, architecture: Architecture, given: dict[str, Any]) -> None:
     common = set(inspect.signature(create_model).parameters) - {"name", "family_arguments"}
+    own = _own_arguments(architecture) - common
     for key in given:
         if key not in own:
             near = difflib.get_close_matches(key, sorted(own | common), n=1)

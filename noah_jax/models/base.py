@@ -87,8 +87,8 @@ class Model:
           key: random key of dropout and stochastic depth; needed to train with them.
 
         Returns:
-          float32 logits `[batch, num_classes]`, and the statistics (unchanged unless
-          training).
+          float32 logits `[batch, num_classes]` (the feature map if the model is made for
+          `features_only`), and the statistics (unchanged unless training).
 
         Raises:
           ValueError: on images of another rank or channel count.
@@ -120,8 +120,9 @@ class Model:
         """
         module = self._merge(params, stats)
         if not hasattr(module.head, "attention"):
+            what = f"a {type(module.head).__name__}" if module.head is not None else "no"
             raise ValueError(
-                f"{self.name} has a {type(module.head).__name__} head, which has no attention;"
+                f"{self.name} has {what} head, which has no attention;"
                 " create the model with head='noah'"
             )
         features = module.features(_check_images(images), train=False)

@@ -18,6 +18,7 @@ from noah_jax.layers import (
     torch_default_bias,
     torch_default_kernel,
 )
+from noah_jax.models.remat import run_layer
 
 # timm's trunc_normal_(std=0.02) of linears, class token and position embeddings. It cuts at
 # +-2, not at two standard deviations: a plain normal.
@@ -97,27 +98,15 @@ def run_blocks(
     """`x` through the blocks, each `block(x, key)` with a key of its own.
 
     Args:
-      blocks: blocks without state other than parameters.
+      blocks: the blocks.
       x: their input.
       key: random key, or `None`.
-      remat: whether the backward pass computes each block's inside again instead of keeping
-        it: the same numbers in less memory, for one more forward pass.
+      remat: see `run_layer`.
     """
     for i, block in enumerate(blocks):
         block_key = None if key is None else jax.random.fold_in(key, i)
-        x = _remat(block, x, block_key) if remat else block(x, block_key)
+        x = run_layer(block, x, block_key, remat=remat)
     return x
-
-
-def _remat(block: nnx.Module, x: jax.Array, key: jax.Array | None) -> jax.Array:
-    # jax.checkpoint wants a pure function, so the parameters go in as an argument.
-    graphdef, params = nnx.split(block)
-
-    @jax.checkpoint
-    def call(params, x, key):
-        return nnx.merge(graphdef, params)(x, key)
-
-    return call(params, x, key)
 
 
 class PatchEmbed(nnx.Module):

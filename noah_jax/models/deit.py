@@ -25,7 +25,7 @@ from noah_jax.models.blocks import (
     split_key,
     training_key,
 )
-from noah_jax.models.heads import HeadSpec
+from noah_jax.models.heads import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
 
 PRE_LOGITS_WIDTH = 192
@@ -124,10 +124,8 @@ class DeiT(nnx.Module):
         )
         self.head = head.make(features, linear_kernel_init=normal_002, rngs=rngs)
 
-    def features(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
-        """The class token `[batch, channels]`, or all tokens `[batch, rows, columns, channels]`."""
+    def _tokens(self, images: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
+        """`[batch, tokens, channels]`; the class token, if there is one, is the first."""
         check_image_size(images, self.image_size)
         key = training_key(
             key, train=train, drop_rate=self.drop_rate, drop_path_rate=self.drop_path_rate
@@ -142,16 +140,27 @@ class DeiT(nnx.Module):
         x = x + self.pos_embed[...].astype(x.dtype)
         x = self.pos_drop(x, deterministic=pos_key is None, rngs=pos_key)
         x = run_blocks(self.blocks, x, blocks_key, remat=self.remat)
-        x = x.reshape(batch, *self.grid, width) if self.cls_token is None else x[:, 0]
         x = self.norm(x)
         return x if self.pre_logits is None else jnp.tanh(self.pre_logits(x))
+
+    def _map(self, tokens: jax.Array) -> jax.Array:
+        patches = tokens if self.cls_token is None else tokens[:, 1:]
+        return patches.reshape(len(tokens), *self.grid, -1)
+
+    def features(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """The last feature map, `[batch, rows, columns, channels]`, without the class token."""
+        return self._map(self._tokens(images, train=train, key=key))
 
     def __call__(
         self, images: jax.Array, *, train: bool, key: jax.Array | None = None
     ) -> jax.Array:
         features_key, head_key = split_key(key, 2)
-        features = self.features(images, train=train, key=features_key)
-        return self.head(features, train=train, key=head_key)
+        tokens = self._tokens(images, train=train, key=features_key)
+        by_token = self.cls_token is not None and self.head is not None
+        features = tokens[:, 0] if by_token else self._map(tokens)
+        return apply_head(self.head, features, train=train, key=head_key)
 
 
 def _architecture(width, num_heads, image_size=224) -> Architecture:
@@ -161,6 +170,7 @@ def _architecture(width, num_heads, image_size=224) -> Architecture:
         head_num=4,
         key_ratio=1 / 2,
         image_size=(image_size, image_size),
+        interpolation="bicubic",
     )
 
 

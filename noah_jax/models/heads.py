@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -24,6 +25,8 @@ class HeadSpec:
       kv_split: see `NOAH`.
       drop_rate: dropout inside the head.
       dtype: compute dtype.
+      features_only: whether the head is left out; `kind` still decides whether the backbone
+        has what a linear head needs, such as a class token.
     """
 
     kind: str | nnx.Module
@@ -34,6 +37,7 @@ class HeadSpec:
     kv_split: bool = True
     drop_rate: float = 0.0
     dtype: Any = jnp.float32
+    features_only: bool = False
 
     def make(
         self,
@@ -43,8 +47,13 @@ class HeadSpec:
         linear_bias_init: nnx.Initializer = nnx.initializers.zeros,
         noah_kernel_init: nnx.Initializer | None = None,
         rngs: nnx.Rngs,
-    ) -> nnx.Module:
-        """The head for a map of `in_features` channels, started as the family starts it."""
+    ) -> nnx.Module | None:
+        """The head for a map of `in_features` channels, started as the family starts it.
+
+        `None` if only the features are wanted.
+        """
+        if self.features_only:
+            return None
         if isinstance(self.kind, nnx.Module):
             # A copy: the caller's module must not share state with the model.
             return nnx.clone(self.kind)
@@ -70,3 +79,10 @@ class HeadSpec:
             kernel_init=noah_kernel_init,
             rngs=rngs,
         )
+
+
+def apply_head(
+    head: nnx.Module | None, features: jax.Array, *, train: bool, key: jax.Array | None
+) -> jax.Array:
+    """The logits, or the features where there is no head."""
+    return features if head is None else head(features, train=train, key=key)

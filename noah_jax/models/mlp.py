@@ -24,7 +24,7 @@ from noah_jax.models.blocks import (
     split_key,
     training_key,
 )
-from noah_jax.models.heads import HeadSpec
+from noah_jax.models.heads import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
 
 xavier = nnx.initializers.xavier_uniform()
@@ -292,7 +292,7 @@ class MlpMixer(nnx.Module):
     ) -> jax.Array:
         features_key, head_key = split_key(key, 2)
         features = self.features(images, train=train, key=features_key)
-        return self.head(features, train=train, key=head_key)
+        return apply_head(self.head, features, train=train, key=head_key)
 
 
 HALF = (0.5, 0.5, 0.5)
@@ -306,15 +306,14 @@ def _architecture(block, depth, width, patch_size=16, norm=layer_norm, **facts) 
         family="mlp",
         head_num=4,
         key_ratio=1 / 2,
-        **facts,
+        crop_pct=0.9,
+        **{"interpolation": "bicubic", **facts},
     )
 
 
-def _mixer(depth, width, patch_size=16, mean=HALF, std=HALF, num_classes=1000) -> Architecture:
+def _mixer(depth, width, patch_size=16, **facts) -> Architecture:
     block = functools.partial(MixerBlock, token_ratio=1 / 2, mlp=mlp_layer)
-    return _architecture(
-        block, depth, width, patch_size, mean=mean, std=std, num_classes=num_classes
-    )
+    return _architecture(block, depth, width, patch_size, **{"mean": HALF, "std": HALF, **facts})
 
 
 def _gmixer(depth, width) -> Architecture:
@@ -332,7 +331,7 @@ def _gmlp(depth, width) -> Architecture:
 
 
 # MIIL's weights want pixels in 0..1 as they are.
-_MIIL = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+_MIIL = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear")
 
 ARCHITECTURES = {
     "mixer_s32_224": _mixer(8, 512, 32),

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.layers import BatchNorm, ConvNorm, relu6
-from noah_jax.models.heads import HeadSpec
+from noah_jax.models.heads import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
+from noah_jax.models.remat import run_layer
 
 # expansion, channels at width 1, blocks, stride of the first block
 STAGES = (
@@ -54,6 +55,7 @@ class MobileNetV2(nnx.Module):
         changes.
       image_size: unused: any size works.
       batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
+      remat: whether the backward pass computes the blocks' insides again to save memory.
       dtype: compute dtype.
       rngs: source of the initial weights.
     """
@@ -65,10 +67,12 @@ class MobileNetV2(nnx.Module):
         width_mult: float,
         image_size: tuple[int, int],
         batch_norm_group: int | None = None,
+        remat: bool = False,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         del image_size
+        self.remat = remat
         norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
         layer = functools.partial(ConvNorm, norm=norm, dtype=dtype, rngs=rngs)
         in_features = round_channels(32 * width_mult)
@@ -90,13 +94,14 @@ class MobileNetV2(nnx.Module):
         """The last feature map, `[batch, height/32, width/32, channels]`."""
         x = images
         for layer in self.layers:
-            x = layer(x, train=train)
+            x = run_layer(layer, x, train=train, remat=self.remat)
         return x
 
     def __call__(
         self, images: jax.Array, *, train: bool, key: jax.Array | None = None
     ) -> jax.Array:
-        return self.head(self.features(images, train=train), train=train, key=key)
+        features = self.features(images, train=train)
+        return apply_head(self.head, features, train=train, key=key)
 
 
 def _architecture(width_mult) -> Architecture:

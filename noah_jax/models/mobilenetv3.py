@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.layers import BatchNorm, ConvNorm, conv, hard_sigmoid, hard_swish
-from noah_jax.models.heads import HeadSpec
+from noah_jax.models.heads import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
+from noah_jax.models.remat import run_layer
 
 
 class Block(NamedTuple):
@@ -127,6 +128,7 @@ class MobileNetV3(nnx.Module):
       blocks: the inverted residuals in order.
       image_size: unused: any size works.
       batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
+      remat: whether the backward pass computes the blocks' insides again to save memory.
       dtype: compute dtype.
       rngs: source of the initial weights.
     """
@@ -138,10 +140,12 @@ class MobileNetV3(nnx.Module):
         blocks: tuple[Block, ...],
         image_size: tuple[int, int],
         batch_norm_group: int | None = None,
+        remat: bool = False,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         del image_size
+        self.remat = remat
         norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
         layer = functools.partial(ConvNorm, norm=norm, dtype=dtype, rngs=rngs)
         layers = [layer(3, 16, 3, stride=2, activation=hard_swish)]
@@ -151,26 +155,35 @@ class MobileNetV3(nnx.Module):
             in_features = block.features
         hidden = blocks[-1].hidden
         layers.append(layer(in_features, hidden, 1, activation=hard_swish))
-        if head.kind == "linear":
-            layers.append(GlobalPool())
-        layers.append(conv(hidden, 1280, 1, use_bias=True, dtype=dtype, rngs=rngs))
+        # How many layers keep the map; with a linear head the last convolution is not one.
+        self.depth = len(layers)
+        self.pools = head.kind == "linear"
+        if not (self.pools and head.features_only):
+            layers += [GlobalPool()] if self.pools else []
+            layers.append(conv(hidden, 1280, 1, use_bias=True, dtype=dtype, rngs=rngs))
         self.layers = nnx.List(layers)
         self.head = head.make(1280, linear_kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
 
     def features(
         self, images: jax.Array, *, train: bool, key: jax.Array | None = None
     ) -> jax.Array:
-        """The last feature map, `[batch, height/32, width/32, 1280]`; 1x1 with a linear head."""
-        *layers, last = self.layers
+        """The last feature map, `[batch, height/32, width/32, channels]`.
+
+        It has 1280 channels; with a linear head those of the layer before the pooling.
+        """
         x = images
-        for layer in layers:
-            x = layer(x, train=train)
-        return hard_swish(last(x))
+        for layer in list(self.layers)[: self.depth]:
+            x = run_layer(layer, x, train=train, remat=self.remat)
+        return x if self.pools else hard_swish(self.layers[-1](x))
 
     def __call__(
         self, images: jax.Array, *, train: bool, key: jax.Array | None = None
     ) -> jax.Array:
-        return self.head(self.features(images, train=train), train=train, key=key)
+        features = self.features(images, train=train)
+        if self.pools and self.head is not None:
+            pool, last = list(self.layers)[self.depth :]
+            features = hard_swish(last(pool(features, train=train)))
+        return apply_head(self.head, features, train=train, key=key)
 
 
 def _architecture(blocks) -> Architecture:

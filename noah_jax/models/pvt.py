@@ -25,7 +25,7 @@ from noah_jax.models.blocks import (
     split_key,
     training_key,
 )
-from noah_jax.models.heads import HeadSpec
+from noah_jax.models.heads import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
 
 PATCH_SIZES = (4, 2, 2, 2)
@@ -157,10 +157,10 @@ class PVT(nnx.Module):
         self.norm = LayerNorm(in_features, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.head = head.make(in_features, linear_kernel_init=normal_002, rngs=rngs)
 
-    def features(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
-        """The class token `[batch, channels]`, or `[batch, height/32, width/32, channels]`."""
+    def _encode(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The last map, `[batch, height/32, width/32, channels]`, and the class token, if any."""
         patch_grid(images.shape[1:3], STRIDE, "the images' size")
         key = training_key(
             key, train=train, drop_rate=self.drop_rate, drop_path_rate=self.drop_path_rate
@@ -178,14 +178,26 @@ class PVT(nnx.Module):
             x = self.pos_drop(x, deterministic=pos_key is None, rngs=pos_key)
             blocks = getattr(self, f"block{stage + 1}")
             x = run_blocks(blocks, x, blocks_key, remat=self.remat)
-        return self.norm(x if self.cls_token is None else x[:, 0])
+        x = self.norm(x)
+        if self.cls_token is None:
+            return x, None
+        rows, columns = (pixels // STRIDE for pixels in images.shape[1:3])
+        return x[:, 1:].reshape(len(x), rows, columns, -1), x[:, 0]
+
+    def features(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """The last feature map, `[batch, height/32, width/32, channels]`."""
+        return self._encode(images, train=train, key=key)[0]
 
     def __call__(
         self, images: jax.Array, *, train: bool, key: jax.Array | None = None
     ) -> jax.Array:
         features_key, head_key = split_key(key, 2)
-        features = self.features(images, train=train, key=features_key)
-        return self.head(features, train=train, key=head_key)
+        features, token = self._encode(images, train=train, key=features_key)
+        if token is not None and self.head is not None:
+            features = token
+        return apply_head(self.head, features, train=train, key=head_key)
 
     def _join_token(self, x: jax.Array, pos_embed: jax.Array) -> jax.Array:
         """The class token and the map as positioned tokens, `[batch, 1 + positions, channels]`."""
@@ -226,6 +238,7 @@ def _architecture(widths, depths, num_heads=(1, 2, 5, 8)) -> Architecture:
         family="pvt",
         head_num=4,
         key_ratio=1 / 2,
+        interpolation="bicubic",
     )
 
 

@@ -25,6 +25,9 @@ class Architecture:
       image_size: `(height, width)` in pixels of the published recipe.
       mean: per-channel mean the input is normalised by, of pixels in 0..1.
       std: per-channel standard deviation likewise.
+      crop_pct: side of the centre crop over that of the resized image, in the evaluation of
+        the published numbers.
+      interpolation: of that resizing, "bilinear" or "bicubic".
     """
 
     build: functools.partial[nnx.Module]
@@ -35,3 +38,5 @@ class Architecture:
     image_size: tuple[int, int] = (224, 224)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    crop_pct: float = 0.875
+    interpolation: str = "bilinear"

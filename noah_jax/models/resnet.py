@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.layers import BatchNorm, conv, max_pool
-from noah_jax.models.heads import HeadSpec
+from noah_jax.models.heads import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
+from noah_jax.models.remat import run_layer
 
 
 class BasicBlock(nnx.Module):
@@ -89,6 +90,7 @@ class ResNet(nnx.Module):
         pooling, the usual stem for images of some 32 pixels).
       width: channels of the first stage; the published models have 64.
       batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
+      remat: whether the backward pass computes the blocks' insides again to save memory.
       dtype: compute dtype.
       rngs: source of the initial weights.
     """
@@ -103,6 +105,7 @@ class ResNet(nnx.Module):
         stem: str = "imagenet",
         width: int = 64,
         batch_norm_group: int | None = None,
+        remat: bool = False,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -113,6 +116,7 @@ class ResNet(nnx.Module):
             raise ValueError(f"width must be at least 1 channel, got {width}")
         norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
         self.stem = stem
+        self.remat = remat
         size, stride = (7, 2) if stem == "imagenet" else (3, 1)
         self.conv1 = conv(3, width, size, stride=stride, dtype=dtype, rngs=rngs)
         self.bn1 = norm(width)
@@ -137,13 +141,14 @@ class ResNet(nnx.Module):
             x = max_pool(x, 3, 2, 1)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
-                x = block(x, train=train)
+                x = run_layer(block, x, train=train, remat=self.remat)
         return x
 
     def __call__(
         self, images: jax.Array, *, train: bool, key: jax.Array | None = None
     ) -> jax.Array:
-        return self.head(self.features(images, train=train), train=train, key=key)
+        features = self.features(images, train=train)
+        return apply_head(self.head, features, train=train, key=key)
 
 
 def _architecture(block, depths, key_ratio) -> Architecture:

@@ -14,8 +14,9 @@ from noah_jax.layers import (
     torch_default_bias,
     torch_default_kernel,
 )
-from noah_jax.models.heads import HeadSpec
+from noah_jax.models.heads import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
+from noah_jax.models.remat import run_layer
 
 DEPTHS = (4, 8, 4)
 
@@ -64,6 +65,7 @@ class ShuffleNetV2(nnx.Module):
       widths: channels of the three stages and of the last convolution.
       image_size: unused: any size works.
       batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
+      remat: whether the backward pass computes the blocks' insides again to save memory.
       dtype: compute dtype.
       rngs: source of the initial weights.
     """
@@ -75,10 +77,12 @@ class ShuffleNetV2(nnx.Module):
         widths: tuple[int, int, int, int],
         image_size: tuple[int, int],
         batch_norm_group: int | None = None,
+        remat: bool = False,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         del image_size
+        self.remat = remat
         norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
         layer = functools.partial(
             ConvNorm, norm=norm, dtype=dtype, kernel_init=torch_default_kernel(), rngs=rngs
@@ -107,13 +111,14 @@ class ShuffleNetV2(nnx.Module):
         x = max_pool(self.conv1(images, train=train), 3, 2, 1)
         for stage in (self.stage2, self.stage3, self.stage4):
             for unit in stage:
-                x = unit(x, train=train)
+                x = run_layer(unit, x, train=train, remat=self.remat)
         return self.conv5(x, train=train)
 
     def __call__(
         self, images: jax.Array, *, train: bool, key: jax.Array | None = None
     ) -> jax.Array:
-        return self.head(self.features(images, train=train), train=train, key=key)
+        features = self.features(images, train=train)
+        return apply_head(self.head, features, train=train, key=key)
 
 
 def _architecture(*widths) -> Architecture:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from noah_jax import create_model
-from noah_jax.parity import main as parity
+from noah_jax.parity.__main__ import main as parity
 
 
 @pytest.fixture(scope="module")

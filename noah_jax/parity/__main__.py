@@ -1,0 +1,59 @@
+"""Checks the models, their training and the head against vectors of the original PyTorch code.
+
+    python -m noah_jax.parity --golden DIR                       every model
+    python -m noah_jax.parity --golden DIR --models '*resnet*'   some
+    python -m noah_jax.parity --golden DIR --train               the training cases
+    python -m noah_jax.parity --golden DIR --head                the head alone
+
+DIR holds `golden.json`, `models.json.gz` and `logits.npz`; `train.json` and `train.npz`;
+`head.json` and `head.npz`.
+
+A model agrees when its float32 logits are no further from the float64 ones than 5 times
+PyTorch's own float32 logits are, plus 2e-6 (all over the logits' standard deviation). A
+training case agrees when every quantity is within 10 times PyTorch's own float32 deviation
+plus 1e-4, and the first loss within 1e-5; where rounding at the edge of a ReLU exceeds that,
+the run is repeated in float64 and must be within 1e-6. A head case agrees within 1e-5 of its
+largest value, gradients included. Exit code 1 if any disagrees.
+"""
+
+import argparse
+import sys
+
+from noah_jax.parity.files import GoldenError
+from noah_jax.parity.head import check_head
+from noah_jax.parity.models import check_models
+from noah_jax.parity.training import check_training
+from noah_jax.report import fail
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the checks the arguments ask for; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m noah_jax.parity",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--golden", required=True, metavar="DIR", help="the golden vectors")
+    parser.add_argument(
+        "--models", metavar="PATTERN", help="which models (and training cases), shell-style"
+    )
+    parser.add_argument("--train", action="store_true", help="the training cases")
+    parser.add_argument("--head", action="store_true", help="the cases of the head alone")
+    args = parser.parse_args(argv)
+    results = []
+    try:
+        if args.head:
+            results += check_head(args.golden)
+        if args.train:
+            results += check_training(args.golden, args.models or "*")
+        if args.models is not None or not (args.head or args.train):
+            results += check_models(args.golden, args.models or "*")
+    except GoldenError as error:
+        return fail(error)
+    failed = results.count(False)
+    print(f"{len(results) - failed} of {len(results)} agree")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

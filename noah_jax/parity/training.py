@@ -1,0 +1,201 @@
+"""Training parity: five steps from golden weights against the original's float64 run."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from noah_jax.config import default_config
+from noah_jax.convert.golden import golden_images, golden_tensor
+from noah_jax.convert.names import TABLES
+from noah_jax.convert.table import to_torch
+from noah_jax.metrics import per_image
+from noah_jax.models import get_architecture
+from noah_jax.optim import make_optimizer
+from noah_jax.parity.files import read_json, read_npz, read_salt
+from noah_jax.parity.models import golden_model, matching
+
+# Limits over PyTorch's own float32 deviation, and of the first step's loss by itself.
+FACTOR, FLOOR = 10.0, 1e-4
+FIRST_LOSS_LIMIT = 1e-5
+# What float64 must reach where float32 misses its limit.
+FLOAT64_LIMIT = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How far one quantity of a training case is from the original's.
+
+    Attributes:
+      what: "first loss", "loss", "grad", "grad_norm", "change" or "ema_change".
+      error: of our float32 run; losses absolute, everything else relative to the norm of the
+        golden values.
+      theirs: the same of PyTorch's float32 run; `None` for the first loss.
+      limit: what the error may be.
+      float64_error: of our run in float64; `None` if float32 was within its limit everywhere.
+    """
+
+    what: str
+    error: float
+    theirs: float | None
+    limit: float
+    float64_error: float | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the error is within the limit, or nothing but rounding.
+
+        With ReLUs and batches of four, an activation that rounding carries over ReLU's edge
+        moves the gradient by a thousandth, and whether one is carried is chance, PyTorch's
+        deviation likewise. A mistake would show in float64, rounding does not.
+        """
+        if self.error <= self.limit:
+            return True
+        return self.float64_error is not None and self.float64_error <= FLOAT64_LIMIT
+
+
+def compare_training(
+    name: str, spec: Mapping[str, Any], case: Mapping[str, Any], golden: Mapping, salt: str
+) -> list[Comparison]:
+    """Trains a model as the golden run was trained and compares.
+
+    Args:
+      name: a registered model.
+      spec: its entry of `models.json.gz`.
+      case: its entry of `train.json`.
+      golden: its arrays of `train.npz`, without the name in their keys.
+      salt: the salt of the vectors.
+    """
+    theirs = case["torch_float32_deviation"]
+    out = []
+    for what, error in _errors(name, spec, case, golden, salt, "float32").items():
+        if what == "first loss":
+            out.append(Comparison(what, error, None, FIRST_LOSS_LIMIT))
+        else:
+            out.append(Comparison(what, error, theirs[what], FACTOR * theirs[what] + FLOOR))
+    if all(row.error <= row.limit for row in out):
+        return out
+    with jax.enable_x64(True):
+        errors = _errors(name, spec, case, golden, salt, "float64")
+    return [dataclasses.replace(row, float64_error=errors[row.what]) for row in out]
+
+
+def _errors(name, spec, case, golden, salt, dtype) -> dict[str, float]:
+    errors = {}
+    for what, values in _run(name, spec, case, salt, dtype).items():
+        if isinstance(values, dict):
+            reference = np.stack([golden[f"{what}/{key}"] for key in values])
+            # Norms and dot products with the probes, or (EMA) the norms alone.
+            ours = np.stack(list(values.values()))[:, : reference.shape[1]]
+            error = np.linalg.norm(ours - reference) / np.linalg.norm(reference)
+        elif what == "loss":
+            errors["first loss"] = float(abs(values[0] - golden[what][0]))
+            error = np.abs(values - golden[what]).max()
+        else:
+            # The first step's: PyTorch's deviation is given for no other.
+            error = abs(values[0] / golden[what][0] - 1)
+        errors[what] = float(error)
+    return errors
+
+
+def _run(name, spec, case, salt, dtype) -> dict[str, Any]:
+    """The golden run with our model and optimizer; every tensor as [norm, dot with probe]."""
+    model, start = golden_model(name, spec, salt, dtype=dtype)
+    start = jax.tree.map(lambda x: jnp.asarray(x, dtype), start)
+    table = TABLES[get_architecture(name).family]
+    optimizer = _optimizer(case)
+
+    @jax.jit
+    def step(state, images, labels):
+        def loss_fn(params):
+            logits, stats = model.apply(
+                params, state["stats"], images, train=True, key=jax.random.key(0)
+            )
+            loss = per_image(logits, labels, case["smoothing"])["loss"].mean()
+            return loss, stats
+
+        (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        new = {"params": params, "stats": stats}
+        ema = optax.incremental_update(new, state["ema"], 1 - (case["ema"] or 0))
+        return {**new, "opt_state": opt_state, "ema": ema}, loss, grads
+
+    state = {**start, "opt_state": optimizer.init(start["params"]), "ema": start}
+    losses, norms, first = [], [], None
+    for index in range(case["steps"]):
+        images = golden_images(case["image_size"], case["batch"], f"{salt}step{index}")
+        labels = np.random.RandomState(index).randint(0, case["num_classes"], case["batch"])
+        state, loss, grads = step(state, images, jnp.asarray(labels))
+        losses.append(float(loss))
+        norms.append(float(optax.global_norm(grads)))
+        first = grads if first is None else first
+
+    def summary(tree):
+        return {key: _norm_and_dot(key, x) for key, x in to_torch(tree, table).items()}
+
+    def change(now):
+        now = {key: now[key] for key in start}
+        return summary(jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), now, start))
+
+    out = {
+        "loss": np.array(losses),
+        "grad_norm": np.array(norms),
+        "grad": summary({"params": first}),
+        "change": change(state),
+    }
+    if case["ema"]:
+        out["ema_change"] = change(state["ema"])
+    return out
+
+
+def _optimizer(case: Mapping[str, Any]) -> optax.GradientTransformation:
+    config = default_config().optim
+    config.name = case["optimizer"]
+    config.weight_decay = case["weight_decay"]
+    config.clip_grad_norm = case["clip_grad_norm"]
+    if case["optimizer"] == "sgd":
+        config.momentum = case["momentum"]
+        config.decay_all = not case["no_decay_bn"]
+    else:
+        config.epsilon = case["eps"]
+        config.decay_all = False
+    return make_optimizer(config, optax.constant_schedule(case["lr"]))
+
+
+def _norm_and_dot(key: str, x: np.ndarray) -> np.ndarray:
+    """The L2 norm of a tensor and its dot product with the probe of its key."""
+    x = np.asarray(x, np.float64)
+    shape = x.shape if x.ndim > 1 else (*x.shape, 1)
+    probe = golden_tensor("probe.weight" + key, shape).reshape(x.shape)
+    return np.array([np.linalg.norm(x), (x * probe).sum()])
+
+
+def check_training(folder: str, pattern: str) -> Iterator[bool]:
+    """Prints a table of the training cases that match; yields whether each agrees."""
+    salt = read_salt(folder)
+    cases = read_json(folder, "train.json")
+    specs = read_json(folder, "models.json.gz")
+    names = matching(cases, pattern)
+    width = max(map(len, names))
+    print(f"{'training case':{width}} {'':12} {'error':>9} {'PyTorch float32':>15} {'limit':>9}")
+    with read_npz(folder, "train.npz") as arrays:
+        for name in names:
+            prefix = f"{name}/"
+            golden = {k.removeprefix(prefix): arrays[k] for k in arrays if k.startswith(prefix)}
+            rows = compare_training(name, specs[name], cases[name], golden, salt)
+            for row in rows:
+                theirs = "-" if row.theirs is None else f"{row.theirs:.2e}"
+                verdict = "agrees" if row.agrees else "FAILED"
+                if row.float64_error is not None and row.error > row.limit:
+                    verdict += f" ({row.float64_error:.1e} in float64)"
+                print(
+                    f"{name:{width}} {row.what:12} {row.error:9.2e} {theirs:>15}"
+                    f" {row.limit:9.2e} {verdict}",
+                    flush=True,
+                )
+            yield all(row.agrees for row in rows)
