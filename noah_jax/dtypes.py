@@ -1,5 +1,6 @@
 """Which dtype sums, softmax and logits have."""
 
+import functools
 from typing import Any
 
 import jax
@@ -20,6 +21,41 @@ def wide_dtype(dtype: Any) -> np.dtype:
 def widen(x: jax.Array) -> jax.Array:
     """`x` in `wide_dtype` of its own."""
     return x.astype(wide_dtype(x.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def wide_einsum(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    """An einsum of two operands, computed in the left one's dtype, with a wide result.
+
+    Without it the gradient of a bfloat16 product with a float32 result multiplies float32 by
+    bfloat16, which accelerators do several times slower: here the cotangent is rounded to the
+    compute dtype first. Gradients come in the operands' own dtypes, so float32 weights get
+    theirs unrounded.
+
+    Args:
+      equation: such as "bld,ndk->bnkl"; every index stands in two of the three terms.
+      left: activations, in the compute dtype.
+      right: activations or float32 weights.
+    """
+    wide = wide_dtype(left.dtype)
+    return jnp.einsum(equation, left, right.astype(left.dtype), preferred_element_type=wide)
+
+
+def _wide_einsum_forward(equation, left, right):
+    return wide_einsum(equation, left, right), (left, right)
+
+
+def _wide_einsum_backward(equation, operands, cotangent):
+    left, right = operands
+    cotangent = cotangent.astype(left.dtype)
+    operand_terms, out = equation.split("->")
+    left_term, right_term = operand_terms.split(",")
+    to_left = wide_einsum(f"{out},{right_term}->{left_term}", cotangent, right)
+    to_right = wide_einsum(f"{out},{left_term}->{right_term}", cotangent, left)
+    return to_left.astype(left.dtype), to_right.astype(right.dtype)
+
+
+wide_einsum.defvjp(_wide_einsum_forward, _wide_einsum_backward)
 
 
 def check_compute_dtype(dtype: Any) -> np.dtype:

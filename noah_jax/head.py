@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.dtypes import wide_dtype
+from noah_jax.dtypes import wide_einsum
 
 
 class Projection(NamedTuple):
@@ -93,8 +93,7 @@ def _project(part: jax.Array, kernel: jax.Array, head_split: bool) -> jax.Array:
     else:
         part = part.reshape(*part.shape[:2], kernel.shape[0], kernel.shape[1])
         equation = "blnd,ndk->bnkl"
-    wide = wide_dtype(part.dtype)
-    return jnp.einsum(equation, part, kernel.astype(part.dtype), preferred_element_type=wide)
+    return wide_einsum(equation, part, kernel)
 
 
 def _parts(
@@ -242,13 +241,11 @@ def attention(
         if low < 0 or high >= num_classes:
             raise ValueError(f"classes must lie in 0..{num_classes - 1}, got {low}..{high}")
 
-    kernel = query.kernel[..., classes].astype(part.dtype)  # [N, D, m] or [N, D, batch, m]
+    kernel = query.kernel[..., classes]  # [N, D, m] or [N, D, batch, m]
     if head_split:
         part = part.reshape(*part.shape[:2], head_num, -1)
     equation = ("blnd" if head_split else "bld") + (",ndk" if classes.ndim == 1 else ",ndbk")
-    wide = wide_dtype(part.dtype)
-    scores = jnp.einsum(equation + "->bnkl", part, kernel, preferred_element_type=wide)
-    weights = jax.nn.softmax(scores, axis=-1)
+    weights = jax.nn.softmax(wide_einsum(equation + "->bnkl", part, kernel), axis=-1)
     return weights.reshape(*weights.shape[:3], *features.shape[1:-1])
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.convolutions import depthwise_conv, image_conv, pointwise_conv
-from noah_jax.dtypes import wide_dtype, widen
+from noah_jax.dtypes import wide_dtype, wide_einsum, widen
 
 # PyTorch's fan-out includes the whole kernel and all output channels, as here for HWIO.
 kaiming_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -336,10 +336,10 @@ class LinearHead(nnx.Module):
             param_dtype=jnp.float32,
             kernel_init=kernel_init,
             bias_init=bias_init,
-            preferred_element_type=wide_dtype(dtype),
             rngs=rngs,
         )
         self.dropout = nnx.Dropout(dropout, deterministic=None)
+        self.dtype = dtype
 
     def __call__(
         self, features: jax.Array, *, train: bool, key: jax.Array | None = None
@@ -348,4 +348,5 @@ class LinearHead(nnx.Module):
         positions = tuple(range(1, features.ndim - 1))
         pooled = widen(features).mean(positions)
         pooled = self.dropout(pooled, deterministic=not train, rngs=key)
-        return widen(self.linear(pooled))
+        kernel, bias = self.linear.kernel[...], self.linear.bias[...]
+        return wide_einsum("bd,dk->bk", pooled.astype(self.dtype), kernel) + bias

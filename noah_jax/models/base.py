@@ -188,7 +188,8 @@ def _from_dict(abstract: nnx.State, tree: Tree, what: str) -> nnx.State:
             raise ValueError(
                 f"{what} hold {name!r} of shape {jnp.shape(leaf)}, the model has {variable.shape}"
             )
-        leaves.append((path, variable.replace(leaf)))
+        # NumPy arrays would be written to in place.
+        leaves.append((path, variable.replace(jnp.asarray(leaf))))
     if flat:
         raise ValueError(f"{what} hold {sorted(flat)}, which the model does not have")
     return nnx.from_flat_state(leaves)

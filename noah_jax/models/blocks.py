@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from noah_jax.dtypes import wide_einsum
 from noah_jax.layers import (
     LayerNorm,
     conv,
@@ -107,6 +108,23 @@ def run_blocks(
         block_key = None if key is None else jax.random.fold_in(key, i)
         x = run_layer(block, x, block_key, remat=remat)
     return x
+
+
+def attend(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    """Scaled dot-product attention; scores and softmax are float32 whatever the dtype is.
+
+    Args:
+      query: `[batch, tokens, heads, channels]`.
+      keys: `[batch, other tokens, heads, channels]`.
+      values: as `keys`.
+
+    Returns:
+      `[batch, tokens, heads, channels]`.
+    """
+    scale = query.shape[-1] ** -0.5
+    scores = wide_einsum("bqhc,bkhc->bhqk", query, keys) * scale
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    return jnp.einsum("bhqk,bkhc->bqhc", weights, values)
 
 
 class PatchEmbed(nnx.Module):

@@ -1,6 +1,7 @@
 """Training parity: five steps from golden weights against the original's float64 run."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from noah_jax.config import default_config
 from noah_jax.convert.golden import golden_images, golden_tensor
 from noah_jax.convert.names import TABLES
 from noah_jax.convert.table import to_torch
+from noah_jax.experiment import QUICK_COMPILE
 from noah_jax.metrics import per_image
 from noah_jax.models import get_architecture
 from noah_jax.optim import make_optimizer
@@ -109,7 +111,8 @@ def _run(name, spec, case, salt, dtype) -> dict[str, Any]:
     table = TABLES[get_architecture(name).family]
     optimizer = _optimizer(case)
 
-    @jax.jit
+    # Five steps: compiling them well would take longer than running them badly.
+    @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
     def step(state, images, labels):
         def loss_fn(params):
             logits, stats = model.apply(

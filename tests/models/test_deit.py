@@ -50,11 +50,11 @@ def _features(model, **size):
     return jax.eval_shape(model.features, params, stats, random_images(**size)).shape
 
 
-def test_features_are_the_token_or_the_map():
-    assert _features(small_model("deit", "linear")) == (2, 192)
+def test_features_are_the_map():
+    assert _features(small_model("deit", "linear")) == (2, 4, 4, 192)
     assert _features(small_model("deit", "noah")) == (2, 4, 4, 192)
     assert _features(small_model("deit", "noah", pre_logits=False)) == (2, 4, 4, 48)
-    assert _features(small_model("deit", "linear", pre_logits=False)) == (2, 48)
+    assert _features(small_model("deit", "linear", pre_logits=False)) == (2, 4, 4, 48)
     assert _features(small_model("deit", width=192)) == (2, 4, 4, 192)
     assert _features(small_model("deit", width=384, pre_logits=True)) == (2, 4, 4, 192)
     params, _ = small_model("deit", "linear").abstract()

