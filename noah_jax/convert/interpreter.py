@@ -15,9 +15,11 @@ MAX_NAME = 512  # characters of a global's module, and of its name
 MAX_DIGITS = 40  # 128 bits, as random generators' states have
 MAX_INT_BYTES = 17
 MAX_ENCODED = 64  # characters that `_codecs.encode` turns into bytes: NumPy's scalars
-# Hashes of numbers are not salted as those of text are, so a file can choose keys that all
-# collide; this many take a second at most.
+# Hashes of numbers are not salted as those of text are, so a file can choose keys that
+# collide. Small integers, which have different hashes, count once, others 32 times.
 MAX_NUMBER_KEYS = 32_768
+_OTHER_KEY = 32
+_SMALL = range(-(2**60), 2**60)
 MAX_TUPLE_KEY = 16
 
 _KEY_TYPES = (str, bytes, int, float, bool, type(None))
@@ -143,9 +145,9 @@ class Interpreter:
     def check_key(self, key: Any) -> None:
         if type(key) in (str, bytes):
             return
-        self.number_keys += 1
+        self.number_keys += 1 if type(key) is int and key in _SMALL else _OTHER_KEY
         if self.number_keys > MAX_NUMBER_KEYS:
-            raise ReadError(f"more than {MAX_NUMBER_KEYS} keys that are not text")
+            raise ReadError("too many keys that are not text")
         # Hashing nested tuples can take for ever, or overflow the C stack.
         for part in key if type(key) is tuple and len(key) <= MAX_TUPLE_KEY else (key,):
             by_identity = type(part).__hash__ is object.__hash__

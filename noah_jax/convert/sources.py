@@ -147,7 +147,7 @@ def _arrays(path: str | os.PathLike, values: dict) -> dict[str, np.ndarray]:
         elif _is_counter(key):
             continue
         elif not _is_tensor(value):
-            problems.append(f"{_shown(key)} is {describe(value)}, no dense tensor of real numbers")
+            problems.append(f"{_shown(key)} is {describe(value)}, a dense real tensor expected")
         elif name in arrays:
             problems.append(f"{_shown(sources[name])} and {_shown(key)} both name {_shown(name)}")
         else:

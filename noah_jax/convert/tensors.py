@@ -90,12 +90,9 @@ class Tensor:
             return np.zeros(self.shape, self.dtype)
         data = self.storage.archive.read(self.storage.record)
         flat = flat_array(data, self.dtype, len(data) // self.dtype.itemsize)
-        return np.lib.stride_tricks.as_strided(
-            flat[self.offset :],
-            self.shape,
-            [stride * self.dtype.itemsize for stride in self.strides],
-            writeable=False,
-        )
+        size = self.dtype.itemsize
+        strides = [stride * size for stride in self.strides]
+        return np.ndarray(self.shape, self.dtype, flat, self.offset * size, strides)
 
 
 def flat_array(buffer: Any, dtype: np.dtype, count: int, start: int = 0) -> np.ndarray:
@@ -104,10 +101,14 @@ def flat_array(buffer: Any, dtype: np.dtype, count: int, start: int = 0) -> np.n
         return np.zeros(0, dtype)
     if dtype == np.bool_:
         # Any byte but 0 means true; as NumPy's bool only 0 and 1 are defined.
-        return np.frombuffer(buffer, np.uint8, count, start) != 0
-    array = np.frombuffer(buffer, dtype, count, start)
-    # PyTorch aligns its records; what others wrote may have to be copied.
-    return array if array.flags.aligned else array.copy()
+        array = np.frombuffer(buffer, np.uint8, count, start) != 0
+    else:
+        array = np.frombuffer(buffer, dtype, count, start)
+        if not array.flags.aligned:
+            # PyTorch aligns its records; others need not.
+            array = array.copy()
+    array.flags.writeable = False
+    return array
 
 
 def load_storage(archive: Archive, folder: str, pid: Any) -> Storage:
