@@ -96,9 +96,10 @@ def _find(tree: dict) -> tuple[dict | None, dict | None, bool]:
         return raw, average, False
     # Some classes keep both side by side, told apart by the first name in the key.
     averaged = {key for key in tree if type(key) is str and _first_name(key) in _EMA}
-    raw = {key: value for key, value in tree.items() if key not in averaged}
-    average = {key: tree[key] for key in averaged}
-    return _unwrap(raw), _unwrap(average), True
+    rest = {key: value for key, value in tree.items() if key not in averaged}
+    raw = _unwrap(rest, _RAW)
+    average = _unwrap({key: tree[key] for key in tree if key in averaged})
+    return raw, average, raw is None or raw is rest
 
 
 def _unwrap(value: Any, holders: tuple[str, ...] = ()) -> dict | None:

@@ -87,7 +87,7 @@ class Tensor:
           ReadError: if the bytes in the file differ from their checksum.
         """
         if 0 in self.shape:
-            return np.zeros(self.shape, self.dtype)
+            return flat_array(b"", self.dtype, 0).reshape(self.shape)
         data = self.storage.archive.read(self.storage.record)
         flat = flat_array(data, self.dtype, len(data) // self.dtype.itemsize)
         size = self.dtype.itemsize
@@ -98,8 +98,8 @@ class Tensor:
 def flat_array(buffer: Any, dtype: np.dtype, count: int, start: int = 0) -> np.ndarray:
     """`count` numbers from byte `start` of a buffer on, in place where that is possible."""
     if count == 0:
-        return np.zeros(0, dtype)
-    if dtype == np.bool_:
+        array = np.zeros(0, dtype)
+    elif dtype == np.bool_:
         # Any byte but 0 means true; as NumPy's bool only 0 and 1 are defined.
         array = np.frombuffer(buffer, np.uint8, count, start) != 0
     else:

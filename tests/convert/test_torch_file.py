@@ -21,13 +21,13 @@ from noah_jax.convert.unpickle import loads
 FILES = pathlib.Path(__file__).parent.parent / "data" / "torch"
 ROW = np.arange(6, dtype=np.float32).reshape(2, 3)
 SHARED = np.arange(24, dtype=np.float32)
+DTYPES = [
+    *(ml_dtypes.bfloat16, np.float16, np.float32, np.float64),
+    *(np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.bool_),
+]
 # What `scripts/make_torch_fixtures.py` saved.
 EXPECTED = {
-    "bfloat16": ROW.astype(ml_dtypes.bfloat16),
-    **{
-        name: ROW.astype(name)
-        for name in "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 bool".split()  # noqa: SIM905
-    },
+    **{np.dtype(dtype).name: ROW.astype(dtype) for dtype in DTYPES},
     "parameter": ROW + 1,
     "attribute": ROW + 7,
     "scalar": np.float32(2.5),
@@ -48,7 +48,7 @@ def test_every_dtype_and_view_of_torch(name):
     for key, value in EXPECTED.items():
         assert found[key].dtype == value.dtype and found[key].shape == value.shape, key
         np.testing.assert_array_equal(found[key], value, err_msg=key)
-        assert not found[key].flags.writeable or key == "empty"
+        assert not found[key].flags.writeable
     # Mapped from the file: views of one storage share their memory, strides are kept.
     assert np.shares_memory(found["strided"], found["first"])
     assert not np.shares_memory(found["last"], found["first"])
@@ -179,7 +179,7 @@ def test_random_changes_of_a_pickle_give_an_error_or_an_object():
     whole = bytes(archive.read(archive.records["deit/data.pkl"]))
     rng = random.Random(0)
     refused = 0
-    for _ in range(4000):
+    for _ in range(3000):
         try:
             _touch(
                 loads(
@@ -188,7 +188,7 @@ def test_random_changes_of_a_pickle_give_an_error_or_an_object():
             )
         except ReadError:
             refused += 1
-    assert 2000 < refused < 4000
+    assert 1500 < refused < 3000
 
 
 def _changed(data: bytes, rng: random.Random) -> bytes:
@@ -231,7 +231,8 @@ def torch():
 def _check_equal(found, expected, torch) -> None:
     if isinstance(expected, torch.Tensor):
         array = found.numpy()
-        raw = expected.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        copy = expected.detach().clone(memory_format=torch.contiguous_format)
+        raw = copy.flatten().view(torch.uint8).numpy()
         assert array.shape == tuple(expected.shape)
         assert str(expected.dtype) == f"torch.{array.dtype.name}"
         assert array.tobytes() == raw.tobytes()
@@ -253,7 +254,7 @@ def test_random_views_of_torch(torch, tmp_path, protocol):
     generator = torch.Generator().manual_seed(protocol)
     tensors = {}
     for i in range(60):
-        dtype = getattr(torch, rng.choice([key for key in EXPECTED if hasattr(torch, key)]))
+        dtype = getattr(torch, np.dtype(rng.choice(DTYPES)).name)
         shape = [rng.randrange(4 if rng.random() < 0.2 else 7) for _ in range(rng.randrange(5))]
         x = torch.randint(0, 256, (*shape, 8), dtype=torch.uint8, generator=generator)
         x = (x > 127)[..., 0] if dtype == torch.bool else x.view(dtype)[..., 0]
