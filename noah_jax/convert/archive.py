@@ -14,6 +14,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+import numpy as np
+
 from noah_jax.convert.errors import ReadError
 
 MAX_RECORDS = 200_000
@@ -86,7 +88,8 @@ class Archive:
         self.path = path
         self.data = data
         self.records: dict[str, Record] = {}
-        self._verified: set[str] = set()
+        # Of `tensors.Storage`, which many tensors may look into.
+        self.arrays: dict[tuple, np.ndarray] = {}
         spans = []
         for entry, end_of_records in self._entries():
             if entry.name in self.records:
@@ -113,12 +116,10 @@ class Archive:
                 " records as they are; load the file in PyTorch and save it again"
             )
         view = memoryview(self.data)[record.start : record.start + record.size]
-        if self._has_checksums and record.name not in self._verified:
-            if zlib.crc32(view) != record.crc:
-                raise ReadError(
-                    f"{self.path}: record {record.name!r} differs from its checksum; {_DAMAGED}"
-                )
-            self._verified.add(record.name)
+        if self._has_checksums and zlib.crc32(view) != record.crc:
+            raise ReadError(
+                f"{self.path}: record {record.name!r} differs from its checksum; {_DAMAGED}"
+            )
         return view
 
     def _entries(self) -> Iterator[tuple[_Entry, int]]:

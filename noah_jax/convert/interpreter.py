@@ -192,6 +192,9 @@ class Interpreter:
         # Lengths first: joining long texts again and again would fill the memory.
         if any(type(part) is not str or len(part) > MAX_NAME for part in (module, name)):
             raise ReadError(f"module and name of at most {MAX_NAME} characters expected")
+        # Names appear in messages, which are one line each.
+        if not (module + name).isprintable():
+            raise ReadError("a name with characters that cannot be printed")
         self.make(Global(f"{module}.{name}"))
 
     def call(self, function: Any, args: Any) -> None:

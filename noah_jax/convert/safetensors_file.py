@@ -41,8 +41,10 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
             headers = [(key, file.get_slice(key)) for key in file.offset_keys()]
             headers = [(key, item.get_dtype(), item.get_shape()) for key, item in headers]
     except SafetensorError as error:
+        # It may quote the file's text.
+        problem = " ".join(str(error).split())[:300]
         raise ReadError(
-            f"{path}: {error}; the file is damaged or cut short, copy or download it again"
+            f"{path}: {problem}; the file is damaged or cut short, copy or download it again"
         ) from None
     for key, code, shape in headers:
         if code not in _DTYPES:

@@ -64,6 +64,19 @@ class Storage:
     numel: int
     kind: str
 
+    def flat(self, dtype: np.dtype) -> np.ndarray:
+        """All elements, read-only; made once where they have to be copied from the file.
+
+        Raises:
+          ReadError: if the bytes in the file differ from their checksum.
+        """
+        arrays = self.archive.arrays
+        key = (self.record.name, dtype)
+        if key not in arrays:
+            data = self.archive.read(self.record)
+            arrays[key] = flat_array(data, dtype, len(data) // dtype.itemsize)
+        return arrays[key]
+
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Tensor:
@@ -88,10 +101,9 @@ class Tensor:
         """
         if 0 in self.shape:
             return flat_array(b"", self.dtype, 0).reshape(self.shape)
-        data = self.storage.archive.read(self.storage.record)
-        flat = flat_array(data, self.dtype, len(data) // self.dtype.itemsize)
         size = self.dtype.itemsize
         strides = [stride * size for stride in self.strides]
+        flat = self.storage.flat(self.dtype)
         return np.ndarray(self.shape, self.dtype, flat, self.offset * size, strides)
 
 
@@ -122,8 +134,10 @@ def load_storage(archive: Archive, folder: str, pid: Any) -> Storage:
     _, cls, key, _, numel = pid[:5]
     if type(cls) is not Global or type(key) is not str or not _is_count(numel):
         raise ReadError("not the id of a storage")
-    if len(key) > 64 or (record := archive.records.get(f"{folder}/data/{key}")) is None:
-        raise ReadError(f"record '{folder}/data/{key[:64]}' expected, the file has none")
+    name = f"{folder}/data/{key[:64]}"
+    record = archive.records.get(name) if len(key) <= 64 else None
+    if record is None:
+        raise ReadError(f"record {name!r} expected, the file has none")
     kind = cls.name.rpartition(".")[2]
     dtype = DTYPES.get(_STORAGES.get(kind.removesuffix("Storage"), ""))
     if dtype is not None and record.size != numel * dtype.itemsize:

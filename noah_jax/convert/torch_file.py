@@ -79,7 +79,7 @@ def _folder(archive: Archive) -> str:
 def _not_a_zip(data: mmap.mmap) -> str:
     """What a file is that is not a zip file, and what to do."""
     start = data[:512]
-    if _LEGACY_MAGIC in start[:20] or start[257:262] == b"ustar":
+    if _LEGACY_MAGIC in start[:64] or start[257:262] == b"ustar":
         return f"written before PyTorch 1.6 (or in its old format); {_RESAVE}"
     if start.lstrip()[:1] == b"<":
         return "a web page, not a checkpoint: the download went wrong; download it again"

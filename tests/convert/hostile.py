@@ -48,6 +48,7 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "out-of-band buffer": (pickled(b"\x97"), "buffer"),
     "endless name": (pickled(b"c" + b"a" * 10_000), "a line of at most"),
     "name of numbers": (pickled(number(1) + number(2) + b"\x93"), "module and name"),
+    "name of two lines": (pickled(text("a\nb") + text("c") + b"\x93"), "cannot be printed"),
     "long names joined": (
         pickled(_LONG_TEXT + b"q\x00" + b"h\x00h\x00\x930" * 20_000 + NONE),
         "module and name",
