@@ -59,12 +59,8 @@ def load_weights(path: str | os.PathLike, *, ema: bool = False) -> Weights:
         state dict or not the one asked for, keys that become one without their prefixes, or
         something in the state dict that is no array.
     """
-    if is_safetensors(path):
-        tree, metadata = read_safetensors(path)
-        facts = {"metadata": plain(metadata)} if metadata else {}
-    else:
-        tree = read_checkpoint(path)
-        facts = None
+    safetensors = is_safetensors(path)
+    tree, metadata = read_safetensors(path) if safetensors else (read_checkpoint(path), {})
     if type(tree) is not dict:
         raise ReadError(f"{path}: holds {describe(tree)}, a dict expected; save model.state_dict()")
     raw, average, bare = _find(tree)
@@ -74,11 +70,12 @@ def load_weights(path: str | os.PathLike, *, ema: bool = False) -> Weights:
         raise ReadError(f"{path}: no EMA weights in it, only raw ones; {_contents(tree)}")
     if not ema and raw is None:
         raise ReadError(f"{path}: only EMA weights in it, ask for them; {_contents(tree)}")
-    if facts is None:
-        facts = {} if bare else _facts(tree)
-        layout = "bare" if bare else _layout(tree)
+    if safetensors:
+        layout, facts = "safetensors", {"metadata": plain(metadata)} if metadata else {}
+    elif bare:
+        layout, facts = "bare", {}
     else:
-        layout = "safetensors"
+        layout, facts = _layout(tree), _facts(tree)
     return Weights(
         state_dict=_arrays(path, average if ema else raw),
         weights="ema" if ema else "raw",
@@ -92,14 +89,23 @@ def _find(tree: dict) -> tuple[dict | None, dict | None, bool]:
     """The raw and the averaged state dict, and whether they are the tree itself."""
     raw = next(filter(None, (_unwrap(tree.get(key), _RAW) for key in _RAW)), None)
     average = next(filter(None, (_unwrap(tree.get(key), _EMA + _RAW) for key in _EMA)), None)
-    if raw is not None or average is not None:
-        return raw, average, False
-    # Some classes keep both side by side, told apart by the first name in the key.
-    averaged = {key for key in tree if type(key) is str and _first_name(key) in _EMA}
-    rest = {key: value for key, value in tree.items() if key not in averaged}
-    raw = _unwrap(rest, _RAW)
-    average = _unwrap({key: tree[key] for key in tree if key in averaged})
-    return raw, average, raw is None or raw is rest
+    bare = raw is None and average is None
+    if bare:
+        raw = _unwrap(tree, _RAW)
+        bare = raw is tree
+    if raw is not None and average is None:
+        raw, average = _split(raw)
+    return raw, average, bare
+
+
+def _split(values: dict) -> tuple[dict | None, dict | None]:
+    """Raw and averaged weights that lie in one dict, told apart by the first name in the key."""
+    averaged = {key for key in values if type(key) is str and _first_name(key) in _EMA}
+    if not averaged:
+        return values, None
+    raw = {key: value for key, value in values.items() if key not in averaged}
+    average = {key: value for key, value in values.items() if key in averaged}
+    return (raw if _has_weights(raw) else None), average
 
 
 def _unwrap(value: Any, holders: tuple[str, ...] = ()) -> dict | None:

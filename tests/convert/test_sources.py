@@ -133,8 +133,9 @@ def test_moving_averages_of_every_shape(tmp_path, average):
     assert _first(found.state_dict["w"]) == 1 and "n_averaged" not in found.state_dict
 
 
-def test_averages_among_the_keys_of_one_dict(tmp_path):
-    path = _write(tmp_path, _state("model.w", "model_ema.module.w"))
+@pytest.mark.parametrize("wrap", [lambda tree: tree, lambda tree: tb.dictionary(state_dict=tree)])
+def test_averages_among_the_keys_of_one_dict(tmp_path, wrap):
+    path = _write(tmp_path, wrap(_state("model.w", "model_ema.module.w")))
     raw, average = load_weights(path), load_weights(path, ema=True)
     assert raw.has_ema and list(raw.state_dict) == list(average.state_dict) == ["w"]
     assert (_first(raw.state_dict["w"]), _first(average.state_dict["w"])) == (0, 1)
