@@ -37,8 +37,18 @@ def wide_einsum(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
       left: activations, in the compute dtype.
       right: activations or float32 weights.
     """
-    wide = wide_dtype(left.dtype)
-    return jnp.einsum(equation, left, right.astype(left.dtype), preferred_element_type=wide)
+    right = right.astype(left.dtype)
+    if wide_dtype(left.dtype) == left.dtype:
+        return jnp.einsum(equation, left, right)
+
+    def native(left, right):
+        return jnp.einsum(equation, left, right, preferred_element_type=wide_dtype(left.dtype))
+
+    def widened(left, right):
+        return jnp.einsum(equation, widen(left), widen(right))
+
+    # XLA's CPU backend does not know bfloat16 products with a float32 result; the same numbers.
+    return jax.lax.platform_dependent(left, right, cpu=widened, default=native)
 
 
 def _wide_einsum_forward(equation, left, right):
