@@ -134,6 +134,8 @@ def create_model(
         image_size=size,
         mean=architecture.mean,
         std=architecture.std,
+        decay_all=architecture.decay_all,
+        no_decay=architecture.no_decay,
     )
 
 

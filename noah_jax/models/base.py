@@ -27,6 +27,8 @@ class Model:
       image_size: `(height, width)` the model is made for, in pixels.
       mean: per-channel mean of the images in 0..1 that the input is normalised by.
       std: per-channel standard deviation likewise.
+      decay_all: the recipe's weight decay, see `Architecture`.
+      no_decay: likewise.
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class Model:
         image_size: tuple[int, int],
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        decay_all: bool = False,
+        no_decay: tuple[str, ...] = (),
     ):
         self._build = build
         self.name = name
@@ -47,6 +51,8 @@ class Model:
         self.image_size = image_size
         self.mean = mean
         self.std = std
+        self.decay_all = decay_all
+        self.no_decay = no_decay
         abstract = nnx.eval_shape(lambda: build(_Rngs(jax.random.key(0))))
         self._graphdef, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
         self._abstract = (params, stats)

@@ -161,6 +161,7 @@ def _architecture(width, num_heads, image_size=224) -> Architecture:
         head_num=4,
         key_ratio=1 / 2,
         image_size=(image_size, image_size),
+        no_decay=("pos_embed", "cls_token"),
     )
 
 

@@ -226,6 +226,7 @@ def _architecture(widths, depths, num_heads=(1, 2, 5, 8)) -> Architecture:
         family="pvt",
         head_num=4,
         key_ratio=1 / 2,
+        no_decay=("cls_token",),
     )
 
 

@@ -25,6 +25,9 @@ class Architecture:
       image_size: `(height, width)` in pixels of the published recipe.
       mean: per-channel mean the input is normalised by, of pixels in 0..1.
       std: per-channel standard deviation likewise.
+      decay_all: whether the recipe's weight decay takes every parameter; where not, it spares
+        biases, parameters that have one dimension in PyTorch, and `no_decay`.
+      no_decay: paths of further parameters that the recipe's weight decay spares.
     """
 
     build: functools.partial[nnx.Module]
@@ -35,3 +38,5 @@ class Architecture:
     image_size: tuple[int, int] = (224, 224)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    decay_all: bool = False
+    no_decay: tuple[str, ...] = ()
