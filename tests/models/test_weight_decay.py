@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from torch_rules import GOLDEN, expand, read_sections, torch_keys, undecayed_text
+from torch_rules import GOLDEN, cached_model, expand, read_sections, torch_keys, undecayed_text
 
-from noah_jax import create_model, list_models
+from noah_jax import list_models
 from noah_jax.config import default_config
 from noah_jax.convert.table import flatten
 from noah_jax.optim import decay_mask, make_optimizer
@@ -50,7 +50,7 @@ def test_the_golden_text_follows_the_recipes(undecayed):
 
 @pytest.mark.parametrize("name", list_models())
 def test_every_model_spares_what_its_recipe_does(name, undecayed):
-    model = create_model(name)
+    model = cached_model(name)
     params, _ = model.abstract()
     mask = flatten(decay_mask(params, decay_all=model.decay_all, no_decay=model.no_decay))
     keys = torch_keys(name, params)
@@ -93,7 +93,7 @@ def _factor(name):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("name", MODELS)
 def test_decay_moves_what_it_should_and_nothing_else(name, optimizer, undecayed):
-    model = create_model(name)
+    model = cached_model(name)
     before, after = _after_decay(model, optimizer)
     for path, key in torch_keys(name, model.abstract()[0]).items():
         if key in undecayed[name]:
@@ -107,7 +107,7 @@ def test_decay_moves_what_it_should_and_nothing_else(name, optimizer, undecayed)
 @pytest.mark.parametrize("name", MODELS)
 def test_decay_is_that_of_torch_optim(name, optimizer, undecayed):
     torch = pytest.importorskip("torch")
-    model = create_model(name)
+    model = cached_model(name)
     before, after = _after_decay(model, optimizer)
     keys = torch_keys(name, model.abstract()[0])
     tensors = {path: torch.nn.Parameter(torch.tensor(x)) for path, x in before.items()}

@@ -46,6 +46,9 @@ TRUNCATED_STD = 0.87962566103423978
 Shapes = dict[str, tuple[int, ...]]
 
 
+cached_model = functools.cache(create_model)
+
+
 @functools.cache
 def golden_models() -> dict:
     """What `models.json.gz` says of every model."""
@@ -137,7 +140,7 @@ def _mlp_initialiser(name: str, layer: str, kind: str, weight: tuple[int, ...]) 
 
 def initialisers(name: str) -> dict[str, tuple[tuple[int, ...], str]]:
     """Our shape and PyTorch's initialiser of every parameter, by our path."""
-    params, _ = create_model(name).abstract()
+    params, _ = cached_model(name).abstract()
     torch = torch_params(name)
     ours = {key: path for path, key in torch_keys(name, params).items()}
     shapes = flatten(params)
