@@ -60,7 +60,9 @@ def default_config() -> ConfigDict:
     config.optim.final_learning_rate = 0.0  # where cosine and linear end
     config.optim.step_epochs = (30.0, 60.0, 90.0)  # schedule=step: x0.1 at each
     config.optim.weight_decay = 1e-4
-    config.optim.decay_all = True  # False spares biases and parameters of one dimension
+    # Whether weight decay takes every parameter (True) or spares biases, parameters of one
+    # dimension and those the model names (False); None: as in the model's recipe.
+    config.optim.decay_all = placeholder(bool)
     config.optim.momentum = 0.9  # sgd
     config.optim.nesterov = False  # sgd
     config.optim.clip_grad_norm = placeholder(float)  # global norm of the gradients

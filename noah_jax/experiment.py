@@ -214,7 +214,9 @@ def build(config: ConfigDict) -> Experiment:
         eval_source=DecodedSource(eval_source, cache=data.cache),
         train_transform=train_transform,
         eval_transform=eval_transform,
-        optimizer=optim.make_optimizer(config.optim, schedule),
+        optimizer=optim.make_optimizer(
+            config.optim, schedule, decay_all=model.decay_all, no_decay=model.no_decay
+        ),
         schedule=schedule,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,

@@ -1,6 +1,7 @@
 """Optimizers and schedules, composed of optax, with PyTorch's semantics."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -48,19 +49,32 @@ def make_schedule(
     return optax.join_schedules([rise, main], [warmup])
 
 
-def decay_mask(params: Any) -> Any:
-    """True where weight decay applies when biases and one-dimensional parameters are spared.
+def decay_mask(params: Any, *, decay_all: bool, no_decay: Collection[str] = ()) -> Any:
+    """Where weight decay applies: a tree of booleans like `params`.
 
-    A bias is spared by its name, whatever its rank: NOAH's are `[head_num, num_classes]`
-    here and one-dimensional in PyTorch.
+    Args:
+      params: nested dicts of anything with `.ndim`.
+      decay_all: everywhere. If not, it spares biases, parameters of one dimension, and
+        `no_decay`. A bias is one by its name, whatever its rank: NOAH's are
+        `[head_num, num_classes]` here and have one dimension in PyTorch. All other
+        parameters have PyTorch's rank.
+      no_decay: paths of further parameters to spare, such as "pos_embed".
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.ndim > 1 and path[-1].key != "bias", params
-    )
+
+    def decayed(path, leaf):
+        keys = [part.key for part in path]
+        spared = leaf.ndim <= 1 or keys[-1] == "bias" or "/".join(keys) in no_decay
+        return decay_all or not spared
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def make_optimizer(
-    config: Mapping[str, Any], schedule: optax.Schedule
+    config: Mapping[str, Any],
+    schedule: optax.Schedule,
+    *,
+    decay_all: bool,
+    no_decay: Collection[str] = (),
 ) -> optax.GradientTransformation:
     """SGD or AdamW as PyTorch computes them.
 
@@ -71,11 +85,16 @@ def make_optimizer(
     Args:
       config: the `optim` section of the configuration.
       schedule: the learning rate by step.
+      decay_all: the recipe's answer to what decays, see `decay_mask`; holds where the
+        configuration's key of that name is None.
+      no_decay: paths of the parameters that the recipe spares besides.
 
     Raises:
       ValueError: on an unknown name.
     """
-    mask = None if config["decay_all"] else decay_mask
+    if config["decay_all"] is not None:
+        decay_all = config["decay_all"]
+    mask = functools.partial(decay_mask, decay_all=decay_all, no_decay=no_decay)
     decay = optax.add_decayed_weights(config["weight_decay"], mask)
     limit = config["clip_grad_norm"]
     clip = optax.identity() if limit is None else optax.clip_by_global_norm(limit)

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import make_tiny_config
 
-from noah_jax import create_model
 from noah_jax.config import default_config
-from noah_jax.optim import decay_mask, make_optimizer, make_schedule
+from noah_jax.convert.table import flatten
+from noah_jax.experiment import build
+from noah_jax.optim import make_optimizer, make_schedule
 
 
 def _config(**values):
@@ -20,7 +22,10 @@ def _config(**values):
 def _run(config, steps=4, lr=0.1):
     """Weights after some steps with gradients `sin(step + weight)`, for a matrix and a bias."""
     params = {"kernel": jnp.array([[0.5, -1.5]]), "bias": jnp.array([2.0])}
-    optimizer = make_optimizer(config, optax.constant_schedule(lr))
+    # The configuration's word overrides the recipe's.
+    optimizer = make_optimizer(
+        config, optax.constant_schedule(lr), decay_all=not config["decay_all"]
+    )
     state = optimizer.init(params)
     for step in range(steps):
         grads = jax.tree.map(lambda p, s=step: jnp.sin(s + p), params)
@@ -59,12 +64,30 @@ def test_adamw_is_pytorchs(decay_all):
         np.testing.assert_allclose(got[key], p, atol=4 * 0.1 * 2.5e-5)
 
 
-def test_the_mask_spares_biases_and_norms():
-    params, _ = create_model("noah_resnet18").abstract()
-    mask = decay_mask(params)
-    assert mask["conv1"]["kernel"] and mask["head"]["query"]["kernel"]
-    assert not mask["head"]["query"]["bias"]  # two-dimensional here, one in PyTorch
-    assert not mask["bn1"]["scale"] and not mask["bn1"]["bias"]
+def _decayed(config):
+    """Paths of the parameters that an experiment's weight decay moves."""
+    experiment = build(config)
+    params = jax.tree.map(lambda x: jnp.ones((1,) * x.ndim), experiment.model.abstract()[0])
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = experiment.optimizer.update(zeros, experiment.optimizer.init(params), params)
+    return {path for path, update in flatten(updates).items() if update.any()}
+
+
+def test_what_decays_is_the_recipes_unless_configured(class_folders):
+    config = make_tiny_config(class_folders)
+    assert {"conv1/kernel", "bn1/scale", "bn1/bias", "head/query/bias"} <= _decayed(config)
+    config.optim.decay_all = False
+    assert not _decayed(config) & {"bn1/scale", "bn1/bias", "head/query/bias"}
+
+    config = make_tiny_config(class_folders)
+    config.model.name = "deit_tiny_050_patch16_224"
+    config.model.image_size = 32
+    del config.model.stem, config.model.width
+    decayed = _decayed(config)
+    assert "blocks/0/attn/qkv/kernel" in decayed
+    assert not decayed & {"pos_embed", "cls_token", "norm/scale", "head/linear/bias"}
+    config.optim.decay_all = True
+    assert {"pos_embed", "cls_token", "norm/scale", "head/linear/bias"} <= _decayed(config)
 
 
 def test_schedules():
@@ -87,7 +110,7 @@ def test_schedules():
 
 def test_bad_values():
     with pytest.raises(ValueError, match="sgd or adamw"):
-        make_optimizer(_config(name="lion"), optax.constant_schedule(0.1))
+        make_optimizer(_config(name="lion"), optax.constant_schedule(0.1), decay_all=True)
     with pytest.raises(ValueError, match="schedule must be"):
         make_schedule(_config(schedule="cos"), total_steps=9, steps_per_epoch=1)
     with pytest.raises(ValueError, match="warmup_epochs=9"):

@@ -162,6 +162,10 @@ def create_model(
         image_size=size,
         mean=architecture.mean,
         std=architecture.std,
+        crop_pct=architecture.crop_pct,
+        interpolation=architecture.interpolation,
+        decay_all=architecture.decay_all,
+        no_decay=architecture.no_decay,
     )
 
 

@@ -27,6 +27,10 @@ class Model:
       image_size: `(height, width)` the model is made for, in pixels.
       mean: per-channel mean of the images in 0..1 that the input is normalised by.
       std: per-channel standard deviation likewise.
+      crop_pct: of the published evaluation, see `Architecture`.
+      interpolation: likewise.
+      decay_all: the recipe's weight decay, likewise.
+      no_decay: likewise.
     """
 
     def __init__(
@@ -39,6 +43,10 @@ class Model:
         image_size: tuple[int, int],
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        crop_pct: float = 0.875,
+        interpolation: str = "bilinear",
+        decay_all: bool = False,
+        no_decay: tuple[str, ...] = (),
     ):
         self._build = build
         self.name = name
@@ -47,6 +55,10 @@ class Model:
         self.image_size = image_size
         self.mean = mean
         self.std = std
+        self.crop_pct = crop_pct
+        self.interpolation = interpolation
+        self.decay_all = decay_all
+        self.no_decay = no_decay
         abstract = nnx.eval_shape(lambda: build(_Rngs(jax.random.key(0))))
         self._graphdef, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
         self._abstract = (params, stats)

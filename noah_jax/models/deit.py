@@ -171,6 +171,7 @@ def _architecture(width, num_heads, image_size=224) -> Architecture:
         key_ratio=1 / 2,
         image_size=(image_size, image_size),
         interpolation="bicubic",
+        no_decay=("pos_embed", "cls_token"),
     )
 
 

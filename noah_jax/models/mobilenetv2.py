@@ -110,6 +110,7 @@ def _architecture(width_mult) -> Architecture:
         family="mobilenetv2",
         head_num=8,
         key_ratio=1 / 4,
+        decay_all=True,
     )
 
 

@@ -239,6 +239,7 @@ def _architecture(widths, depths, num_heads=(1, 2, 5, 8)) -> Architecture:
         head_num=4,
         key_ratio=1 / 2,
         interpolation="bicubic",
+        no_decay=("cls_token",),
     )
 
 

@@ -28,6 +28,9 @@ class Architecture:
       crop_pct: side of the centre crop over that of the resized image, in the evaluation of
         the published numbers.
       interpolation: of that resizing, "bilinear" or "bicubic".
+      decay_all: whether the recipe's weight decay takes every parameter; where not, it spares
+        biases, parameters that have one dimension in PyTorch, and `no_decay`.
+      no_decay: paths of further parameters that the recipe's weight decay spares.
     """
 
     build: functools.partial[nnx.Module]
@@ -40,3 +43,5 @@ class Architecture:
     std: tuple[float, float, float] = IMAGENET_STD
     crop_pct: float = 0.875
     interpolation: str = "bilinear"
+    decay_all: bool = False
+    no_decay: tuple[str, ...] = ()

@@ -157,6 +157,7 @@ def _architecture(block, depths, key_ratio) -> Architecture:
         family="resnet",
         head_num=4,
         key_ratio=key_ratio,
+        decay_all=True,
     )
 
 

@@ -17,6 +17,7 @@ from noah_jax.convert.table import to_torch
 from noah_jax.experiment import QUICK_COMPILE
 from noah_jax.metrics import per_image
 from noah_jax.models import get_architecture
+from noah_jax.models.base import Model
 from noah_jax.optim import make_optimizer
 from noah_jax.parity.files import read_json, read_npz, read_salt
 from noah_jax.parity.models import golden_model, matching
@@ -109,7 +110,7 @@ def _run(name, spec, case, salt, dtype) -> dict[str, Any]:
     model, start = golden_model(name, spec, salt, dtype=dtype)
     start = jax.tree.map(lambda x: jnp.asarray(x, dtype), start)
     table = TABLES[get_architecture(name).family]
-    optimizer = _optimizer(case)
+    optimizer = _optimizer(case, model)
 
     # Five steps: compiling them well would take longer than running them badly.
     @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
@@ -156,18 +157,21 @@ def _run(name, spec, case, salt, dtype) -> dict[str, Any]:
     return out
 
 
-def _optimizer(case: Mapping[str, Any]) -> optax.GradientTransformation:
+def _optimizer(case: Mapping[str, Any], model: Model) -> optax.GradientTransformation:
     config = default_config().optim
     config.name = case["optimizer"]
     config.weight_decay = case["weight_decay"]
     config.clip_grad_norm = case["clip_grad_norm"]
     if case["optimizer"] == "sgd":
         config.momentum = case["momentum"]
-        config.decay_all = not case["no_decay_bn"]
     else:
         config.epsilon = case["eps"]
-        config.decay_all = False
-    return make_optimizer(config, optax.constant_schedule(case["lr"]))
+    return make_optimizer(
+        config,
+        optax.constant_schedule(case["lr"]),
+        decay_all=not case.get("no_decay_bn", True),
+        no_decay=model.no_decay,
+    )
 
 
 def _norm_and_dot(key: str, x: np.ndarray) -> np.ndarray:

@@ -1,8 +1,7 @@
 """What the tests of the convolutional families share."""
 
 import math
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +14,12 @@ from noah_jax.convert.table import flatten, to_jax, to_torch
 from noah_jax.models import create_model, get_architecture
 from noah_jax.models.base import Model, Tree
 
-T = TypeVar("T")
-
 
 class MapProbe(nnx.Module):
     """A head of the user's own, without weights: means over what it is given."""
 
     def __call__(self, features, *, train, key=None):
         return features.astype(jnp.float32).mean(range(1, features.ndim - 1))
-
-
-def initial(name: str, choose: Callable[[Tree], T]) -> T:
-    """What `choose` picks of a model's initial parameters; no others are computed."""
-    model = create_model(name)
-    return jax.jit(lambda key: choose(model.init(key)[0]))(jax.random.key(0))
 
 
 def train_and_evaluate(name: str, **arguments) -> None:

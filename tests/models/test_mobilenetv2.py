@@ -1,10 +1,8 @@
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from cnn_checks import (
     MapProbe,
-    initial,
     map_shape,
     parameter_count,
     products_in,
@@ -59,24 +57,6 @@ def test_any_image_size_works(size, positions):
 
 def test_bfloat16_multiplies_only_bfloat16():
     assert products_in("mobilenetv2_035", jnp.bfloat16) == {"bfloat16"}
-
-
-def test_initial_weights_are_the_originals():
-    def choose(params):
-        layers = params["layers"]
-        norms = [layers["0"]["bn"], layers["17"]["project"]["bn"]]
-        last = layers["18"]["conv"]["kernel"]
-        return last, layers["17"]["depthwise"]["conv"]["kernel"], norms, params["head"]["linear"]
-
-    last, depthwise, norms, linear = initial("mobilenetv2_050", choose)
-    assert np.std(last) == pytest.approx(np.sqrt(2 / 1280), rel=0.01)
-    # PyTorch's fan-out counts all output channels, though each sees one input channel.
-    assert np.std(depthwise) == pytest.approx(np.sqrt(2 / (9 * depthwise.shape[-1])), rel=0.05)
-    for norm in norms:
-        assert np.all(norm["scale"] == 1) and np.all(norm["bias"] == 0)
-    assert np.std(linear["kernel"]) == pytest.approx(0.01, rel=0.01)
-    assert np.abs(linear["kernel"]).max() > 0.03  # not truncated
-    assert np.all(linear["bias"] == 0)
 
 
 def test_trains_and_evaluates_with_dropout_in_the_head():

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from cnn_checks import (
     MapProbe,
-    initial,
     map_shape,
     parameter_count,
     products_in,
@@ -68,26 +67,6 @@ def test_squeeze_excite_gates_channels():
     # relu6(3 + 1.5 * 2) / 6 = 1 for channel 2, relu6(3 - 9) / 6 = 0 for channel 3, else 1/2
     expected = np.asarray(x) * np.array([0.5, 0.5, 1, 0, 0.5, 0.5, 0.5, 0.5])
     np.testing.assert_allclose(gate(x), expected, rtol=1e-6)
-
-
-def test_initial_weights_are_the_originals():
-    def choose(params):
-        layers = params["layers"]
-        block = layers["11"]
-        return (
-            block["se"]["reduce"]["kernel"],
-            block["depthwise"]["conv"]["kernel"],
-            layers["13"],
-            params["head"],
-        )
-
-    gate, depthwise, last, head = initial("noah_mobilenetv3_small", choose)
-    assert np.std(gate) == pytest.approx(0.01, rel=0.02)
-    assert np.std(depthwise) == pytest.approx(np.sqrt(2 / (25 * 576)), rel=0.05)
-    assert np.std(last["kernel"]) == pytest.approx(np.sqrt(2 / 1280), rel=0.01)
-    assert np.all(last["bias"] == 0)
-    assert np.std(head["query"]["kernel"]) == pytest.approx(np.sqrt(2 / 8000), rel=0.01)
-    assert np.all(head["value"]["bias"] == 0)
 
 
 @pytest.mark.parametrize("head", ["linear", "noah"])

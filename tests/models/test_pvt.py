@@ -1,4 +1,4 @@
-"""PVT: parameter counts, class token, interpolated positions, initialisers."""
+"""PVT: parameter counts, class token, interpolated positions."""
 
 import functools
 import time
@@ -8,9 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from vit_checks import (
-    check_moments,
-    check_uniform,
-    init,
     quick_jit,
     random_images,
     random_params,
@@ -126,30 +123,6 @@ def test_resize_positions_is_pytorch_bilinear(size, expected):
     positions = jnp.arange(6.0).reshape(1, 6, 1) ** 2
     resized = resize_positions(positions, (2, 3), size)
     np.testing.assert_allclose(resized[0, ..., 0], expected, rtol=1e-6)
-
-
-def test_initialisers():
-    model = small_model("pvt", "linear", widths=(64, 96, 128, 160))
-    params = init(model)
-    for stage, (patch, fan_in, width, reduction) in enumerate(
-        [(4, 3, 64, 8), (2, 64, 96, 4), (2, 96, 128, 2), (2, 128, 160, 1)], start=1
-    ):
-        patches = params[f"patch_embed{stage}"]["proj"]
-        check_uniform(patches["kernel"], 1 / np.sqrt(fan_in * patch**2))
-        check_moments(params[f"pos_embed{stage}"], 0.02)
-        block = params[f"block{stage}"]["0"]
-        for layer in ("q", "kv", "proj"):
-            check_moments(block["attn"][layer]["kernel"], 0.02)
-            np.testing.assert_array_equal(block["attn"][layer]["bias"], 0)
-        for layer in ("fc1", "fc2"):
-            check_moments(block["mlp"][layer]["kernel"], 0.02)
-            np.testing.assert_array_equal(block["mlp"][layer]["bias"], 0)
-        if reduction > 1:
-            check_uniform(block["attn"]["sr"]["kernel"], 1 / np.sqrt(width * reduction**2))
-            assert np.abs(block["attn"]["sr"]["bias"]).max() <= 1 / np.sqrt(width * reduction**2)
-            assert np.ptp(block["attn"]["sr"]["bias"]) > 0
-    check_moments(params["cls_token"], 0.02)
-    check_moments(params["head"]["linear"]["kernel"], 0.02)
 
 
 def test_epsilons():

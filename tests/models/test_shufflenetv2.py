@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from cnn_checks import (
     MapProbe,
-    initial,
     map_shape,
     parameter_count,
     products_in,
@@ -54,29 +53,6 @@ def test_any_image_size_works(size, positions):
 
 def test_bfloat16_multiplies_only_bfloat16():
     assert products_in("shufflenetv2_050", jnp.bfloat16) == {"bfloat16"}
-
-
-def test_initial_weights_are_pytorchs_defaults():
-    def choose(params):
-        depthwise = params["stage4"]["3"]["branch2"]["1"]["conv"]["kernel"]
-        return params["conv5"]["conv"]["kernel"], depthwise, params["head"]["linear"]
-
-    def check(leaf, fan_in):
-        bound = 1 / np.sqrt(fan_in)
-        assert 0.95 * bound < np.abs(leaf).max() <= bound
-        assert np.std(leaf) == pytest.approx(bound / np.sqrt(3), rel=0.05)
-
-    last, depthwise, linear = initial("shufflenetv2_050", choose)
-    check(last, 192)
-    check(depthwise, 9)
-    check(linear["kernel"], 1024)
-    check(linear["bias"], 1024)
-
-
-def test_noah_starts_as_everywhere():
-    head = initial("noah_shufflenetv2_050", lambda params: params["head"])
-    assert np.std(head["query"]["kernel"]) == pytest.approx(np.sqrt(2 / 8000), rel=0.01)
-    assert np.all(head["value"]["bias"] == 0)
 
 
 def test_trains_and_evaluates():

@@ -83,11 +83,6 @@ def random_images(height: int = 64, width: int = 64) -> jax.Array:
     return jnp.asarray(np.random.RandomState(7).standard_normal(shape), jnp.float32)
 
 
-def init(model: Model) -> dict[str, Any]:
-    """Fresh parameters."""
-    return quick_jit(model.init)(jax.random.key(0))[0]
-
-
 def random_params(model: Model) -> dict[str, Any]:
     """Parameters that let every layer be felt, without compiling the initialisers."""
     random = np.random.RandomState(0)
@@ -105,18 +100,3 @@ def equations(jaxpr) -> Iterator[Any]:
         yield equation
         for inner in jaxprs_in_params(equation.params):
             yield from equations(inner)
-
-
-def check_uniform(x: jax.Array, bound: float) -> None:
-    """Uniform in +-bound, as far as the sample shows."""
-    x = np.asarray(x, np.float64)
-    assert np.abs(x).max() <= bound
-    assert np.abs(x).max() > 0.9 * bound
-    check_moments(x, bound / np.sqrt(3))
-
-
-def check_moments(x: jax.Array, std: float) -> None:
-    """Mean 0 and the standard deviation, within four standard errors."""
-    x = np.asarray(x, np.float64)
-    assert abs(x.mean()) < 4 * std / np.sqrt(x.size)
-    np.testing.assert_allclose(x.std(), std, rtol=4 / np.sqrt(x.size))
