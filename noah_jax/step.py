@@ -79,7 +79,7 @@ def make_train_step(
         fresh = state["step"] % log_every == 0
         metrics = jax.tree.map(lambda x: jnp.where(fresh, 0, x), state["metrics"])
         values["learning_rate"] = schedule(state["step"])
-        metrics = metrics.merge(TrainMetrics.single_from_model_output(**values))
+        metrics = _merge(metrics, TrainMetrics.single_from_model_output(**values))
         new_state = {
             "step": state["step"] + 1,
             "params": optax.apply_updates(state["params"], updates),
@@ -90,6 +90,11 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
+
+
+def _merge(metrics: Any, new: Any) -> Any:
+    """The metrics with the new ones, in their own dtypes: JAX_ENABLE_X64 would widen them."""
+    return jax.tree.map(lambda out, own: out.astype(own.dtype), metrics.merge(new), metrics)
 
 
 def make_eval_step(
@@ -104,6 +109,6 @@ def make_eval_step(
         images = normalise(batch["image"], mean, std)
         logits, _ = model.apply(params, stats, images, train=False)
         values = per_image(logits, batch["label"])
-        return metrics.merge(EvalMetrics.single_from_model_output(**values, mask=batch["mask"]))
+        return _merge(metrics, EvalMetrics.single_from_model_output(**values, mask=batch["mask"]))
 
     return eval_step
