@@ -18,10 +18,14 @@ jax.config.update(
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption("--golden", default=GOLDEN, type=pathlib.Path, help="other golden vectors")
+
+
 @pytest.fixture
-def golden() -> pathlib.Path:
+def golden(request) -> pathlib.Path:
     """The folder of the golden vectors."""
-    return GOLDEN
+    return request.config.getoption("golden")
 
 
 @pytest.fixture(scope="session")

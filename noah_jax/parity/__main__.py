@@ -35,10 +35,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--golden", required=True, metavar="DIR", help="the golden vectors")
     parser.add_argument(
-        "--models", metavar="PATTERN", help="which models (and training cases), shell-style"
+        "--models", metavar="PATTERN", help="which models or training cases, shell-style"
     )
-    parser.add_argument("--train", action="store_true", help="the training cases")
-    parser.add_argument("--head", action="store_true", help="the cases of the head alone")
+    parser.add_argument(
+        "--train", action="store_true", help="the training cases in place of the logits"
+    )
+    parser.add_argument(
+        "--head", action="store_true", help="the head alone; models only if --models is given"
+    )
     args = parser.parse_args(argv)
     results = []
     try:
@@ -46,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             results += check_head(args.golden)
         if args.train:
             results += check_training(args.golden, args.models or "*")
-        if args.models is not None or not (args.head or args.train):
+        elif args.models is not None or not args.head:
             results += check_models(args.golden, args.models or "*")
     except GoldenError as error:
         return fail(error)

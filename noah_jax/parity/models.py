@@ -92,6 +92,8 @@ def check_models(folder: str, pattern: str) -> Iterator[bool]:
             print(f"[{index + 1}/{len(names)}] {name}", file=sys.stderr, flush=True)
             theirs = specs[name]["torch_float32_error"]
             limit = FACTOR * theirs + FLOOR
+            if name not in golden:
+                raise GoldenError(f"{folder}/logits.npz lacks {name}, which models.json.gz names")
             if name in list_models():
                 error = model_error(name, specs[name], golden[name], salt)
             else:

@@ -2,9 +2,13 @@
 
 import gzip
 import json
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -43,6 +47,11 @@ def test_list_models_takes_a_pattern():
         (dict(head="noah", head_num=7), "head_num=7"),
         (dict(image_size=(1, 2, 3)), "image_size"),
         (dict(image_size=0), "image_size"),
+        (dict(drop_rate=0.1), "no dropout in its backbone.*head_drop_rate"),
+        (dict(drop_path_rate=0.1), "no stochastic depth in its backbone"),
+        (dict(dtype="int8"), "dtype must be one of float32, bfloat16"),
+        (dict(dtype="float64"), "JAX_ENABLE_X64"),
+        (dict(pre_logits=True), "no argument 'pre_logits'"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -54,6 +63,80 @@ def test_head_by_argument_equals_head_by_name():
     by_name, by_argument = create_model("noah_resnet50"), create_model("resnet50", head="noah")
     assert jax.tree.structure(by_name.abstract()) == jax.tree.structure(by_argument.abstract())
     assert create_model("noah_resnet50", head="linear").num_params == 25557032
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("noah_resnet18", (2, 3, 2, 512)),
+        ("mobilenetv2_035", (2, 3, 2, 1280)),
+        ("noah_mobilenetv3_small", (2, 3, 2, 1280)),
+        ("mobilenetv3_small", (2, 3, 2, 576)),  # before the pooling
+        ("shufflenetv2_050", (2, 3, 2, 1024)),
+        ("deit_tiny_patch16_224", (2, 6, 4, 192)),
+        ("noah_deit_tiny_050_patch16_224", (2, 6, 4, 192)),
+        ("pvt_tiny", (2, 3, 2, 512)),
+        ("noah_pvt_tiny", (2, 3, 2, 512)),
+        ("mixer_s16_224", (2, 6, 4, 512)),
+    ],
+)
+def test_features_only(name, shape):
+    whole = create_model(name, image_size=(96, 64))
+    model = create_model(name, image_size=(96, 64), features_only=True)
+    params, stats = model.abstract()
+    assert "head" not in params
+    assert params.keys() <= whole.abstract()[0].keys()
+    images = jax.ShapeDtypeStruct((2, 96, 64, 3), jnp.float32)
+    for train in (False, True):
+        features, _ = jax.eval_shape(
+            lambda p, s, x, train=train: model.apply(p, s, x, train=train), params, stats, images
+        )
+        assert features.shape == shape
+    assert jax.eval_shape(whole.features, *whole.abstract(), images).shape == shape
+
+
+def test_features_only_gives_what_the_head_takes():
+    arguments = dict(num_classes=3, stem="small", width=4, head_num=2)
+    whole = create_model("noah_resnet18", **arguments)
+    params, stats = whole.init(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    backbone = create_model("noah_resnet18", features_only=True, **arguments)
+    head = params.pop("head")
+    features, _ = backbone.apply(params, stats, images, train=False)
+    with pytest.raises(ValueError, match="has no head, which has no attention"):
+        backbone.attention(params, stats, images, jnp.array([0]))
+    params["head"] = head
+    assert jnp.array_equal(features, whole.features(params, stats, images))
+
+
+def test_numpy_weights_are_not_written_to():
+    model = create_model("resnet18", num_classes=3, stem="small", width=4)
+    params, stats = jax.tree.map(np.asarray, model.init(jax.random.key(0)))
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    _, new = model.apply(params, stats, images, train=True)
+    assert np.all(stats["bn1"]["mean"] == 0) and np.any(new["bn1"]["mean"] != 0)
+
+
+def test_large_models_take_seconds_to_describe():
+    start = time.process_time()
+    model = create_model("noah_pvt_huge_v2")
+    jax.eval_shape(model.init, jax.random.key(0))
+    assert time.process_time() - start < 30  # 6 on an idle machine
+
+
+@pytest.mark.slow
+def test_materialising_takes_the_parameters_memory():
+    program = """
+import resource, jax
+from noah_jax import create_model
+model = create_model("noah_pvt_huge_v2")
+peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+jax.block_until_ready(model.init(jax.random.key(0)))
+print((peak() - before) / (4 * model.num_params))
+"""
+    out = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert 1 <= float(out.stdout) <= 1.3
 
 
 class _MaxHead(nnx.Module):

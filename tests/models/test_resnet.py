@@ -1,4 +1,4 @@
-"""ResNet: the boundary, statistics, the small stem, parity."""
+"""ResNet: the boundary, statistics, the small stem."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from noah_jax import create_model
-from noah_jax.parity.__main__ import main as parity
 
 
 @pytest.fixture(scope="module")
@@ -18,27 +17,6 @@ def small():
         jax.random.key(0)
     )
     return model, params, stats
-
-
-def test_golden_logits(golden, capsys):
-    assert parity(["--golden", str(golden), "--models", "*resnet18"]) == 0
-    assert "2 of 2 agree" in capsys.readouterr().out
-
-
-def test_parity_reports_what_it_cannot_check(golden, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="no golden model matches"):
-        parity(["--golden", str(golden), "--models", "resnext*"])
-    with pytest.raises(SystemExit, match=r"golden\.json is missing"):
-        parity(["--golden", str(tmp_path), "--models", "*"])
-
-
-def test_parity_fails_on_wrong_logits(golden, tmp_path, capsys):
-    for name in ("golden.json", "models.json.gz"):
-        (tmp_path / name).write_bytes((golden / name).read_bytes())
-    with np.load(golden / "logits.npz") as logits:
-        np.savez(tmp_path / "logits.npz", resnet18=logits["resnet18"] * (1 + 3e-5))
-    assert parity(["--golden", str(tmp_path), "--models", "resnet18"]) == 1
-    assert "FAILED" in capsys.readouterr().out
 
 
 def test_the_boundary_is_pure_and_plain(small):
