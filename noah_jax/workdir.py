@@ -5,10 +5,12 @@ import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 from noah_jax.checkpoint import restore_model
 from noah_jax.config import OPERATIONAL_KEYS
+from noah_jax.convert.load import load_torch
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
 from noah_jax.report import write_text
@@ -69,10 +71,12 @@ def prepare(workdir: epath.Path, config: dict[str, Any], model: Model) -> None:
 
 
 def load_model(path: str) -> tuple[Model, dict[str, Any], dict[str, Any]]:
-    """A trained model and its weights, from a run's folder.
+    """A trained model and its weights, from a run's folder or a PyTorch file.
 
     Args:
-      path: the `--workdir` of a training run, local or `gs://`.
+      path: the `--workdir` of a training run or a folder that `convert_torch_weights.py` made,
+        local or `gs://`; or a local `.pth` or `.safetensors` file, whose raw (not EMA) weights
+        are taken and whose model is found as the converter finds it.
 
     Returns:
       `(model, params, stats)`, so that
@@ -81,8 +85,12 @@ def load_model(path: str) -> tuple[Model, dict[str, Any], dict[str, Any]]:
     Raises:
       FileNotFoundError: if the folder holds no model.
       noah_jax.checkpoint.CheckpointError: if no checkpoint can be used.
+      ValueError: if a file cannot be read, or no registered model fits it.
     """
     workdir = epath.Path(path)
+    if workdir.is_file():
+        loaded = load_torch(path)
+        return loaded.model, *jax.tree.map(jnp.asarray, (loaded.params, loaded.stats))
     if not (workdir / MODEL_FILE).exists():
         near = ""
         if workdir.parent.is_dir():

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -82,7 +83,7 @@ def to_jax(
     rows = list(table)
     remaining = dict(state_dict)
     for key in state_dict:
-        if any(row.ours is None and _match(row.torch, key) is not None for row in rows):
+        if any(row.ours is None and match(row.torch, key) is not None for row in rows):
             del remaining[key]
     out: dict[str, Any] = {}
     problems = []
@@ -92,11 +93,13 @@ def to_jax(
             problems.append(f"missing key {key}")
             continue
         array = np.asarray(remaining.pop(key))
-        into, out_of = TRANSFORMS[row.transform]
-        # A broadcast zero has the leaf's shape and takes no memory.
-        expected = out_of(np.broadcast_to(np.float32(0), leaf.shape)).shape
+        into, _ = TRANSFORMS[row.transform]
+        expected = _torch_shape(leaf.shape, row)
         if array.shape != expected:
             problems.append(f"{key} has shape {array.shape}, the model needs {expected}")
+            continue
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            problems.append(f"{key} is {array.dtype}, floating-point numbers expected")
             continue
         out[path] = np.ascontiguousarray(into(array, leaf.shape), np.float32)
     problems += [f"extra key {key}" for key in remaining]
@@ -106,6 +109,20 @@ def to_jax(
             + "; ".join(problems)
         )
     return unflatten(out)
+
+
+def expected_shapes(
+    abstract: Mapping[str, Any], table: Iterable[Row]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes by PyTorch key of the state dict that a tree, as for `to_jax`, comes from."""
+    rows = list(table)
+    found = ((leaf, *_torch_key(path, rows)) for path, leaf in flatten(abstract).items())
+    return {key: _torch_shape(leaf.shape, row) for leaf, key, row in found}
+
+
+def _torch_shape(shape: tuple[int, ...], row: Row) -> tuple[int, ...]:
+    # A broadcast zero has the leaf's shape and takes no memory.
+    return TRANSFORMS[row.transform][1](np.broadcast_to(np.float32(0), shape)).shape
 
 
 def to_torch(tree: Mapping[str, Any], table: Iterable[Row]) -> dict[str, np.ndarray]:
@@ -141,6 +158,12 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def match(pattern: str, text: str) -> dict[str, str] | None:
+    """The fields of a pattern such as `layer{s}.conv{c}.weight` in a text that it matches."""
+    found = _regex(pattern).match(text)
+    return None if found is None else found.groupdict()
+
+
 @functools.cache
 def _regex(pattern: str) -> re.Pattern:
     parts = _FIELD.split(pattern)
@@ -150,13 +173,8 @@ def _regex(pattern: str) -> re.Pattern:
     return re.compile(text + r"\Z")
 
 
-def _match(pattern: str, text: str) -> dict[str, str] | None:
-    found = _regex(pattern).match(text)
-    return None if found is None else found.groupdict()
-
-
 def _torch_key(path: str, rows: list[Row]) -> tuple[str, Row]:
     for row in rows:
-        if row.ours is not None and (fields := _match(row.ours, path)) is not None:
+        if row.ours is not None and (fields := match(row.ours, path)) is not None:
             return row.torch.format(**fields), row
     raise ConversionError(f"no row of the conversion table covers {path!r}")

@@ -18,7 +18,7 @@ from noah_jax.models.base import Model
 from noah_jax.models.heads import HeadSpec
 from noah_jax.models.registry import Architecture
 
-_ARCHITECTURES: dict[str, Architecture] = {
+ARCHITECTURES: dict[str, Architecture] = {
     **resnet.ARCHITECTURES,
     **mobilenetv2.ARCHITECTURES,
     **mobilenetv3.ARCHITECTURES,
@@ -32,7 +32,7 @@ _PREFIX = "noah_"
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the registered models that match a shell-style pattern, sorted."""
-    names = [*_ARCHITECTURES, *(_PREFIX + name for name in _ARCHITECTURES)]
+    names = [*ARCHITECTURES, *(_PREFIX + name for name in ARCHITECTURES)]
     return sorted(fnmatch.filter(names, pattern))
 
 
@@ -46,7 +46,7 @@ def get_architecture(name: str) -> Architecture:
         near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "see noah_jax.list_models()"
         raise ValueError(f"unknown model {name!r}; {hint}")
-    return _ARCHITECTURES[name.removeprefix(_PREFIX)]
+    return ARCHITECTURES[name.removeprefix(_PREFIX)]
 
 
 def create_model(

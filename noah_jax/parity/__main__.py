@@ -1,4 +1,13 @@
-"""Checks the models, their training and the head against vectors of the original PyTorch code.
+"""Checks models against numbers that PyTorch computed.
+
+    python -m noah_jax.parity --checkpoint SRC --reference REF.npz
+
+compares a checkpoint (a converted or trained folder, or a PyTorch file) with the answers of
+your own PyTorch model, which `scripts/dump_torch_reference.py` writes: the float32 logits agree
+when they are no further from PyTorch's float64 ones than 5 times PyTorch's own float32 logits
+are, plus 2e-6 (without those: 1e-4), over the logits' standard deviation.
+
+The models, their training and the head against vectors of the original code:
 
     python -m noah_jax.parity --golden DIR                       every model
     python -m noah_jax.parity --golden DIR --models '*resnet*'   some
@@ -19,7 +28,8 @@ largest value, gradients included. Exit code 1 if any disagrees.
 import argparse
 import sys
 
-from noah_jax.parity.files import GoldenError
+from noah_jax.checkpoint import CheckpointError
+from noah_jax.parity.checkpoint import check_checkpoint
 from noah_jax.parity.head import check_head
 from noah_jax.parity.models import check_models
 from noah_jax.parity.training import check_training
@@ -33,7 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--golden", required=True, metavar="DIR", help="the golden vectors")
+    parser.add_argument("--checkpoint", metavar="SRC", help="a folder or a PyTorch file")
+    parser.add_argument("--reference", metavar="NPZ", help="what PyTorch answers with it")
+    parser.add_argument("--golden", metavar="DIR", help="the golden vectors")
     parser.add_argument(
         "--models", metavar="PATTERN", help="which models or training cases, shell-style"
     )
@@ -44,15 +56,22 @@ def main(argv: list[str] | None = None) -> int:
         "--head", action="store_true", help="the head alone; models only if --models is given"
     )
     args = parser.parse_args(argv)
+    if args.checkpoint is None and args.reference is None:
+        if args.golden is None:
+            parser.error("--golden, or --checkpoint and --reference, must be given")
+    elif None in (args.checkpoint, args.reference) or args.golden is not None:
+        parser.error("--checkpoint and --reference go together, without --golden")
     results = []
     try:
+        if args.checkpoint is not None:
+            return 0 if check_checkpoint(args.checkpoint, args.reference) else 1
         if args.head:
             results += check_head(args.golden)
         if args.train:
             results += check_training(args.golden, args.models or "*")
         elif args.models is not None or not args.head:
             results += check_models(args.golden, args.models or "*")
-    except GoldenError as error:
+    except (ValueError, OSError, CheckpointError) as error:
         return fail(error)
     failed = results.count(False)
     print(f"{len(results) - failed} of {len(results)} agree")

@@ -1,0 +1,297 @@
+"""The program that takes weights from PyTorch's files into folders of this project, and out.
+
+    python convert_torch_weights.py SRC DST                find the model, convert, save
+    python convert_torch_weights.py SRC DST --ema          the EMA weights in place of the raw
+    python convert_torch_weights.py SRC DST --dry-run      only say what would be done
+    python convert_torch_weights.py --to-torch FOLDER OUT.safetensors
+
+SRC is a checkpoint of the original's training programs, a state dict (`.pth`), weights of the
+same architectures by torchvision, timm or Facebook, or a safetensors file. Nothing in it is
+unpickled. DST is a new folder for `noah_jax.load_model`, the training program's `--workdir`
+without its records. `--to-torch` writes the state dict, by the original's names, of such a
+folder or of a training run (`.pth` where PyTorch is installed).
+"""
+
+import argparse
+import ast
+import collections
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from noah_jax import workdir as workdirs
+from noah_jax.checkpoint import CheckpointError, save_model
+from noah_jax.convert.load import Loaded, load_torch
+from noah_jax.convert.names import TABLES
+from noah_jax.convert.table import to_torch
+from noah_jax.models import get_architecture
+from noah_jax.report import fail, say
+
+_COUNTER = "num_batches_tracked"
+
+
+def convert(
+    source: str,
+    destination: str,
+    *,
+    name: str | None = None,
+    ema: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+) -> Loaded:
+    """Converts a PyTorch file into a folder that `noah_jax.load_model` reads, and says how.
+
+    Args:
+      source: the file, see `load_torch`.
+      destination: a local folder that does not exist or is empty; made whole or not at all.
+      name: the registered name; `None` finds it.
+      ema: take the EMA weights.
+      arguments: of `create_model`, over what the file tells.
+      dry_run: write nothing.
+
+    Raises:
+      ValueError: in one line, if the file cannot be read, no model fits it, or the folder is
+        taken.
+    """
+    target = _free(destination, folder=True)
+    loaded = load_torch(source, name=name, ema=ema, arguments=arguments)
+    for line in _plan(source, loaded):
+        say(line)
+    if dry_run:
+        say(f"dry run: {destination} would hold this; nothing was written")
+        return loaded
+    facts = {
+        "name": loaded.model.name,
+        "arguments": loaded.model.arguments,
+        "source": {
+            "file": os.path.basename(source),
+            "sha256": _sha256(source),
+            "weights": loaded.weights.weights,
+            "layout": loaded.weights.layout,
+            "facts": loaded.weights.facts,
+            _COUNTER: _counters(loaded.weights.state_dict),
+        },
+    }
+    with _whole(target) as partial:
+        partial.mkdir()
+        tree = {"params": loaded.params, "stats": loaded.stats}
+        save_model(partial / workdirs.CHECKPOINTS, tree)
+        (partial / workdirs.MODEL_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+    say(f"saved in {destination}: noah_jax.load_model({destination!r})")
+    return loaded
+
+
+def export(source: str, destination: str) -> None:
+    """Writes a folder's model as a PyTorch state dict with the original's names.
+
+    Args:
+      source: a folder that `noah_jax.load_model` reads.
+      destination: a new file, `.safetensors` or, where PyTorch is installed, `.pth`.
+
+    Raises:
+      ValueError: in one line, if the file is taken or of another kind.
+      FileNotFoundError: if the folder holds no model.
+      CheckpointError: if no checkpoint in it can be used.
+    """
+    save = _writer(destination)
+    target = _free(destination, folder=False)
+    model, params, stats = workdirs.load_model(source)
+    facts = json.loads((pathlib.Path(source) / workdirs.MODEL_FILE).read_text())
+    tree = {"params": params, "stats": stats}
+    state = to_torch(tree, TABLES[get_architecture(model.name).family])
+    state |= _restored_counters(state, facts.get("source", {}).get(_COUNTER))
+    with _whole(target) as partial:
+        save(state, partial, model.name)
+    say(f"{model.name}: {len(state)} tensors in {destination}")
+
+
+def _plan(source: str, loaded: Loaded) -> Iterator[str]:
+    """What is converted, in lines."""
+    model, weights = loaded.model, loaded.weights
+    yield f"{source}: {_LAYOUTS[weights.layout]}"
+    yield f"  model    {model.name}: {model.num_params:,} parameters"
+    arguments = model.arguments
+    head = f"{arguments['head']} head, {model.num_classes} classes"
+    if arguments["head"] == "noah":
+        head += f", N = {arguments['head_num']}, r = {arguments['key_ratio']:g}"
+    if "pre_logits" in arguments:
+        head += f", {'with' if arguments['pre_logits'] else 'without'} pre_logits"
+    yield f"  head     {head}"
+    yield f"  images   {model.image_size[0]} x {model.image_size[1]} pixels"
+    if weights.weights == "ema":
+        yield "  weights  EMA (the moving average; without --ema the raw ones)"
+    elif weights.has_ema:
+        yield "  weights  raw (--ema takes the moving average that the file has too)"
+    else:
+        yield "  weights  raw (the file has no EMA weights)"
+    told = {k: v for k, v in weights.facts.items() if isinstance(v, int | float | str)}
+    if told:
+        yield "  file     " + ", ".join(f"{key} {_short(value)}" for key, value in told.items())
+    wide = collections.Counter(
+        str(x.dtype) for key, x in weights.state_dict.items() if _lossy(key, x)
+    )
+    for dtype, count in wide.items():
+        yield f"  note     {count} {dtype} tensor(s) are rounded to float32"
+    for note in loaded.notes:
+        yield f"  note     {note}"
+
+
+_LAYOUTS = {
+    "cnn": "a checkpoint of the CNN training",
+    "deit": "a checkpoint of the DeiT training",
+    "pvt": "a checkpoint of the PVT training",
+    "timm": "a checkpoint of timm's training",
+    "wrapped": "a checkpoint with a state dict",
+    "bare": "a state dict",
+    "safetensors": "a safetensors file",
+}
+
+
+def _lossy(key: str, x: np.ndarray) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize > 4
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)[:60]
+
+
+def _counters(state_dict: Mapping[str, np.ndarray]) -> int | dict[str, int]:
+    """BatchNorm's batch counters, which nothing here needs: one number where all are equal."""
+    found = {key: int(value) for key, value in state_dict.items() if key.endswith(f".{_COUNTER}")}
+    values = set(found.values())
+    return found if len(values) > 1 else max(values, default=0)
+
+
+def _restored_counters(
+    state: Mapping[str, np.ndarray], kept: int | Mapping[str, int] | None
+) -> dict[str, np.ndarray]:
+    """The counters that the original's strict loading expects, 0 where none were kept."""
+    keys = [key.removesuffix("running_mean") + _COUNTER for key in state if _is_mean(key)]
+    numbers = kept if isinstance(kept, Mapping) else dict.fromkeys(keys, kept or 0)
+    return {key: np.asarray(numbers.get(key, 0), np.int64) for key in keys}
+
+
+def _is_mean(key: str) -> bool:
+    return key.endswith(".running_mean")
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _free(destination: str, *, folder: bool) -> pathlib.Path:
+    """The destination, if nothing would be lost there."""
+    if "://" in destination:
+        raise ValueError(f"{destination} is not local; convert to a local path and copy it there")
+    path = pathlib.Path(destination).absolute()
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is no folder; make it first or choose another destination")
+    empty = folder and path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty:
+        raise ValueError(f"{destination} exists already; choose another destination or remove it")
+    return path
+
+
+@contextlib.contextmanager
+def _whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path beside the target that takes its place once all went well."""
+    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    try:
+        yield partial
+        partial.rename(target)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def _writer(destination: str) -> Callable[[dict[str, np.ndarray], pathlib.Path, str], None]:
+    """How a state dict is written into a file of that name."""
+    suffix = pathlib.Path(destination).suffix
+    if suffix == ".safetensors":
+        return lambda state, path, name: save_file(
+            state, path, metadata={"format": "pt", "model": name}
+        )
+    if suffix != ".pth":
+        raise ValueError(f"{destination} must end in .safetensors or .pth")
+    try:
+        import torch  # an optional dependency, which only this needs
+    except ImportError:
+        raise ValueError(
+            f"writing {destination} needs PyTorch, which is not installed: pip install torch, or"
+            " write .safetensors, which PyTorch reads with safetensors.torch.load_file"
+        ) from None
+
+    def save(state: dict[str, np.ndarray], path: pathlib.Path, name: str) -> None:
+        # Copies, because PyTorch wants arrays that it may write to.
+        torch.save({key: torch.tensor(value) for key, value in state.items()}, path)
+
+    return save
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """`key=value` of --set."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"KEY=VALUE expected, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Converts what the arguments say; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python convert_torch_weights.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SRC", help="a PyTorch file; a folder with --to-torch")
+    parser.add_argument("destination", metavar="DST", help="a new folder; a file with --to-torch")
+    parser.add_argument("--to-torch", action="store_true", help="from here to PyTorch")
+    parser.add_argument("--model", metavar="NAME", help="registered name, if not to be found")
+    parser.add_argument("--ema", action="store_true", help="take the EMA weights, not the raw ones")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        help="an argument of create_model over what the file tells, such as image_size=64",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    args = parser.parse_args(argv)
+    if args.to_torch and (args.model or args.ema or args.set or args.dry_run):
+        parser.error("--to-torch takes a folder and a file, none of the other options")
+    try:
+        if args.to_torch:
+            export(args.source, args.destination)
+        else:
+            convert(
+                args.source,
+                args.destination,
+                name=args.model,
+                ema=args.ema,
+                arguments=dict(args.set),
+                dry_run=args.dry_run,
+            )
+    except (ValueError, TypeError, OSError, CheckpointError) as error:
+        return fail(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
