@@ -1,0 +1,217 @@
+"""The converter as a user runs it: in, out again, and what it refuses."""
+
+import gzip
+import hashlib
+import json
+import pathlib
+import sys
+
+import files
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from noah_jax import list_models, load_model
+from noah_jax.convert import convert as program
+from noah_jax.convert.golden import golden_state_dict
+from noah_jax.convert.load import load_torch
+from noah_jax.convert.names import TABLES
+from noah_jax.convert.table import to_torch
+from noah_jax.models import create_model, get_architecture
+
+# A small member of every family, and its arguments.
+SMALL = {
+    "noah_resnet18": dict(width=8, num_classes=5),
+    "resnet50": dict(width=4, num_classes=5, stem="small"),
+    "noah_mobilenetv2_035": dict(num_classes=5),
+    "mobilenetv3_small": dict(num_classes=5),
+    "noah_shufflenetv2_050": dict(num_classes=5),
+    "deit_tiny_050_patch16_224": dict(num_classes=5, image_size=64, pre_logits=True),
+    "noah_pvt_tiny_050": dict(num_classes=5, image_size=64),
+    "noah_gmlp_ti16_050_224": dict(num_classes=5, image_size=64),
+    "resmlp_12_224": dict(num_classes=5, image_size=32),
+}
+
+
+def _torch_state(model, params, stats):
+    return to_torch({"params": params, "stats": stats}, TABLES[get_architecture(model.name).family])
+
+
+def _assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        assert value.dtype == expected[key].dtype and value.shape == expected[key].shape, key
+        assert value.tobytes() == expected[key].tobytes(), key
+
+
+def _without_counters(state):
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_in_and_out_again_is_bit_exact(name, tmp_path, capsys):
+    state = files.golden_state(name, **SMALL[name])
+    kind = files.FORMATS[list(SMALL).index(name) % len(files.FORMATS)]
+    source = files.write(tmp_path / "in.pth", state, kind, "net")
+    assert program.main([str(source), str(tmp_path / "folder")]) == 0
+    assert "weights  raw" in capsys.readouterr().out
+    model, _, _ = load_model(str(tmp_path / "folder"))
+    files.assert_same_model(model, create_model(name, **SMALL[name]))
+    out = tmp_path / "out.safetensors"
+    assert program.main(["--to-torch", str(tmp_path / "folder"), str(out)]) == 0
+    _assert_same(load_file(out), state)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "in.pth", "out.safetensors"]
+
+
+def _check_format(path, state, kind, name, arguments):
+    source = files.write(path, state, kind, name)
+    for ema in (False, True)[: 2 if kind in files.WITH_EMA else 1]:
+        loaded = load_torch(source, ema=ema)
+        files.assert_same_model(loaded.model, create_model(name, **arguments))
+        expected = _without_counters(state)
+        if ema:
+            expected = {key: value / 2 for key, value in expected.items()}
+        _assert_same(_torch_state(loaded.model, loaded.params, loaded.stats), expected)
+
+
+@pytest.mark.parametrize("kind", files.FORMATS)
+@pytest.mark.parametrize("name", ["noah_resnet18", "deit_tiny_050_patch16_224"])
+def test_every_format(name, kind, tmp_path):
+    state = files.golden_state(name, **SMALL[name])
+    _check_format(tmp_path / "in.pth", state, kind, name, SMALL[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", files.FORMATS)
+@pytest.mark.parametrize("name", list_models())
+def test_every_model_in_every_format(name, kind, tmp_path, golden):
+    with gzip.open(golden / "models.json.gz", "rt") as file:
+        spec = json.load(file)[name]
+    state = golden_state_dict(spec["state"], spec["gain"])
+    family = get_architecture(name).family
+    given = {"pre_logits": "pre_logits.fc.weight" in state} if family == "deit" else {}
+    _check_format(tmp_path / "in.pth", state, kind, name, given)
+    (tmp_path / "in.pth").unlink()
+
+
+def test_a_really_trained_checkpoint(tmp_path, golden, capsys):
+    source = golden / "checkpoints" / "mobilenetv2_035_noah.pth.tar"
+    folder = tmp_path / "folder"
+    folder.mkdir()  # empty, so not taken
+    assert program.main([str(source), str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "noah_mobilenetv2_035: 409,088 parameters" in said
+    assert "10 classes, N = 8, r = 0.25" in said and "epoch 3, acc 81.97" in said
+    facts = json.loads((folder / "model.json").read_text())
+    assert facts["name"] == "noah_mobilenetv2_035"
+    origin = facts["source"]
+    assert origin["file"] == source.name and origin["weights"] == "raw"
+    assert origin["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert origin["facts"]["acc"] == 81.97
+    # Straight from the file is the same.
+    for ours, theirs in zip(load_model(str(folder)), load_model(str(source)), strict=True):
+        if isinstance(ours, dict):
+            assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), ours, theirs))
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory) -> pathlib.Path:
+    """A small NOAH ResNet in the CNN training's format."""
+    state = files.golden_state("noah_resnet18", width=4, num_classes=5)
+    return files.write(tmp_path_factory.mktemp("small") / "in.pth", state, "cnn", "resnet18")
+
+
+def _error(capsys, *arguments) -> str:
+    assert program.main([str(argument) for argument in arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    return said
+
+
+def test_a_dry_run_writes_nothing(small_file, tmp_path, capsys):
+    assert program.main([str(small_file), str(tmp_path / "folder"), "--dry-run"]) == 0
+    assert "noah_resnet18" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_settings_on_the_command_line(small_file, tmp_path, capsys):
+    arguments = [small_file, tmp_path / "folder", "--dry-run", "--set"]
+    assert program.main([*map(str, arguments), "image_size=64"]) == 0
+    assert "64 x 64 pixels" in capsys.readouterr().out
+    assert "takes no argument 'sizes'" in _error(capsys, *arguments, "sizes=3")
+
+
+def test_what_is_in_the_way_stays(small_file, tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").write_text("mine")
+    for target in ("folder", "folder/mine"):
+        assert "exists already" in _error(capsys, small_file, tmp_path / target)
+    assert "is no folder" in _error(capsys, small_file, tmp_path / "none" / "folder")
+    assert "not local" in _error(capsys, small_file, "gs://bucket/folder")
+    assert [p.name for p in tmp_path.rglob("*")] == ["folder", "mine"]
+
+
+def test_a_failure_leaves_nothing(small_file, tmp_path, capsys, monkeypatch):
+    def fail(directory, tree):
+        directory.mkdir()
+        (directory / "half").write_text("")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(program, "save_model", fail)
+    assert "No space left" in _error(capsys, small_file, tmp_path / "folder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_problem_is_listed_and_refused(tmp_path, capsys):
+    state = files.golden_state("noah_resnet18", width=4, num_classes=5)
+    del state["bn1.weight"], state["layer3.0.conv1.weight"]
+    state["surplus.weight"] = np.zeros(3, np.float32)
+    state["head.value.weight"] = state["head.value.weight"][:, :1]
+    state["bn1.bias"] = state["bn1.bias"].astype(np.int64)
+    save_file(state, tmp_path / "in.safetensors")
+    message = _error(
+        capsys, tmp_path / "in.safetensors", tmp_path / "out", "--model", "noah_resnet18",
+        "--set", "head_num=4", "--set", "num_classes=5", "--set", "key_ratio=0.5",
+    )  # fmt: skip
+    for problem in (
+        "missing key bn1.weight",
+        "missing key layer3.0.conv1.weight",
+        "extra key surplus.weight",
+        "bn1.bias is int64",
+        "head.value.weight has shape (20, 1, 1, 1), the model needs (20, 4, 1, 1)",
+    ):
+        assert problem in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_ema_weights(small_file, tmp_path, capsys):
+    assert "no EMA weights" in _error(capsys, small_file, tmp_path / "folder", "--ema")
+
+
+def test_files_for_pytorch(small_file, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "folder"
+    assert program.main([str(small_file), str(folder)]) == 0
+    (tmp_path / "there.safetensors").write_text("mine")
+    for name, problem in (
+        ("there.safetensors", "exists already"),
+        ("out.npz", "must end in .safetensors or .pth"),
+    ):
+        assert problem in _error(capsys, "--to-torch", folder, tmp_path / name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "needs PyTorch, which is not installed" in _error(
+        capsys, "--to-torch", folder, tmp_path / "out.pth"
+    )
+    assert "no model.json" in _error(capsys, "--to-torch", tmp_path, tmp_path / "out.safetensors")
+
+
+def test_files_that_pytorch_reads_and_writes(small_file, tmp_path):
+    torch = pytest.importorskip("torch")
+    folder, out = tmp_path / "folder", tmp_path / "out.pth"
+    assert program.main([str(small_file), str(folder)]) == 0
+    assert program.main(["--to-torch", str(folder), str(out)]) == 0
+    state = torch.load(out, weights_only=True)
+    expected = files.golden_state("noah_resnet18", width=4, num_classes=5)
+    _assert_same({key: value.numpy() for key, value in state.items()}, expected)
+    loaded = load_torch(out)
+    found = _torch_state(loaded.model, loaded.params, loaded.stats)
+    _assert_same(found, _without_counters(expected))
