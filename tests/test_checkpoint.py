@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from noah_jax.checkpoint import CheckpointError, Checkpoints, digests, restore_model
+from noah_jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    digests,
+    host_digests,
+    restore_model,
+    save_model,
+)
 
 
 def _state(step=0):
@@ -111,3 +118,27 @@ def test_any_single_bit_changes_the_digest(dtype):
 def test_swapped_values_change_the_digest():
     x = jnp.arange(12.0).reshape(3, 4)
     assert np.any(digests({"x": x})["x"] != digests({"x": x[::-1]})["x"])
+
+
+def test_a_model_alone(tmp_path):
+    state = {key: jax.device_get(_state(3)[key]) for key in ("params", "stats")}
+    save_model(tmp_path / "new", state)
+    abstract = {key: _abstract()[key] for key in state}
+    assert _equal(restore_model(tmp_path / "new", abstract), state)
+    _flip_a_bit(_largest_file(tmp_path / "new"))
+    with pytest.raises(CheckpointError, match="can be used"):
+        restore_model(tmp_path / "new", abstract)
+
+
+def test_digests_of_host_and_device_are_the_same():
+    random = np.random.RandomState(0)
+    tree = {
+        "wide": random.standard_normal((2**20 + 3, 2)).astype(np.float32),
+        "half": random.standard_normal((3, 5)).astype(jnp.bfloat16),
+        "turned": random.standard_normal((4, 6)).astype(np.float32).T,
+        "bytes": np.arange(7, dtype=np.uint8),
+        "scalar": np.float32(3),
+        "truth": np.array([True, False]),
+    }
+    found = jax.device_get(jax.jit(digests)(tree))
+    assert {k: [int(v) for v in value] for k, value in found.items()} == host_digests(tree)

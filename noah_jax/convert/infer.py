@@ -218,9 +218,28 @@ def _create(
         if weight is not None and weight.ndim == 2:
             arguments["num_classes"] = weight.shape[0]
     else:
-        published = create_model(_PREFIX + base, **{**arguments, **_not_the_heads(given)})
+        published, fits = _published_head(state_dict, base, {**arguments, **_backbone_only(given)})
+        if fits and _backbone_only(given) == given:
+            return published, _differences(state_dict, published, family)
         arguments |= _noah_arguments(state_dict, published, architecture, given)
     model = create_model(_name(base, kind), **{**arguments, **given})
+    return model, _differences(state_dict, model, family)
+
+
+def _published_head(
+    state_dict: StateDict, base: str, arguments: dict[str, Any]
+) -> tuple[Model, bool]:
+    """An architecture with its published N and r, and whether the file's head is that."""
+    family, head_num = get_architecture(base).family, get_architecture(base).head_num
+    rows = np.shape(state_dict[_head_key(family, _QUERY)])[:1] or (0,)
+    num_classes = max(rows[0] // head_num, 1)
+    model = create_model(_PREFIX + base, **{**arguments, "num_classes": num_classes})
+    head = expected_shapes({"params": {"head": model.abstract()[0]["head"]}}, TABLES[family])
+    return model, all(np.shape(state_dict.get(key)) == shape for key, shape in head.items())
+
+
+def _differences(state_dict: StateDict, model: Model, family: str) -> list[str]:
+    """Where the file differs from a model, their heads apart."""
     table = TABLES[family]
     theirs = {
         key: value.shape
@@ -235,10 +254,10 @@ def _create(
             found = f"shape {theirs[key]}" if key in theirs else "nothing"
             needs = f"shape {ours[key]}" if key in ours else "nothing"
             problems.append(f"{key}: {found} in the file, {needs} in the model")
-    return model, sorted(problems)
+    return sorted(problems)
 
 
-def _not_the_heads(given: dict[str, Any]) -> dict[str, Any]:
+def _backbone_only(given: dict[str, Any]) -> dict[str, Any]:
     heads = ("num_classes", "head_num", "key_ratio", "head_split", "kv_split")
     return {key: value for key, value in given.items() if key not in heads}
 

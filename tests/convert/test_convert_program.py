@@ -112,7 +112,7 @@ def test_a_really_trained_checkpoint(tmp_path, golden, capsys):
     # Straight from the file is the same.
     for ours, theirs in zip(load_model(str(folder)), load_model(str(source)), strict=True):
         if isinstance(ours, dict):
-            assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), ours, theirs))
+            jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 @pytest.fixture(scope="module")
