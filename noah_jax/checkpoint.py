@@ -21,7 +21,6 @@ from orbax.checkpoint import checkpoint_managers
 _MODEL_KEYS = ("params", "stats")
 # One pass over the state now and then: compiling it quickly matters more than its speed.
 _QUICK_COMPILE = {"xla_backend_optimization_level": 0}
-_SAVE_CONCURRENT_GB = 0.1
 _FACTORS = (0x9E3779B1, 0x85EBCA77)  # odd constants of the xxHash family
 _CHUNK = 2**20  # values digested at a time, so that a large array needs no memory of its size
 
@@ -145,10 +144,10 @@ def save_model(directory: str | epath.Path, tree: dict[str, Any]) -> None:
       tree: `{"params": ..., "stats": ...}` of NumPy or JAX arrays.
     """
     step = epath.Path(directory) / "0"
-    # A few arrays at a time, or Orbax would hold a second copy of all of them.
-    handler = ocp.StandardCheckpointHandler(save_concurrent_gb=_SAVE_CONCURRENT_GB)
+    # Compressing weights saves hardly any space and holds another copy of them in memory.
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False)
     with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
-        checkpointer.save(step / "model", args=ocp.args.StandardSave(tree))
+        checkpointer.save(step / "model", args=ocp.args.PyTreeSave(tree))
     with contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as writer:
         writer.save(step / "digests", args=ocp.args.JsonSave(host_digests(tree)))
 

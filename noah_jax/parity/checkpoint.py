@@ -40,10 +40,11 @@ def check_checkpoint(checkpoint: str, reference: str, *, batch_size: int = 32) -
             f"{reference} has logits of {logits.shape[1]} classes, {model.name} of {checkpoint}"
             f" has {model.num_classes}; they are different models"
         )
-    apply = jax.jit(lambda x: model.apply(params, stats, x, train=False)[0])
+    apply = jax.jit(lambda params, stats, x: model.apply(params, stats, x, train=False)[0])
     # Accelerators would multiply float32 in fewer bits.
     with jax.default_matmul_precision("float32"):
-        parts = [apply(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+        starts = range(0, len(images), batch_size)
+        parts = [apply(params, stats, images[i : i + batch_size]) for i in starts]
     ours = np.concatenate([np.asarray(part, np.float64) for part in parts])
 
     scale = logits.std()
