@@ -18,12 +18,9 @@ import jax
 import numpy as np
 
 from noah_jax.config import UsageError
-from noah_jax.convert.golden import golden_state_dict
-from noah_jax.convert.names import TABLES
-from noah_jax.convert.table import to_jax, to_torch
-from noah_jax.convert.torch_reference import torch_forward, torch_state
-from noah_jax.models import create_model, get_architecture
-from noah_jax.models.base import Model, Tree
+from noah_jax.convert.torch_reference import example_weights, torch_forward, torch_state
+from noah_jax.models import create_model
+from noah_jax.models.base import Model
 
 # One member of each family.
 MODELS = (
@@ -61,7 +58,7 @@ def benchmark_eval(
     Raises:
       ValueError: if PyTorch's logits are not ours; the two would not be comparable.
     """
-    params, stats = _weights(model)
+    params, stats = example_weights(model)
     random = np.random.RandomState(0)
     images = random.standard_normal((batch, *model.image_size, 3)).astype(np.float32)
     calls = {"noah_jax": _our_call(model, params, stats, images)}
@@ -81,19 +78,11 @@ def benchmark_eval(
     return speeds
 
 
-def _weights(model: Model) -> tuple[Tree, Tree]:
-    """Some weights that let every layer be felt; drawing the initial ones takes a compilation."""
-    params, stats = model.abstract()
-    abstract = {"params": params, "stats": stats}
-    table = TABLES[get_architecture(model.name).family]
-    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract)
-    shapes = {key: array.shape for key, array in to_torch(zeros, table).items()}
-    tree = to_jax(golden_state_dict(shapes, gain=1.0), table, abstract)
-    return tree["params"], tree.get("stats", {})
-
-
 def _our_call(model, params, stats, images) -> Callable[[], jax.Array]:
-    apply = jax.jit(lambda *arguments: model.apply(*arguments, train=False)[0])
+    apply = jax.jit(
+        lambda *arguments: model.apply(*arguments, train=False)[0],
+        compiler_options=model.evaluation_options(),
+    )
     arguments = jax.device_put((params, stats, images))
     return lambda: apply(*arguments).block_until_ready()
 

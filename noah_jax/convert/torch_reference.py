@@ -8,10 +8,13 @@ tensors' shapes. PyTorch is optional, so it is imported where it is first needed
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import jax
+import numpy as np
 from flax import nnx
 
+from noah_jax.convert.golden import golden_state_dict
 from noah_jax.convert.names import TABLES
-from noah_jax.convert.table import to_torch
+from noah_jax.convert.table import to_jax, to_torch
 from noah_jax.layers import hard_swish
 from noah_jax.models import get_architecture
 from noah_jax.models.base import Model, Tree
@@ -31,6 +34,17 @@ def torch_state(model: Model, params: Tree, stats: Tree) -> dict[str, "Tensor"]:
     arrays = to_torch({"params": params, "stats": stats}, table)
     # A copy: PyTorch warns of arrays that it may not write to.
     return {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}
+
+
+def example_weights(model: Model) -> tuple[Tree, Tree]:
+    """Parameters and statistics that let every layer be felt, without compiling anything."""
+    params, stats = model.abstract()
+    abstract = {"params": params, "stats": stats}
+    table = TABLES[get_architecture(model.name).family]
+    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract)
+    shapes = {key: array.shape for key, array in to_torch(zeros, table).items()}
+    tree = to_jax(golden_state_dict(shapes, gain=1.0), table, abstract)
+    return tree["params"], tree.get("stats", {})
 
 
 def torch_forward(model: Model) -> Callable[[Mapping[str, "Tensor"], "Tensor"], "Tensor"]:

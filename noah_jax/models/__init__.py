@@ -134,6 +134,7 @@ def create_model(
         image_size=size,
         mean=architecture.mean,
         std=architecture.std,
+        dense=architecture.dense,
     )
 
 

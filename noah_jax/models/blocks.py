@@ -4,6 +4,8 @@ In these blocks a random key of `None` means evaluation: dropout and stochastic 
 off. The models turn their mode into such a key once, by `training_key`.
 """
 
+import functools
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,8 +32,59 @@ def class_token(features: int, rngs: nnx.Rngs) -> nnx.Param:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, by erf."""
-    return jax.nn.gelu(x, approximate=False)
+    """The exact GELU, by erf.
+
+    JAX writes it with erfc, which on CPUs takes three times as long as PyTorch's formula.
+    """
+    return jax.lax.platform_dependent(
+        x, cpu=_erf_gelu, default=functools.partial(jax.nn.gelu, approximate=False)
+    )
+
+
+def _erf_gelu(x):
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
+def attend(query: jax.Array, keys: jax.Array, value: jax.Array) -> jax.Array:
+    """Softmax attention; scores and softmax are float32 inside.
+
+    Args:
+      query: `[batch, tokens, heads, channels]`.
+      keys: `[batch, others, heads, channels]`.
+      value: likewise.
+
+    Returns:
+      `[batch, tokens, heads, channels]`.
+    """
+    return jax.lax.platform_dependent(
+        query,
+        keys,
+        value,
+        cpu=heads_first_attention,
+        default=functools.partial(jax.nn.dot_product_attention, implementation="xla"),
+    )
+
+
+def heads_first_attention(query: jax.Array, keys: jax.Array, value: jax.Array) -> jax.Array:
+    """`attend` as plain batches of matrix products.
+
+    On CPUs it takes 0.5 to 0.7 times as long as `jax.nn.dot_product_attention`, whose heads
+    stay beside the channels.
+    """
+    one_head = query.shape[2] == 1
+    q, k, v = (x[:, :, 0] if one_head else x.swapaxes(1, 2) for x in (query, keys, value))
+    scores = jnp.einsum(
+        "...qc,...kc->...qk", q / math.sqrt(q.shape[-1]), k, preferred_element_type=jnp.float32
+    )
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    share = 1 / weights.sum(axis=-1, keepdims=True)
+    # The softmax's division, on whichever has fewer numbers.
+    few_keys = k.shape[-2] < v.shape[-1]
+    weights = (weights * share if few_keys else weights).astype(v.dtype)
+    out = jnp.einsum("...qk,...kc->...qc", weights, v, preferred_element_type=jnp.float32)
+    out = (out if few_keys else out * share).astype(query.dtype)
+    return out[:, :, None] if one_head else out.swapaxes(1, 2)
 
 
 def patch_grid(size: tuple[int, int], patch_size: int, what: str = "image_size") -> tuple[int, int]:

@@ -15,6 +15,7 @@ from noah_jax.layers import LayerNorm
 from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
+    attend,
     check_image_size,
     check_rates,
     class_token,
@@ -45,8 +46,7 @@ class Attention(nnx.Module):
         """`[batch, tokens, features]` -> the same shape."""
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
         query, keys, value = (qkv[:, :, i] for i in range(3))
-        # Scores and softmax are float32 inside.
-        out = jax.nn.dot_product_attention(query, keys, value, implementation="xla")
+        out = attend(query, keys, value)
         return self.drop(self.proj(out.reshape(x.shape)), deterministic=key is None, rngs=key)
 
 

@@ -105,6 +105,7 @@ def _architecture(width_mult) -> Architecture:
         family="mobilenetv2",
         head_num=8,
         key_ratio=1 / 4,
+        dense=False,
     )
 
 

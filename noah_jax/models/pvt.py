@@ -16,6 +16,7 @@ from noah_jax.layers import LayerNorm, conv, torch_default_bias, torch_default_k
 from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
+    attend,
     check_rates,
     class_token,
     linear_rates,
@@ -68,8 +69,7 @@ class SpatialReductionAttention(nnx.Module):
         reduced = self.norm(self.sr(x)) if self.reduction > 1 else x
         query = self.q(x).reshape(batch, -1, self.num_heads, x.shape[-1] // self.num_heads)
         kv = self.kv(reduced).reshape(batch, -1, 2, *query.shape[2:])
-        # Scores and softmax are float32 inside.
-        out = jax.nn.dot_product_attention(query, kv[:, :, 0], kv[:, :, 1], implementation="xla")
+        out = attend(query, kv[:, :, 0], kv[:, :, 1])
         return self.drop(self.proj(out.reshape(x.shape)), deterministic=key is None, rngs=key)
 
 

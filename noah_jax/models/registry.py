@@ -25,6 +25,7 @@ class Architecture:
       image_size: `(height, width)` in pixels of the published recipe.
       mean: per-channel mean the input is normalised by, of pixels in 0..1.
       std: per-channel standard deviation likewise.
+      dense: whether large matrix products make up most of the evaluation.
     """
 
     build: functools.partial[nnx.Module]
@@ -35,3 +36,4 @@ class Architecture:
     image_size: tuple[int, int] = (224, 224)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    dense: bool = True
