@@ -31,6 +31,7 @@ class Architecture:
       decay_all: whether the recipe's weight decay takes every parameter; where not, it spares
         biases, parameters that have one dimension in PyTorch, and `no_decay`.
       no_decay: paths of further parameters that the recipe's weight decay spares.
+      dense: whether large matrix products make up most of the evaluation.
     """
 
     build: functools.partial[nnx.Module]
@@ -45,3 +46,4 @@ class Architecture:
     interpolation: str = "bilinear"
     decay_all: bool = False
     no_decay: tuple[str, ...] = ()
+    dense: bool = True
