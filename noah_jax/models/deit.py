@@ -27,7 +27,7 @@ from noah_jax.models.blocks import (
     training_key,
 )
 from noah_jax.models.heads import HeadSpec
-from noah_jax.models.registry import Architecture
+from noah_jax.models.registry import NARROW, Architecture
 
 PRE_LOGITS_WIDTH = 192
 
@@ -161,6 +161,7 @@ def _architecture(width, num_heads, image_size=224) -> Architecture:
         head_num=4,
         key_ratio=1 / 2,
         image_size=(image_size, image_size),
+        dense=width > NARROW,
     )
 
 
