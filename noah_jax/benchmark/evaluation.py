@@ -9,6 +9,7 @@ that the machine's noise meets both. Without PyTorch only ours is measured.
 
 import argparse
 import importlib.util
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -36,6 +37,7 @@ MODELS = (
     "noah_gmlp_ti16_224",
 )
 _SECONDS = 0.5  # of one measurement
+_QUIET = 0.5  # load average that leaves the figures alone; PyTorch suffers more than XLA
 _AGREE = 1e-3  # of the logits' standard deviation
 
 
@@ -130,6 +132,8 @@ def main(argv: list[str]) -> None:
     given = parser.parse_args(argv[1:])
     models = [create_model(name) for name in given.models.split(",")]
     torch = importlib.util.find_spec("torch") is not None
+    if (load := os.getloadavg()[0]) > _QUIET:
+        print(f"the machine is busy (load {load:.1f}): measure again when it is not")
     print(
         f"images/s in evaluation on {jax.devices()[0].device_kind}, float32, batch {given.batch},"
         f" medians of {given.rounds} rounds"

@@ -141,29 +141,6 @@ def test_remat_gives_the_same_gradients():
     jax.tree.map(compare, rematerialised, plain)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_bfloat16_multiplies_no_float32_matrices(kind):
-    model = small_model(kind, "linear", dtype=jnp.bfloat16, drop_path_rate=0.1)
-
-    def features(params):
-        return model._merge(params, {}).features(random_images(), train=True, key=KEY)
-
-    def gradients(params):
-        return jax.grad(lambda params: features(params).astype(jnp.float32).sum())(params)
-
-    params, _ = model.abstract()
-    products = [
-        {str(v.aval.dtype) for v in equation.invars[:2]}
-        for equation in equations(jax.make_jaxpr(gradients)(params))
-        if equation.primitive.name in ("dot_general", "conv_general_dilated")
-    ]
-    assert len(products) >= 20
-    assert {"float32"} not in products
-    assert jax.eval_shape(features, params).dtype == jnp.bfloat16
-    for gradient in jax.tree.leaves(jax.eval_shape(gradients, params)):
-        assert gradient.dtype == jnp.float32
-
-
 def test_bfloat16_is_near_float32():
     def logits(dtype):
         model = small_model("deit", "linear", dtype=dtype)
