@@ -145,7 +145,7 @@ class Experiment:
         jit = functools.partial(jax.jit, out_shardings=everywhere)
         return (
             jit(train_step, donate_argnums=0).lower(state, train_batch).compile(),
-            jit(eval_step, donate_argnums=3)
+            jit(eval_step, donate_argnums=3, compiler_options=self.model.evaluation_options())
             .lower(state["params"], state["stats"], eval_batch, metrics)
             .compile(),
         )

@@ -13,7 +13,7 @@ import pytest
 from conftest import make_tiny_config
 
 from noah_jax import load_model
-from noah_jax.benchmark import benchmark_host
+from noah_jax.benchmark.host import benchmark_host
 from noah_jax.experiment import build
 from noah_jax.train import main as train_program
 from noah_jax.train import train
@@ -297,7 +297,7 @@ def test_the_program_misses_its_files(tmp_path):
 
 def test_neither_tensorflow_nor_pytorch_is_imported(tmp_path):
     code = (
-        "import sys, noah_jax.train, noah_jax.parity.__main__, noah_jax.benchmark;"
+        "import sys, noah_jax.train, noah_jax.parity.__main__, noah_jax.benchmark.__main__;"
         "from noah_jax.data.sources import SAMPLE, open_sources; open_sources(SAMPLE)[0][0];"
         "bad = {'tensorflow', 'torch'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
     )

@@ -166,6 +166,7 @@ def create_model(
         interpolation=architecture.interpolation,
         decay_all=architecture.decay_all,
         no_decay=architecture.no_decay,
+        dense=architecture.dense,
     )
 
 

@@ -4,6 +4,8 @@ In these blocks a random key of `None` means evaluation: dropout and stochastic 
 off. The models turn their mode into such a key once, by `training_key`.
 """
 
+import functools
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.dtypes import wide_einsum
+from noah_jax.dtypes import wide_einsum, widen
 from noah_jax.layers import (
     LayerNorm,
     conv,
@@ -32,8 +34,43 @@ def class_token(features: int, rngs: nnx.Rngs) -> nnx.Param:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, by erf."""
-    return jax.nn.gelu(x, approximate=False)
+    """The exact GELU, by erf.
+
+    JAX writes it with erfc, which on CPUs takes three times as long as PyTorch's formula.
+    """
+    return jax.lax.platform_dependent(
+        x, cpu=_erf_gelu, default=functools.partial(jax.nn.gelu, approximate=False)
+    )
+
+
+def _erf_gelu(x):
+    wide = widen(x)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
+def attend(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    """Scaled dot-product attention; scores and softmax are at least float32.
+
+    Plain batches of matrix products with the heads in front: on CPUs 0.5 to 0.7 times the
+    time of `jax.nn.dot_product_attention`, whose heads stay beside the channels.
+
+    Args:
+      query: `[batch, tokens, heads, channels]`.
+      keys: `[batch, other tokens, heads, channels]`.
+      values: as `keys`.
+
+    Returns:
+      `[batch, tokens, heads, channels]`.
+    """
+    query, keys, values = (x.swapaxes(1, 2) for x in (query, keys, values))
+    scores = wide_einsum("bhqc,bhkc->bhqk", query / math.sqrt(query.shape[-1]), keys)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    share = 1 / weights.sum(axis=-1, keepdims=True)
+    # The softmax's division, on whichever has fewer numbers.
+    few_keys = keys.shape[-2] < values.shape[-1]
+    weights = (weights * share if few_keys else weights).astype(values.dtype)
+    out = wide_einsum("bhqk,bhkc->bhqc", weights, values)
+    return (out if few_keys else out * share).astype(values.dtype).swapaxes(1, 2)
 
 
 def patch_grid(size: tuple[int, int], patch_size: int, what: str = "image_size") -> tuple[int, int]:
@@ -108,23 +145,6 @@ def run_blocks(
         block_key = None if key is None else jax.random.fold_in(key, i)
         x = run_layer(block, x, block_key, remat=remat)
     return x
-
-
-def attend(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-    """Scaled dot-product attention; scores and softmax are float32 whatever the dtype is.
-
-    Args:
-      query: `[batch, tokens, heads, channels]`.
-      keys: `[batch, other tokens, heads, channels]`.
-      values: as `keys`.
-
-    Returns:
-      `[batch, tokens, heads, channels]`.
-    """
-    scale = query.shape[-1] ** -0.5
-    scores = wide_einsum("bqhc,bkhc->bhqk", query, keys) * scale
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bhqk,bkhc->bqhc", weights, values)
 
 
 class PatchEmbed(nnx.Module):

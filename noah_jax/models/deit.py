@@ -27,7 +27,7 @@ from noah_jax.models.blocks import (
     training_key,
 )
 from noah_jax.models.heads import HeadSpec, apply_head
-from noah_jax.models.registry import Architecture
+from noah_jax.models.registry import NARROW, Architecture
 
 PRE_LOGITS_WIDTH = 192
 
@@ -172,6 +172,7 @@ def _architecture(width, num_heads, image_size=224) -> Architecture:
         image_size=(image_size, image_size),
         interpolation="bicubic",
         no_decay=("pos_embed", "cls_token"),
+        dense=width > NARROW,
     )
 
 

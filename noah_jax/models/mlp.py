@@ -25,7 +25,7 @@ from noah_jax.models.blocks import (
     training_key,
 )
 from noah_jax.models.heads import HeadSpec, apply_head
-from noah_jax.models.registry import Architecture
+from noah_jax.models.registry import NARROW, Architecture
 
 xavier = nnx.initializers.xavier_uniform()
 tiny = nnx.initializers.normal(1e-6)
@@ -49,6 +49,12 @@ def gated(init: nnx.Initializer, gate_init: nnx.Initializer) -> nnx.Initializer:
         return jnp.concatenate([values, gate], axis=-1)
 
     return initialise
+
+
+def over_tokens(linear: nnx.Linear, x: jax.Array) -> jax.Array:
+    """`linear` over the tokens of `[batch, tokens, channels]`, without turning the map round."""
+    x, kernel, bias = (v.astype(linear.dtype) for v in (x, linear.kernel[...], linear.bias[...]))
+    return jnp.einsum("btc,ts->bsc", x, kernel) + bias[:, None]
 
 
 class GluMlp(nnx.Module):
@@ -94,7 +100,7 @@ class SpatialGate(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, tokens, features]` -> `[batch, tokens, features / 2]`."""
         x, gate = jnp.split(x, 2, axis=-1)
-        return x * self.proj(self.norm(gate).swapaxes(1, 2)).swapaxes(1, 2)
+        return x * over_tokens(self.proj, self.norm(gate))
 
 
 class GatedMlp(nnx.Module):
@@ -178,7 +184,7 @@ class ResBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         tokens_path, channels_key, channels_path = split_key(key, 3)
-        y = self.linear_tokens(self.norm1(x).swapaxes(1, 2)).swapaxes(1, 2)
+        y = over_tokens(self.linear_tokens, self.norm1(x))
         x = x + drop_path(y * self.ls1[...].astype(y.dtype), self.drop_path_rate, tokens_path)
         y = self.mlp_channels(self.norm2(x), channels_key)
         return x + drop_path(y * self.ls2[...].astype(y.dtype), self.drop_path_rate, channels_path)
@@ -307,6 +313,7 @@ def _architecture(block, depth, width, patch_size=16, norm=layer_norm, **facts) 
         head_num=4,
         key_ratio=1 / 2,
         crop_pct=0.9,
+        dense=width > NARROW,
         **{"interpolation": "bicubic", **facts},
     )
 

@@ -111,6 +111,7 @@ def _architecture(width_mult) -> Architecture:
         head_num=8,
         key_ratio=1 / 4,
         decay_all=True,
+        dense=False,
     )
 
 

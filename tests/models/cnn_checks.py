@@ -1,7 +1,6 @@
 """What the tests of the convolutional families share."""
 
 import math
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -77,26 +76,3 @@ def weights(model: Model) -> tuple[Tree, Tree]:
     table = TABLES[get_architecture(model.name).family]
     tree = to_jax(state, table, {"params": params, "stats": stats})
     return tree["params"], tree["stats"]
-
-
-def products_in(name: str, dtype) -> set[str]:
-    """Dtypes of what is multiplied by the convolutions and matrix products of a backbone."""
-    model = create_model(name, dtype=dtype, image_size=32)
-    images = jax.ShapeDtypeStruct((2, 32, 32, 3), dtype)
-    jaxpr = jax.make_jaxpr(model.features)(*model.abstract(), images)
-    return {
-        str(variable.aval.dtype)
-        for equation in _equations(jaxpr.jaxpr)
-        if equation.primitive.name in ("conv_general_dilated", "dot_general")
-        for variable in equation.invars
-    }
-
-
-def _equations(jaxpr) -> Iterator:
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            for item in value if isinstance(value, (tuple, list)) else (value,):
-                inner = getattr(item, "jaxpr", item)
-                if hasattr(inner, "eqns"):
-                    yield from _equations(inner)

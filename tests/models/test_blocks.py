@@ -1,6 +1,7 @@
 """What holds for DeiT, PVT and the MLP family alike, and the blocks they share."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -140,29 +141,6 @@ def test_remat_gives_the_same_gradients():
     jax.tree.map(compare, rematerialised, plain)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_bfloat16_multiplies_no_float32_matrices(kind):
-    model = small_model(kind, "linear", dtype=jnp.bfloat16, drop_path_rate=0.1)
-
-    def features(params):
-        return model._merge(params, {}).features(random_images(), train=True, key=KEY)
-
-    def gradients(params):
-        return jax.grad(lambda params: features(params).astype(jnp.float32).sum())(params)
-
-    params, _ = model.abstract()
-    products = [
-        {str(v.aval.dtype) for v in equation.invars[:2]}
-        for equation in equations(jax.make_jaxpr(gradients)(params))
-        if equation.primitive.name in ("dot_general", "conv_general_dilated")
-    ]
-    assert len(products) >= 20
-    assert {"float32"} not in products
-    assert jax.eval_shape(features, params).dtype == jnp.bfloat16
-    for gradient in jax.tree.leaves(jax.eval_shape(gradients, params)):
-        assert gradient.dtype == jnp.float32
-
-
 def test_bfloat16_is_near_float32():
     def logits(dtype):
         model = small_model("deit", "linear", dtype=dtype)
@@ -262,3 +240,34 @@ def test_drop_path_drops_whole_samples():
 def test_linear_rates():
     np.testing.assert_allclose(linear_rates(0.3, 4), [0, 0.1, 0.2, 0.3])
     assert linear_rates(0.3, 1) == [0]
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize(("tokens", "others"), [(12, 5), (9, 9)])
+def test_attention_on_cpus_is_jaxs(heads, tokens, others):
+    keys = jax.random.split(KEY, 4)
+    query, cotangent = (jax.random.normal(k, (2, tokens, heads, 8)) for k in keys[:2])
+    k, v = (jax.random.normal(k, (2, others, heads, 8)) for k in keys[2:])
+    native = functools.partial(jax.nn.dot_product_attention, implementation="xla")
+    expected, native_pullback = jax.vjp(native, query, k, v)
+    out, pullback = jax.vjp(blocks.attend, query, k, v)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    for ours, theirs in zip(pullback(cotangent), native_pullback(cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_gelu_is_exact():
+    x = jnp.linspace(-9, 9, 1001)
+    expected = [0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x.tolist()]
+    np.testing.assert_allclose(blocks.gelu(x), expected, atol=1e-6)
+    slope = jax.vmap(jax.grad(blocks.gelu))(x)
+    np.testing.assert_allclose(
+        slope, jax.vmap(jax.grad(functools.partial(jax.nn.gelu, approximate=False)))(x), atol=1e-6
+    )
+
+
+def test_over_tokens_is_the_linear_on_the_turned_map():
+    linear = nnx.Linear(4, 4, bias_init=nnx.initializers.normal(1), rngs=nnx.Rngs(0))
+    x = jax.random.normal(KEY, (2, 4, 3))
+    expected = linear(x.swapaxes(1, 2)).swapaxes(1, 2)
+    np.testing.assert_allclose(mlp.over_tokens(linear, x), expected, atol=1e-6)

@@ -5,7 +5,6 @@ from cnn_checks import (
     MapProbe,
     map_shape,
     parameter_count,
-    products_in,
     torch_shapes,
     train_and_evaluate,
 )
@@ -53,10 +52,6 @@ def test_state_dict_has_the_names_of_torchvision():
 @pytest.mark.parametrize(("size", "positions"), [((224, 224), (7, 7)), ((65, 32), (3, 1))])
 def test_any_image_size_works(size, positions):
     assert map_shape("mobilenetv2_035", size) == (2, *positions, 1280)
-
-
-def test_bfloat16_multiplies_only_bfloat16():
-    assert products_in("mobilenetv2_035", jnp.bfloat16) == {"bfloat16"}
 
 
 def test_trains_and_evaluates_with_dropout_in_the_head():

@@ -6,7 +6,6 @@ from cnn_checks import (
     MapProbe,
     map_shape,
     parameter_count,
-    products_in,
     torch_shapes,
     train_and_evaluate,
 )
@@ -53,10 +52,6 @@ def test_the_map_is_pooled_before_the_last_convolution_with_a_linear_head_only()
     assert map_shape("mobilenetv3_small", (224, 224)) == (2, 7, 7, 576)
     assert map_shape("noah_mobilenetv3_small", (224, 224)) == (2, 7, 7, 1280)
     assert map_shape("mobilenetv3_small", (65, 32), head=MapProbe()) == (2, 3, 1, 1280)
-
-
-def test_bfloat16_multiplies_only_bfloat16():
-    assert products_in("noah_mobilenetv3_small", jnp.bfloat16) == {"bfloat16"}
 
 
 def test_squeeze_excite_gates_channels():

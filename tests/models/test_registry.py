@@ -160,3 +160,13 @@ def test_any_module_can_be_the_head():
     assert jnp.allclose(logits, expected)
     with pytest.raises(ValueError, match="no attention"):
         model.attention(params, stats, images, jnp.array([0]))
+
+
+def test_evaluation_options_compile_and_keep_the_numbers():
+    assert create_model("mobilenetv2_035").evaluation_options() is None
+    model = create_model("noah_resmlp_12_224", image_size=32, num_classes=3)
+    options = model.evaluation_options()
+    assert (options is not None) == (jax.default_backend() == "cpu")
+    x = jax.random.normal(jax.random.key(0), (64, 256))
+    product = jax.jit(lambda x: x @ x.T, compiler_options=options)(x)
+    np.testing.assert_allclose(product, np.asarray(x) @ np.asarray(x).T, atol=1e-3)

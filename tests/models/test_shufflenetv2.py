@@ -6,7 +6,6 @@ from cnn_checks import (
     MapProbe,
     map_shape,
     parameter_count,
-    products_in,
     torch_shapes,
     train_and_evaluate,
 )
@@ -49,10 +48,6 @@ def test_state_dict_has_the_names_of_torchvision():
 def test_any_image_size_works(size, positions):
     assert map_shape("shufflenetv2_050", size) == (2, *positions, 1024)
     assert map_shape("shufflenetv2_050", size, head=MapProbe()) == (2, *positions, 1024)
-
-
-def test_bfloat16_multiplies_only_bfloat16():
-    assert products_in("shufflenetv2_050", jnp.bfloat16) == {"bfloat16"}
 
 
 def test_trains_and_evaluates():

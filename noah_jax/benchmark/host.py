@@ -1,24 +1,21 @@
-"""Measures what a run costs besides its arithmetic.
+"""What a run costs besides its arithmetic.
 
     python -m noah_jax.benchmark --what host --config configs/quickstart.py [--steps 100]
 
-`host`: the train step of a configuration, alone and fed by its real data. Two things are
-held against a limit of 2 ms a step: how long the device waits for the host between steps, and
+The train step of a configuration, alone and fed by its real data. Two things are held
+against a limit of 2 ms a step: how long the device waits for the host between steps, and
 the processor time that the loop spends outside the compiled step (while the device computes).
 Both loops take turns, so that the machine's noise meets both.
 """
 
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
-from ml_collections import ConfigDict
 
-from noah_jax.config import UsageError, parse_command_line
+from noah_jax.config import parse_command_line
 from noah_jax.experiment import Experiment, build, enable_compilation_cache
-from noah_jax.report import fail
 
 HOST_LIMIT_MS = 2.0
 _ROUNDS = 5
@@ -82,7 +79,10 @@ def benchmark_host(experiment: Experiment, steps: int) -> dict[str, float]:
     }
 
 
-def _host(config: ConfigDict, steps: int) -> None:
+def main(argv: list[str]) -> None:
+    """Measures what the command line asks for and prints it."""
+    config, given = parse_command_line(argv, steps=100)
+    steps = given["steps"]
     needed = _ROUNDS * (steps + 1) + 1
     experiment = build(config)
     if experiment.total_steps < needed:
@@ -101,25 +101,3 @@ def _host(config: ConfigDict, steps: int) -> None:
         f"host outside the step   {ms['host_cpu']:9.2f} ms  of processor time"
         f" (both {verdict} the limit of {HOST_LIMIT_MS:g} ms)"
     )
-
-
-_BENCHMARKS: dict[str, Callable[[ConfigDict, int], None]] = {"host": _host}
-
-
-def main(argv: list[str]) -> int:
-    """Runs the benchmark the command line asks for; returns the exit code."""
-    if "--help" in argv:
-        print(__doc__)
-        return 0
-    try:
-        config, given = parse_command_line(argv, what="host", steps=100)
-        if given["what"] not in _BENCHMARKS:
-            raise UsageError(f"--what must be one of {', '.join(_BENCHMARKS)}")
-        _BENCHMARKS[given["what"]](config, given["steps"])
-    except (UsageError, ValueError) as error:
-        return fail(error)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

@@ -1,0 +1,1 @@
+"""Measurements of speed; `python -m noah_jax.benchmark --help` says which."""

@@ -1,0 +1,72 @@
+"""The benchmarks as a user runs them."""
+
+import importlib.util
+
+import pytest
+
+from noah_jax.benchmark import evaluation
+from noah_jax.benchmark.__main__ import main
+from noah_jax.models import create_model, list_models
+
+
+def run(*arguments):
+    return main(["benchmark", *arguments])
+
+
+def test_it_measures_each_round():
+    model = create_model("resmlp_12_224", image_size=32, num_classes=5)
+    torch = importlib.util.find_spec("torch") is not None
+    speeds = evaluation.benchmark_eval(model, batch=2, rounds=3, seconds=0.01, torch=torch)
+    assert len(speeds) == (3 if torch else 1)
+    assert all(len(values) == 3 and min(values) > 0 for values in speeds.values())
+
+
+def test_it_prints_a_line_for_a_model(monkeypatch, capsys):
+    speeds = {"noah_jax": [40.0, 60.0, 50.0], "torch": [20.0, 25.0, 30.0]}
+    monkeypatch.setattr(evaluation, "benchmark_eval", lambda *_, **__: speeds)
+    assert run("--what=eval", "--models", "resnet18,noah_pvt_tiny", "--rounds", "3") == 0
+    *_, first, second = [line for line in capsys.readouterr().out.splitlines() if "50.0" in line]
+    assert first.split() == ["resnet18", "50.0", "25.0", "2.00"]
+    assert second.split()[0] == "noah_pvt_tiny"
+
+
+def test_without_pytorch_it_says_so(monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name)
+    )
+    monkeypatch.setattr(
+        evaluation, "benchmark_eval", lambda *_, torch, **__: {"noah_jax": [1.0 + torch]}
+    )
+    assert run("--what", "eval", "--models", "resnet18") == 0
+    out = capsys.readouterr().out
+    assert "PyTorch is not installed" in out and "1.0" in out
+
+
+def test_the_default_models_exist():
+    assert set(evaluation.MODELS) <= set(list_models("noah_*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "say what to measure: --what eval or --what host"),
+        (["--what", "evel"], "cannot measure 'evel'; say --what eval or --what host"),
+        (["--what"], "cannot measure ''"),
+        (["--what", "eval", "--models", "noah_resnet19"], "did you mean noah_resnet18"),
+        (["--what", "eval", "--batch", "0"], "--batch"),
+        (["--what", "eval", "--config", "x"], "unrecognized arguments: --config x"),
+        (["--what", "host"], "--config FILE is needed"),
+    ],
+)
+def test_bad_input_gets_one_line(capsys, arguments, words):
+    assert run(*arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error:") and captured.err.count("\n") == 1
+    assert words in captured.err
+
+
+def test_help(capsys):
+    assert run("--help") == 0
+    assert "--what eval" in capsys.readouterr().out
