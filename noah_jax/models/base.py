@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 Tree = dict[str, Any]
@@ -228,7 +229,8 @@ def _from_dict(abstract: nnx.State, tree: Tree, what: str) -> nnx.State:
                 f"{what} hold {name!r} of shape {jnp.shape(leaf)}, the model has {variable.shape}"
             )
         # NumPy arrays would be written to in place.
-        leaves.append((path, variable.replace(jnp.asarray(leaf))))
+        leaf = jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+        leaves.append((path, variable.replace(leaf)))
     if flat:
         raise ValueError(f"{what} hold {sorted(flat)}, which the model does not have")
     return nnx.from_flat_state(leaves)

@@ -67,7 +67,7 @@ def test_own_head_gets_the_map():
 
 
 def test_bad_arguments_say_so():
-    with pytest.raises(ValueError, match="takes no argument 'drop_path_rate'"):
+    with pytest.raises(ValueError, match="no stochastic depth in its backbone"):
         create_model("mobilenetv2_035", drop_path_rate=0.1)
     with pytest.raises(ValueError, match="takes no argument 'width_mult'"):
         create_model("mobilenetv2_035", width_mult=0.5)
