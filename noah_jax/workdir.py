@@ -11,6 +11,7 @@ from etils import epath
 from noah_jax.checkpoint import restore_model
 from noah_jax.config import OPERATIONAL_KEYS
 from noah_jax.convert.load import load_torch
+from noah_jax.convert.table import flatten
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
 from noah_jax.report import write_text
@@ -38,10 +39,10 @@ def check(workdir: epath.Path, config: dict[str, Any]) -> None:
             )
         return
     try:
-        theirs = _flat(json.loads(path.read_text()))
+        theirs = flatten(json.loads(path.read_text()), separator=".")
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}); choose another --workdir") from error
-    ours = _flat(json.loads(json.dumps(config)))
+    ours = flatten(json.loads(json.dumps(config)), separator=".")
     differing = [
         f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
         for key in sorted(theirs.keys() | ours.keys())
@@ -103,13 +104,3 @@ def load_model(path: str) -> tuple[Model, dict[str, Any], dict[str, Any]]:
     params, stats = model.abstract()
     tree = restore_model(workdir / CHECKPOINTS, {"params": params, "stats": stats})
     return model, tree["params"], tree.get("stats", {})
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -135,12 +135,12 @@ def to_torch(tree: Mapping[str, Any], table: Iterable[Row]) -> dict[str, np.ndar
     return out
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "", separator: str = "/") -> dict[str, Any]:
     """Nested dicts as `{"a/b/c": leaf}`."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}/"))
+            flat.update(flatten(value, f"{prefix}{key}{separator}", separator))
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -1,10 +1,10 @@
 """How much arithmetic a model takes, read off its program."""
 
 import math
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 
 from noah_jax.models.base import Model
 
@@ -37,13 +37,5 @@ def _count(jaxpr) -> int:
             total += out * math.prod(kernel[axis] for axis in layout[1:])
         else:
             # One of several forms by platform (`platform_dependent`): the native one counts.
-            total += max(map(_count, _inner(equation)), default=0)
+            total += max(map(_count, jaxprs_in_params(equation.params)), default=0)
     return total
-
-
-def _inner(equation) -> Iterator:
-    for value in equation.params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            jaxpr = getattr(item, "jaxpr", item)
-            if hasattr(jaxpr, "eqns"):
-                yield jaxpr
