@@ -11,6 +11,7 @@ gives the evidence that is weighed by it:
 is the Flax module that owns the weights.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -18,7 +19,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from noah_jax.chunked import Operands, chunked_poca
 from noah_jax.dtypes import wide_einsum
+
+# How `poca` is computed.
+IMPLEMENTATIONS = ("auto", "xla", "reference")
 
 
 class Projection(NamedTuple):
@@ -151,6 +156,7 @@ def poca(
     kv_split: bool = True,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
+    implementation: str = "auto",
 ) -> jax.Array:
     """Pairwise object category attentions.
 
@@ -167,6 +173,10 @@ def poca(
       kv_split: whether query and value see different channels.
       dropout: rate of the dropout on the values, in [0, 1).
       dropout_key: random key of the dropout; `None` switches it off (evaluation).
+      implementation: "reference" is the definition, which holds the scores of all classes at
+        once; "xla" goes through the classes in chunks and has a backward pass of its own (no
+        forward-mode differentiation); "auto" takes "xla" on CPUs, where it is three to four
+        times as fast, and the reference elsewhere. The same numbers but for the dropout's masks.
 
     Returns:
       float32 logits, `[batch, num_classes]`.
@@ -182,16 +192,44 @@ def poca(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
 
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}"
+        )
+    arguments = query_part, value_part, query, value, dropout_key if dropout else None
+    reference, chunked = (
+        functools.partial(f, head_split=head_split, dropout=dropout) for f in (_reference, _chunked)
+    )
+    if implementation == "auto":
+        return jax.lax.platform_dependent(*arguments, cpu=chunked, default=reference)
+    return (chunked if implementation == "xla" else reference)(*arguments)
+
+
+def _reference(query_part, value_part, query, value, dropout_key, *, head_split, dropout):
+    """The definition, on whole arrays."""
     weights = jax.nn.softmax(_project(query_part, query.kernel, head_split), axis=-1)
     values = _project(value_part, value.kernel, head_split)
     bias = value.bias.astype(values.dtype)
-    if dropout == 0 or dropout_key is None:
+    if dropout_key is None:
         # The weights sum to one over the positions, so the bias passes through unchanged.
         return (weights * values).sum((1, 3)) + bias.sum(axis=0)
     values = values + bias[..., None]
     keep = jax.random.bernoulli(dropout_key, 1 - dropout, values.shape)
     values = jnp.where(keep, values / (1 - dropout), 0)
     return (weights * values).sum((1, 3))
+
+
+def _chunked(query_part, value_part, query, value, dropout_key, *, head_split, dropout):
+    groups = query.kernel.shape[0] if head_split else 1
+
+    def grouped(part):
+        shape = (*part.shape[:2], groups, part.shape[2] // groups)
+        return part.reshape(shape).transpose(2, 0, 1, 3)
+
+    operands = Operands(
+        grouped(query_part), grouped(value_part), query.kernel, value.kernel, value.bias
+    )
+    return chunked_poca(operands, dropout=dropout, dropout_key=dropout_key)
 
 
 def attention(
@@ -263,6 +301,7 @@ class NOAH(nnx.Module):
       kv_split: whether query and value see different channels.
       dropout: rate of the dropout on the values while training.
       dtype: the dtype of the two projections; the logits are always float32.
+      implementation: see `poca`.
       kernel_init: initialiser of both kernels, of shape `[head_num, in, num_classes]`;
         `None` is the original's.
       rngs: source of the initial weights.
@@ -282,6 +321,7 @@ class NOAH(nnx.Module):
         kv_split: bool = True,
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
+        implementation: str = "auto",
         kernel_init: nnx.Initializer | None = None,
         rngs: nnx.Rngs,
     ):
@@ -308,6 +348,7 @@ class NOAH(nnx.Module):
         self.kv_split = kv_split
         self.dropout = dropout
         self.dtype = dtype
+        self.implementation = implementation
 
     def __call__(
         self, features: jax.Array, *, train: bool, key: jax.Array | None = None
@@ -324,6 +365,7 @@ class NOAH(nnx.Module):
             kv_split=self.kv_split,
             dropout=self.dropout,
             dropout_key=key if train else None,
+            implementation=self.implementation,
         )
 
     def attention(self, features: jax.Array, classes: jax.Array) -> jax.Array:

@@ -1,0 +1,232 @@
+"""POCA a chunk of classes at a time, with a backward pass of its own.
+
+Scores and values are `[batch, head_num, positions, classes]`, far more numbers than anything
+else near the head, and every pass over them costs more than the products that made them. Here
+they exist only a chunk of classes at a time. Forward keeps, besides its inputs, three numbers
+for every image, block and class: the largest score, the sum of the exponentials and the output
+`o`. With upstream gradient `g` and attention `a`, backward computes `a` and the values `v` again:
+
+    d value = a * g
+    d score = a * g * (v - o)
+
+All of it is plain JAX, so it can be differentiated once more (in reverse mode).
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from noah_jax.dtypes import wide_dtype, wide_einsum
+
+# Scores of one chunk: about what the caches of a few CPU cores hold, beside as many values.
+_SCORES = 2**20
+_MIN_CLASSES = 64  # narrower products are slow
+# Dropout masks are drawn a chunk at a time, so these chunks depend on the number of classes
+# alone, not on the batch.
+_DROPOUT_CLASSES = 256
+
+
+class Operands(NamedTuple):
+    """What the head computes with.
+
+    Attributes:
+      query_part: `[groups, batch, positions, channels]`: the features the scores come from;
+        `groups` is `head_num`, or 1 where every block sees all of them.
+      value_part: likewise for the values.
+      query_kernel: `[head_num, channels, classes]`.
+      value_kernel: likewise.
+      value_bias: `[head_num, classes]`, or `None` for none.
+    """
+
+    query_part: jax.Array
+    value_part: jax.Array
+    query_kernel: jax.Array
+    value_kernel: jax.Array
+    value_bias: jax.Array | None
+
+
+class _Plan(NamedTuple):
+    """How the classes are cut into chunks.
+
+    Attributes:
+      blocks: blocks in a chunk: one or all.
+      parts: chunks that make the classes of a block.
+      classes: classes in a chunk; the last part is filled with zeros.
+    """
+
+    blocks: int
+    parts: int
+    classes: int
+
+
+class _Chunk(NamedTuple):
+    """What one step works on besides the features.
+
+    Attributes:
+      index: its number.
+      query_kernel: `[blocks, channels, classes]`.
+      value_kernel: likewise.
+      value_bias: `[blocks, classes]` or `None`.
+    """
+
+    index: jax.Array
+    query_kernel: jax.Array
+    value_kernel: jax.Array
+    value_bias: jax.Array | None
+
+
+class _Kept(NamedTuple):
+    """What forward keeps of a chunk, each `[blocks, batch, classes]`."""
+
+    largest: jax.Array
+    total: jax.Array
+    out: jax.Array
+
+
+def chunked_poca(
+    operands: Operands, *, dropout: float = 0.0, dropout_key: jax.Array | None = None
+) -> jax.Array:
+    """Wide logits, `[batch, classes]`; see `noah_jax.head.poca`.
+
+    Args:
+      operands: features and weights.
+      dropout: rate of the dropout on the values.
+      dropout_key: its random key; `None` switches it off.
+    """
+    _, batch, positions, _ = operands.query_part.shape
+    if dropout_key is not None:
+        return _pairwise(_plan(operands, _DROPOUT_CLASSES), dropout, operands, dropout_key)
+    plan = _plan(operands, max(_SCORES // max(batch * positions, 1), _MIN_CLASSES))
+    logits = _pairwise(plan, 0.0, operands._replace(value_bias=None), None)
+    # The weights sum to one over the positions, so the bias passes through unchanged.
+    return logits + operands.value_bias.astype(logits.dtype).sum(0)
+
+
+def _plan(operands: Operands, classes: int) -> _Plan:
+    """Chunks of at most so many classes: of all blocks where that is enough, else of one."""
+    head_num, _, num_classes = operands.query_kernel.shape
+    if head_num * num_classes <= classes and len(operands.query_part) == head_num:
+        return _Plan(head_num, 1, num_classes)
+    parts = math.ceil(num_classes / classes)
+    return _Plan(1, parts, math.ceil(num_classes / parts))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _pairwise(plan: _Plan, rate: float, operands: Operands, key: jax.Array | None) -> jax.Array:
+    """Logits, `[batch, classes]`."""
+    return _forward(plan, rate, operands, key)[0]
+
+
+def _forward(plan, rate, operands, key):
+    def step(_, chunk):
+        query_part, value_part, keep = _inputs(plan, rate, operands, key, chunk.index)
+        scores = _project(query_part, chunk.query_kernel)
+        values = _values(keep, value_part, chunk.value_kernel, chunk.value_bias)
+        # Any shift cancels, so this one is not differentiated.
+        largest = jax.lax.stop_gradient(scores.max(2))
+        weights = jnp.exp(scores - largest[:, :, None])
+        total = weights.sum(2)
+        return None, _Kept(largest, total, (weights * values).sum(2) / total)
+
+    _, kept = jax.lax.scan(step, None, _chunks(plan, operands))
+    batch = operands.query_part.shape[1]
+    blocks = len(operands.query_kernel) // plan.blocks
+    out = kept.out.reshape(blocks, plan.parts, *kept.out.shape[1:]).sum((0, 2))
+    logits = out.swapaxes(0, 1).reshape(batch, plan.parts * plan.classes)
+    return logits[:, : operands.query_kernel.shape[-1]], (operands, key, kept)
+
+
+def _backward(plan, rate, residuals, cotangent):
+    operands, key, kept = residuals
+    shape = (len(cotangent), plan.parts, plan.classes)
+    cotangents = _padded(plan, cotangent).reshape(shape).swapaxes(0, 1)
+
+    def step(sums, inputs):
+        chunk, kept = inputs
+        query_part, value_part, keep = _inputs(plan, rate, operands, key, chunk.index)
+        scores, from_scores = jax.vjp(_project, query_part, chunk.query_kernel)
+        values, from_values = jax.vjp(
+            functools.partial(_values, keep), value_part, chunk.value_kernel, chunk.value_bias
+        )
+        scale = cotangents[chunk.index % plan.parts] / kept.total
+        to_values = jnp.exp(scores - kept.largest[:, :, None]) * scale[:, :, None]
+        to_scores = to_values * (values - kept.out[:, :, None])
+        to_query_part, to_query_kernel = from_scores(to_scores)
+        to_value_part, to_value_kernel, to_value_bias = from_values(to_values)
+        start = _first_group(plan, operands, chunk.index)
+        sums = _add(sums[0], to_query_part, start), _add(sums[1], to_value_part, start)
+        return sums, (to_query_kernel, to_value_kernel, to_value_bias)
+
+    parts = operands.query_part, operands.value_part
+    zeros = [jnp.zeros(part.shape, wide_dtype(part.dtype)) for part in parts]
+    sums, weights = jax.lax.scan(step, tuple(zeros), (_chunks(plan, operands), kept))
+    # Chunks come from weights by a linear map, whose transpose puts their gradients together.
+    join = jax.linear_transpose(lambda weights: _split(plan, weights), tuple(operands[2:]))
+    sums = [total.astype(part.dtype) for total, part in zip(sums, parts, strict=True)]
+    return Operands(*sums, *join(weights)[0]), None
+
+
+_pairwise.defvjp(_forward, _backward)
+
+
+def _chunks(plan: _Plan, operands: Operands) -> _Chunk:
+    """All chunks, in front an axis that counts them."""
+    count = len(operands.query_kernel) // plan.blocks * plan.parts
+    return _Chunk(jnp.arange(count), *_split(plan, tuple(operands[2:])))
+
+
+def _split(plan: _Plan, weights: tuple[jax.Array | None, ...]) -> tuple[jax.Array | None, ...]:
+    """Every `[head_num, ..., classes]` as `[chunks, blocks, ..., classes of a chunk]`."""
+
+    def split(x):
+        shape = (len(x) // plan.blocks, plan.blocks, *x.shape[1:-1], plan.parts, plan.classes)
+        x = jnp.moveaxis(_padded(plan, x).reshape(shape), -2, 1)
+        return x.reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(split, weights)
+
+
+def _padded(plan: _Plan, x: jax.Array) -> jax.Array:
+    missing = plan.parts * plan.classes - x.shape[-1]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+
+
+def _first_group(plan: _Plan, operands: Operands, index: jax.Array) -> jax.Array | int:
+    """Where the groups that a chunk sees begin."""
+    one_group = len(operands.query_part) == plan.blocks
+    return 0 if one_group else index // plan.parts * plan.blocks
+
+
+def _inputs(plan, rate, operands, key, index):
+    """A chunk's query part, value part and scaled dropout mask."""
+    start = _first_group(plan, operands, index)
+    query_part, value_part = (
+        jax.lax.dynamic_slice_in_dim(part, start, plan.blocks)
+        for part in (operands.query_part, operands.value_part)
+    )
+    if key is None:
+        return query_part, value_part, None
+    shape = (*query_part.shape[:3], plan.classes)
+    keep = jax.random.bernoulli(jax.random.fold_in(key, index), 1 - rate, shape)
+    return query_part, value_part, keep / jnp.asarray(1 - rate, wide_dtype(value_part.dtype))
+
+
+def _project(part: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Wide `[blocks, batch, positions, classes]`."""
+    return wide_einsum("nbld,ndk->nblk", part, kernel)
+
+
+def _values(keep, part, kernel, bias):
+    values = _project(part, kernel)
+    if bias is not None:
+        values = values + bias[:, None, None].astype(values.dtype)
+    return values if keep is None else values * keep
+
+
+def _add(total: jax.Array, gradient: jax.Array, start: jax.Array | int) -> jax.Array:
+    """`total` with the gradient of its groups from `start` on added."""
+    old = jax.lax.dynamic_slice_in_dim(total, start, len(gradient))
+    return jax.lax.dynamic_update_slice_in_dim(total, old + gradient, start, 0)

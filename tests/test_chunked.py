@@ -1,0 +1,177 @@
+"""POCA in chunks against the definition: values, gradients, dropout, memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from noah_jax import chunked, poca
+from noah_jax.head import Projection
+
+
+def _case(head_num, channels, num_classes, *, head_split=True, kv_split=True, shape=(3, 4, 5)):
+    """Features and weights of a head with r = 1/4."""
+    random = np.random.RandomState(0)
+    parts = (channels // 4, channels - channels // 4) if kv_split else (channels, channels)
+    weights = []
+    for part in parts:
+        inputs = part // head_num if head_split else part
+        weights.append(
+            Projection(
+                random.standard_normal((head_num, inputs, num_classes)).astype(np.float32),
+                random.standard_normal((head_num, num_classes)).astype(np.float32),
+            )
+        )
+    return random.standard_normal((*shape, channels)).astype(np.float32), *weights
+
+
+def _value_and_gradients(features, query, value, *, dtype=jnp.float32, **arguments):
+    """Logits and the gradients of a loss that weighs every logit differently."""
+
+    def loss(features, query, value):
+        logits = poca(features.astype(dtype), query, value, key_ratio=0.25, **arguments)
+        weights = jnp.sin(jnp.arange(logits.size)).reshape(logits.shape)
+        return (logits * weights).sum(), logits
+
+    run = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+    gradients, logits = run(features, query, value)
+    return logits, gradients
+
+
+def _assert_close(ours, reference, tolerance):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        scale = max(float(np.abs(b).max()), 1e-6)
+        assert float(np.abs(np.asarray(a) - np.asarray(b)).max()) / scale < tolerance
+
+
+@pytest.mark.parametrize("chunk", [3, 7, 10**6])  # parts with and without filling, all at once
+@pytest.mark.parametrize("kv_split", [True, False])
+@pytest.mark.parametrize("head_split", [True, False])
+def test_values_and_gradients_are_those_of_the_definition(monkeypatch, head_split, kv_split, chunk):
+    monkeypatch.setattr(chunked, "_SCORES", 60 * chunk)
+    monkeypatch.setattr(chunked, "_MIN_CLASSES", 1)
+    case = _case(2, 16, 9, head_split=head_split, kv_split=kv_split)
+    switches = dict(head_split=head_split, kv_split=kv_split)
+    ours, reference = (
+        _value_and_gradients(*case, implementation=form, **switches)
+        for form in ("xla", "reference")
+    )
+    assert np.abs(reference[1][0]).max() > 0.1
+    _assert_close(ours, reference, 2e-6)
+
+
+def test_bfloat16_gradients(monkeypatch):
+    monkeypatch.setattr(chunked, "_SCORES", 60 * 7)
+    monkeypatch.setattr(chunked, "_MIN_CLASSES", 1)
+    case = _case(2, 32, 20)
+    _, exact = _value_and_gradients(*case, implementation="reference")
+    logits, ours = _value_and_gradients(*case, dtype=jnp.bfloat16, implementation="xla")
+    assert logits.dtype == jnp.float32
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
+        assert np.linalg.norm(a - b) <= 2e-2 * np.linalg.norm(b)
+
+
+def test_large_scores_do_not_overflow():
+    features, query, value = _case(2, 16, 9)
+    query = query._replace(kernel=100 * query.kernel)
+    ours, reference = (
+        _value_and_gradients(features, query, value, implementation=form)
+        for form in ("xla", "reference")
+    )
+    assert np.isfinite(ours[0]).all()
+    _assert_close(ours, reference, 1e-4)
+
+
+def test_second_derivatives(monkeypatch):
+    monkeypatch.setattr(chunked, "_SCORES", 60 * 4)
+    monkeypatch.setattr(chunked, "_MIN_CLASSES", 1)
+    features, query, value = _case(2, 16, 9)
+
+    def penalty(kernel, form):
+        def logit(features):
+            weights = query._replace(kernel=kernel)
+            return (poca(features, weights, value, key_ratio=0.25, implementation=form) ** 2).sum()
+
+        return (jax.grad(logit)(features) ** 2).sum()
+
+    ours, reference = (
+        jax.jit(jax.grad(functools.partial(penalty, form=form)))(query.kernel)
+        for form in ("xla", "reference")
+    )
+    _assert_close(ours, reference, 1e-5)
+
+
+def _dropped(case, key, **arguments):
+    return poca(
+        *case, key_ratio=0.25, dropout=0.4, dropout_key=key, implementation="xla", **arguments
+    )
+
+
+def test_dropout_keeps_mean_and_spread_of_the_definition(monkeypatch):
+    monkeypatch.setattr(chunked, "_DROPOUT_CLASSES", 4)
+    case = _case(2, 16, 9)
+    keys = jax.random.split(jax.random.key(1), 4000)
+    dropped = jax.vmap(lambda key: _dropped(case, key))(keys)
+    clean = poca(*case, key_ratio=0.25)
+    error = np.abs(dropped.mean(0) - clean) / (dropped.std(0) / np.sqrt(len(keys)))
+    assert error.max() < 4.5
+    reference = jax.vmap(
+        lambda key: poca(
+            *case, key_ratio=0.25, dropout=0.4, dropout_key=key, implementation="reference"
+        )
+    )(keys)
+    np.testing.assert_allclose(dropped.std(0), reference.std(0), rtol=0.1)
+    # Blocks and classes have masks of their own.
+    apart = np.corrcoef(np.asarray(dropped[:, 0]).T) - np.eye(9)
+    expected = np.corrcoef(np.asarray(reference[:, 0]).T) - np.eye(9)
+    assert np.abs(apart - expected).max() < 0.1
+
+
+def test_dropout_has_one_mask_in_both_directions(monkeypatch):
+    monkeypatch.setattr(chunked, "_DROPOUT_CLASSES", 4)
+    features, query, value = _case(2, 16, 9)
+    key = jax.random.key(3)
+
+    def logit(bias):
+        return _dropped((features, query, value._replace(bias=bias)), key).sum()
+
+    # The logits are linear in the bias, so the gradient tells every difference exactly.
+    gradient = jax.grad(logit)(value.bias)
+    step = np.random.RandomState(1).standard_normal(value.bias.shape).astype(np.float32)
+    change = logit(value.bias + step) - logit(value.bias)
+    np.testing.assert_allclose((gradient * step).sum(), change, rtol=1e-4)
+    assert gradient.std() > 0.1  # without dropout every element is the number of images
+
+
+def test_memory_is_that_of_a_chunk():
+    features, query, value = _case(4, 64, 1000, shape=(8, 14, 14))
+
+    def temporaries(form):
+        def loss(*operands):
+            return (poca(*operands, key_ratio=0.25, implementation=form) ** 2).sum()
+
+        step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+        return step.lower(features, query, value).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries("xla") < temporaries("reference") / 8
+
+
+def test_auto_takes_the_chunks_on_cpus():
+    case = _case(4, 64, 1000, shape=(8, 14, 14))
+    compiled = jax.jit(functools.partial(poca, key_ratio=0.25)).lower(*case).compile()
+    whole = 8 * 4 * 1000 * 196 * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < whole / 2
+
+
+def test_unknown_implementation():
+    with pytest.raises(ValueError, match="auto, xla, reference, got 'fast'"):
+        poca(*_case(2, 16, 9), key_ratio=0.25, implementation="fast")
+
+
+def test_no_images():
+    features, query, value = _case(2, 16, 9)
+    assert poca(features[:0], query, value, key_ratio=0.25).shape == (0, 9)
