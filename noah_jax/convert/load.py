@@ -19,7 +19,7 @@ class Loaded:
 
     Attributes:
       model: the model.
-      params: float32 NumPy arrays.
+      params: float32 NumPy arrays, of float32 files views into the mapped file.
       stats: likewise; `{}` for models without.
       weights: the state dict as it was in the file, and what the file says of it.
       notes: sentences on what the file does not tell.
