@@ -72,7 +72,8 @@ def whole(target: pathlib.Path, *, overwrite: bool = False) -> Iterator[pathlib.
             except OSError:
                 replaced.rename(target)
                 raise
-            _remove(replaced)
+            # Under the other name it must be whole, so it is not removed under that.
+            replaced.rename(partial)
         else:
             partial.rename(target)
     finally:
@@ -100,16 +101,18 @@ def _not_ours(path: pathlib.Path, *, folder: bool) -> str | None:
 
 def _clean(target: pathlib.Path) -> None:
     """Ends what killed processes left beside a target."""
-    for kind in (_REPLACED, _PARTIAL):
+    for kind in (_PARTIAL, _REPLACED):
         for path in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
             pid = path.name.rpartition("-")[2]
             if not pid.isdigit() or _runs(int(pid)):
                 continue
-            if kind == _REPLACED and not target.exists():
+            if kind == _PARTIAL:
+                _remove(path)
+            elif target.exists():
+                _remove(path.rename(_beside(target, _PARTIAL)))
+            else:
                 path.rename(target)
                 say(f"{target} is back: a conversion was killed while it replaced it")
-            else:
-                _remove(path)
 
 
 def _runs(pid: int) -> bool:
