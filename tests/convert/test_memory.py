@@ -19,9 +19,10 @@ needs_linux = pytest.mark.skipif(
 )
 
 
-def _file(folder: pathlib.Path, name: str, **arguments) -> pathlib.Path:
-    """A file of random weights, made in a process whose memory does not count."""
-    return files.write(folder / f"{name}.pth", files.golden_state(name, **arguments), "cnn", name)
+def _file(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """A file of golden weights, which are aligned there as in PyTorch's own files."""
+    state = files.golden_state(name)
+    return files.write(folder / f"{name}.safetensors", state, "safetensors", name)
 
 
 def _measure(source: pathlib.Path, folder: pathlib.Path) -> tuple[float, float]:
