@@ -8,12 +8,13 @@
 
 SRC is a checkpoint of the original's training programs, a state dict (`.pth`), weights of the
 same architectures by torchvision, timm or Facebook, or a safetensors file. Nothing in it is
-unpickled. DST is a new folder for `noah_jax.load_model`, the training program's `--workdir`
-without its records. `--released` keeps the downloaded file with its SHA-256, which it is held
-against at every use. `--overwrite` replaces a DST that this program wrote before, once the new
-one is whole (killed at the moment of the change, the old one is beside it as
-`.DST.replaced-PID`, and the next run puts it back). `--to-torch` writes the state dict, by the
-original's names, of such a folder or of a training run (`.pth` where PyTorch is installed).
+unpickled. DST is a new folder, local or `gs://`, for `noah_jax.load_model`, the training
+program's `--workdir` without its records. `--released` keeps the downloaded file with its
+SHA-256, which it is held against at every use. `--overwrite` replaces a DST that this program
+wrote before, once the new one is whole (killed at the moment of the change, the old one is
+beside it as `.DST.replaced-PID`, and the next run puts it back). `--to-torch` writes the state
+dict, by the original's names, of such a folder or of a training run (`.pth` where PyTorch is
+installed).
 """
 
 import argparse
@@ -60,7 +61,8 @@ def convert(
 
     Args:
       source: the file, see `load_torch`.
-      destination: a local folder that does not exist or is empty; made whole or not at all.
+      destination: a folder, local or `gs://`, that does not exist or is empty; made whole or not
+        at all (of a `gs://` folder the `model.json` is written last).
       name: the registered name; `None` finds it.
       hint: what the model is called, see `load_torch`.
       ema: take the EMA weights.

@@ -7,10 +7,12 @@ import pathlib
 import random
 import subprocess
 import sys
+from typing import ClassVar
 
 import files
 import pytest
-from safetensors.numpy import load_file
+from fsspec.implementations.memory import MemoryFileSystem
+from safetensors.numpy import load, load_file
 
 from noah_jax import load_model
 from noah_jax.convert import convert as program
@@ -114,6 +116,50 @@ def test_leftovers_of_killed_conversions(sources, tmp_path):
     (tmp_path / others[1]).write_text("")
     assert program.main([str(sources[0]), str(tmp_path / "folder")]) == 0
     assert _names(tmp_path) == sorted([*others, "folder"])
+
+
+class _Bucket(MemoryFileSystem):
+    """What fsspec takes for Google's buckets."""
+
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+    written: ClassVar[list] = []
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("gs://").strip("/")
+
+    def _open(self, path, mode="rb", **kwargs):
+        if mode != "rb":
+            self.written.append(path)
+        return super()._open(path, mode, **kwargs)
+
+
+def test_a_bucket(sources, tmp_path, capsys, monkeypatch):
+    bucket = _Bucket()
+    # Not by fsspec's registry, because epath caches what it finds there.
+    backend = "etils.epath.backend._FileSystemSpecBackend._get_filesystem"
+    monkeypatch.setattr(backend, lambda self, name: bucket)
+    bucket.mkdir("gs://bucket")
+    assert program.main([str(sources[0]), "gs://bucket/a/folder"]) == 0
+    # The file that makes it a model's folder comes last.
+    assert _Bucket.written[-1] == "/bucket/a/folder/model.json"
+    for path in _Bucket.written:
+        copy = tmp_path / path.removeprefix("/bucket/a/")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(bucket.cat_file(path))
+    assert _classes(tmp_path / "folder") == CLASSES[0]
+    said = _error(capsys, sources[0], "gs://bucket/a/folder", "--overwrite")
+    assert "exists already" in said and "--overwrite is for local ones" in said
+    out = "gs://bucket/out.safetensors"
+    assert program.main(["--to-torch", str(tmp_path / "folder"), out]) == 0
+    assert "conv1.weight" in load(bucket.cat_file(out))
+
+
+def test_a_bucket_without_its_library(sources, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    said = _error(capsys, sources[0], "gs://bucket/folder")
+    assert "Please install gcsfs" in said and "pip install gcsfs" in said
 
 
 class _Killer:
