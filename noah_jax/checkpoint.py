@@ -5,6 +5,7 @@ array's digest is stored beside it and verified on restoring; a checkpoint that 
 aside and the next older one is used. Nothing here knows of models: a state is a tree.
 """
 
+import concurrent.futures
 import contextlib
 from typing import Any
 
@@ -151,10 +152,12 @@ def save_model(directory: str | epath.Path, tree: dict[str, Any]) -> None:
         (jax.Array, ocp.type_handlers.ArrayHandler()),
     )
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
-    with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
-        checkpointer.save(step / "model", args=ocp.args.PyTreeSave(tree))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        found = pool.submit(host_digests, tree)
+        with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
+            checkpointer.save(step / "model", args=ocp.args.PyTreeSave(tree))
     with contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as writer:
-        writer.save(step / "digests", args=ocp.args.JsonSave(host_digests(tree)))
+        writer.save(step / "digests", args=ocp.args.JsonSave(found.result()))
 
 
 def restore_model(directory: str | epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
