@@ -37,7 +37,8 @@ setup(
         "tensorflow-datasets>=4.9.10",
     ],
     extras_require={
-        "test": ["pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17"],
+        "test": ["pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17", "gdown>=6.5.1"],
+        "released": ["gdown>=6.5.1"],
         "torch": ["torch>=2.13"],
         "tpu": ["jax[tpu]>=0.10.2", "gcsfs>=2026.9"],
         "cuda": ["jax[cuda13]>=0.10.2"],

@@ -3,24 +3,27 @@
     python convert_torch_weights.py SRC DST                find the model, convert, save
     python convert_torch_weights.py SRC DST --ema          the EMA weights in place of the raw
     python convert_torch_weights.py SRC DST --dry-run      only say what would be done
+    python convert_torch_weights.py --released NAME DST    download what the authors released
     python convert_torch_weights.py --to-torch FOLDER OUT.safetensors
 
 SRC is a checkpoint of the original's training programs, a state dict (`.pth`), weights of the
 same architectures by torchvision, timm or Facebook, or a safetensors file. Nothing in it is
-unpickled. DST is a new folder for `noah_jax.load_model`, the training program's `--workdir`
-without its records. `--to-torch` writes the state dict, by the original's names, of such a
-folder or of a training run (`.pth` where PyTorch is installed).
+unpickled. DST is a new folder, local or `gs://`, for `noah_jax.load_model`, the training
+program's `--workdir` without its records. `--released` keeps the downloaded file with its
+SHA-256, which it is held against at every use. `--overwrite` replaces a DST that this program
+wrote before, once the new one is whole (killed at the moment of the change, the old one is
+beside it as `.DST.replaced-PID`, and the next run puts it back). `--to-torch` writes the state
+dict, by the original's names, of such a folder or of a training run (`.pth` where PyTorch is
+installed).
 """
 
 import argparse
 import ast
 import collections
-import contextlib
 import hashlib
 import json
 import os
 import pathlib
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -31,10 +34,13 @@ from safetensors.numpy import save_file
 
 from noah_jax import workdir as workdirs
 from noah_jax.checkpoint import CheckpointError, save_model
+from noah_jax.convert.destination import free, whole
 from noah_jax.convert.load import Loaded, load_torch
 from noah_jax.convert.names import TABLES
+from noah_jax.convert.released import fetch
 from noah_jax.convert.table import to_torch
 from noah_jax.models import get_architecture
+from noah_jax.models.published import published
 from noah_jax.report import fail, say
 
 _COUNTER = "num_batches_tracked"
@@ -45,27 +51,33 @@ def convert(
     destination: str,
     *,
     name: str | None = None,
+    hint: str | None = None,
     ema: bool = False,
     arguments: Mapping[str, Any] | None = None,
     dry_run: bool = False,
+    overwrite: bool = False,
 ) -> Loaded:
     """Converts a PyTorch file into a folder that `noah_jax.load_model` reads, and says how.
 
     Args:
       source: the file, see `load_torch`.
-      destination: a local folder that does not exist or is empty; made whole or not at all.
+      destination: a folder, local or `gs://`, that does not exist or is empty; made whole or not
+        at all (of a `gs://` folder the `model.json` is written last).
       name: the registered name; `None` finds it.
+      hint: what the model is called, see `load_torch`.
       ema: take the EMA weights.
       arguments: of `create_model`, over what the file tells.
       dry_run: write nothing.
+      overwrite: replace a folder that this function wrote before; it stays as it was until the
+        new one is whole.
 
     Raises:
       ValueError: in one line, if the file cannot be read, no model fits it, or the folder is
         taken.
     """
-    target = _free(destination, folder=True)
-    loaded = load_torch(source, name=name, ema=ema, arguments=arguments)
-    for line in _plan(source, loaded):
+    target = free(destination, folder=True, overwrite=overwrite)
+    loaded = load_torch(source, name=name, hint=hint, ema=ema, arguments=arguments)
+    for line in _plan(source, loaded, hint):
         say(line)
     if dry_run:
         say(f"dry run: {destination} would hold this; nothing was written")
@@ -82,7 +94,7 @@ def convert(
             _COUNTER: _counters(loaded.weights.state_dict),
         },
     }
-    with _whole(target) as partial:
+    with whole(target, overwrite=overwrite) as partial:
         partial.mkdir()
         tree = {"params": loaded.params, "stats": loaded.stats}
         save_model(partial / workdirs.CHECKPOINTS, tree)
@@ -91,12 +103,13 @@ def convert(
     return loaded
 
 
-def export(source: str, destination: str) -> None:
+def export(source: str, destination: str, *, overwrite: bool = False) -> None:
     """Writes a folder's model as a PyTorch state dict with the original's names.
 
     Args:
       source: a folder that `noah_jax.load_model` reads.
       destination: a new file, `.safetensors` or, where PyTorch is installed, `.pth`.
+      overwrite: replace a file, once the new one is whole.
 
     Raises:
       ValueError: in one line, if the file is taken or of another kind.
@@ -104,22 +117,28 @@ def export(source: str, destination: str) -> None:
       CheckpointError: if no checkpoint in it can be used.
     """
     save = _writer(destination)
-    target = _free(destination, folder=False)
+    target = free(destination, folder=False, overwrite=overwrite)
     model, params, stats = workdirs.load_model(source)
     facts = json.loads((pathlib.Path(source) / workdirs.MODEL_FILE).read_text())
     tree = {"params": params, "stats": stats}
     state = to_torch(tree, TABLES[get_architecture(model.name).family])
     state |= _restored_counters(state, facts.get("source", {}).get(_COUNTER))
-    with _whole(target) as partial:
+    with whole(target) as partial:
         save(state, partial, model.name)
     say(f"{model.name}: {len(state)} tensors in {destination}")
 
 
-def _plan(source: str, loaded: Loaded) -> Iterator[str]:
+def _plan(source: str, loaded: Loaded, hint: str | None) -> Iterator[str]:
     """What is converted, in lines."""
     model, weights = loaded.model, loaded.weights
     yield f"{source}: {_LAYOUTS[weights.layout]}"
     yield f"  model    {model.name}: {model.num_params:,} parameters"
+    if hint in published():
+        known = published()[hint]
+        yield (
+            f"  released {hint}: {known.params_millions} million parameters, top-1 {known.top1} %"
+            " published"
+        )
     arguments = model.arguments
     head = f"{arguments['head']} head, {model.num_classes} classes"
     if arguments["head"] == "noah":
@@ -190,33 +209,6 @@ def _sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _free(destination: str, *, folder: bool) -> pathlib.Path:
-    """The destination, if nothing would be lost there."""
-    if "://" in destination:
-        raise ValueError(f"{destination} is not local; convert to a local path and copy it there")
-    path = pathlib.Path(destination).absolute()
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is no folder; make it first or choose another destination")
-    empty = folder and path.is_dir() and not any(path.iterdir())
-    if path.exists() and not empty:
-        raise ValueError(f"{destination} exists already; choose another destination or remove it")
-    return path
-
-
-@contextlib.contextmanager
-def _whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path beside the target that takes its place once all went well."""
-    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
-    try:
-        yield partial
-        partial.rename(target)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
-
-
 def _writer(destination: str) -> Callable[[dict[str, np.ndarray], pathlib.Path, str], None]:
     """How a state dict is written into a file of that name."""
     suffix = pathlib.Path(destination).suffix
@@ -259,7 +251,11 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SRC", help="a PyTorch file; a folder with --to-torch")
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="a PyTorch file; a name with --released; a folder with --to-torch",
+    )
     parser.add_argument("destination", metavar="DST", help="a new folder; a file with --to-torch")
     parser.add_argument("--to-torch", action="store_true", help="from here to PyTorch")
     parser.add_argument("--model", metavar="NAME", help="registered name, if not to be found")
@@ -273,21 +269,41 @@ def main(argv: list[str] | None = None) -> int:
         help="an argument of create_model over what the file tells, such as image_size=64",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a DST that this program wrote"
+    )
+    parser.add_argument(
+        "--released", action="store_true", help="SRC is the name of a released checkpoint"
+    )
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="where --released keeps downloads, ~/.cache/noah_jax/released",
+    )
     args = parser.parse_args(argv)
-    if args.to_torch and (args.model or args.ema or args.set or args.dry_run):
-        parser.error("--to-torch takes a folder and a file, none of the other options")
+    if args.cache and not args.released:
+        parser.error("--cache is for --released")
+    if args.to_torch and (args.model or args.ema or args.set or args.dry_run or args.released):
+        parser.error("--to-torch takes a folder, a file and --overwrite, none of the other options")
     try:
         if args.to_torch:
-            export(args.source, args.destination)
-        else:
-            convert(
-                args.source,
-                args.destination,
-                name=args.model,
-                ema=args.ema,
-                arguments=dict(args.set),
-                dry_run=args.dry_run,
-            )
+            export(args.source, args.destination, overwrite=args.overwrite)
+            return 0
+        source = args.source
+        if args.released:
+            # Before a download that may take long.
+            free(args.destination, folder=True, overwrite=args.overwrite)
+            source = fetch(args.source, cache=args.cache)
+        convert(
+            source,
+            args.destination,
+            name=args.model,
+            hint=args.source if args.released else None,
+            ema=args.ema,
+            arguments=dict(args.set),
+            dry_run=args.dry_run,
+            overwrite=args.overwrite,
+        )
     except (ValueError, TypeError, OSError, CheckpointError) as error:
         return fail(error)
     return 0

@@ -19,7 +19,7 @@ class Loaded:
 
     Attributes:
       model: the model.
-      params: float32 NumPy arrays.
+      params: float32 NumPy arrays, of float32 files views into the mapped file.
       stats: likewise; `{}` for models without.
       weights: the state dict as it was in the file, and what the file says of it.
       notes: sentences on what the file does not tell.
@@ -36,6 +36,7 @@ def load_torch(
     path: str | os.PathLike,
     *,
     name: str | None = None,
+    hint: str | None = None,
     ema: bool = False,
     arguments: Mapping[str, Any] | None = None,
 ) -> Loaded:
@@ -46,6 +47,8 @@ def load_torch(
     Args:
       path: a local file.
       name: the registered name of the model; `None` finds it.
+      hint: what the model is called, to choose between names of the same weights; `None` takes
+        what the file calls it. The shapes decide all else.
       ema: take the exponential moving average of the weights, not the weights themselves.
       arguments: of `create_model`; they override what the shapes tell.
 
@@ -55,7 +58,7 @@ def load_torch(
       ValueError: if `name` or an argument is none.
     """
     weights = load_weights(path, ema=ema)
-    hint = told_name(weights.facts)
+    hint = hint or told_name(weights.facts)
     found = find_model(weights.state_dict, name=name, hint=hint, arguments=arguments)
     params, stats = found.model.abstract()
     table = TABLES[get_architecture(found.model.name).family]

@@ -75,7 +75,8 @@ def to_jax(
       abstract: nested dicts of anything with `.shape`: the tree that must come out.
 
     Returns:
-      Nested dicts of contiguous float32 arrays, exactly the keys of `abstract`.
+      Nested dicts of float32 arrays, exactly the keys of `abstract`; views of the state dict's
+      arrays where these are float32, so that a file's stay in the file.
 
     Raises:
       ConversionError: lists every missing, extra and misshapen key at once.
@@ -101,7 +102,7 @@ def to_jax(
         if not jnp.issubdtype(array.dtype, jnp.floating):
             problems.append(f"{key} is {array.dtype}, floating-point numbers expected")
             continue
-        out[path] = np.ascontiguousarray(into(array, leaf.shape), np.float32)
+        out[path] = np.asarray(into(array, leaf.shape), np.float32)
     problems += [f"extra key {key}" for key in remaining]
     if problems:
         raise ConversionError(

@@ -11,10 +11,12 @@ class Published:
     """A row of the tables of the original's README files.
 
     Attributes:
+      params_millions: number of parameters, of some rows not that of the released code.
       top1: ImageNet-1k validation accuracy in percent.
       google_drive_id: of the released PyTorch checkpoint.
     """
 
+    params_millions: float
     top1: float
     google_drive_id: str
 
@@ -23,4 +25,8 @@ class Published:
 def published() -> dict[str, Published]:
     """The published models by name, with and without `noah_`."""
     text = importlib.resources.files(__package__).joinpath("released.json").read_text()
-    return {row["name"]: Published(row["top1"], row["google_drive_id"]) for row in json.loads(text)}
+    fields = [field.name for field in dataclasses.fields(Published)]
+    return {
+        row["name"]: Published(**{field: row[field] for field in fields})
+        for row in json.loads(text)
+    }

@@ -147,7 +147,6 @@ def test_what_is_in_the_way_stays(small_file, tmp_path, capsys):
     for target in ("folder", "folder/mine"):
         assert "exists already" in _error(capsys, small_file, tmp_path / target)
     assert "is no folder" in _error(capsys, small_file, tmp_path / "none" / "folder")
-    assert "not local" in _error(capsys, small_file, "gs://bucket/folder")
     assert [p.name for p in tmp_path.rglob("*")] == ["folder", "mine"]
 
 

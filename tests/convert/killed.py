@@ -1,0 +1,74 @@
+"""Conversions that are killed: a program of its own, which has no threads when it forks.
+
+    python killed.py FOLDER
+
+reads lines `SOURCE WHEN`, converts SOURCE into FOLDER with --overwrite in a new process for
+each, and answers `killed` or `finished`. WHEN is `3`: kill before the third change of a
+name in the file system; `swap3`: likewise, of the names in FOLDER's parent; `0.3`: kill after
+so many seconds; `never`.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+
+from noah_jax.convert import convert as program
+
+_CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
+
+
+def _kill_at(count: int, parent: str | None) -> None:
+    """Kills this process at the count-th change in the file system, or of a parent's names."""
+    left = count
+
+    def hook(event: str, args: tuple) -> None:
+        nonlocal left
+        if parent is not None:
+            counts = event == "os.rename" and os.path.dirname(args[0]) == parent
+        elif event == "open":
+            counts = bool((args[2] or 0) & (os.O_WRONLY | os.O_RDWR))
+        else:
+            counts = event in _CHANGES
+        left -= counts
+        if counts and left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def _convert(source: str, folder: str, when: str) -> bool:
+    """Whether the conversion was killed."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            if when.startswith("swap"):
+                _kill_at(int(when.removeprefix("swap")), os.path.dirname(folder))
+            elif when.isdigit():
+                _kill_at(int(when), None)
+            code = program.main([source, folder, "--overwrite"])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    if "." in when:
+        time.sleep(float(when))
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    killed = os.WIFSIGNALED(status)
+    assert killed or status == 0, status
+    return killed
+
+
+def main() -> None:
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        source, when = line.split()
+        killed = _convert(source, sys.argv[1], when)
+        print("killed" if killed else "finished", file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
