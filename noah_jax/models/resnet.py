@@ -85,10 +85,10 @@ class ResNet(nnx.Module):
       head: which head.
       block: `BasicBlock` or `Bottleneck`.
       depths: blocks in each of the four stages.
+      width: channels of the first stage; the published models have 64.
       image_size: unused: any size of at least 32 pixels (1 with the small stem) works.
       stem: "imagenet" (7x7 stride 2 and 3x3 max pooling) or "small" (3x3 stride 1 without
         pooling, the usual stem for images of some 32 pixels).
-      width: channels of the first stage; the published models have 64.
       batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
       remat: whether the backward pass computes the blocks' insides again to save memory.
       dtype: compute dtype.
@@ -101,9 +101,9 @@ class ResNet(nnx.Module):
         *,
         block: type[BasicBlock] | type[Bottleneck],
         depths: tuple[int, int, int, int],
+        width: int,
         image_size: tuple[int, int],
         stem: str = "imagenet",
-        width: int = 64,
         batch_norm_group: int | None = None,
         remat: bool = False,
         dtype: Any = jnp.float32,
@@ -112,8 +112,6 @@ class ResNet(nnx.Module):
         del image_size
         if stem not in ("imagenet", "small"):
             raise ValueError(f"stem must be 'imagenet' or 'small', got {stem!r}")
-        if width < 1:
-            raise ValueError(f"width must be at least 1 channel, got {width}")
         norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
         self.stem = stem
         self.remat = remat
@@ -153,7 +151,7 @@ class ResNet(nnx.Module):
 
 def _architecture(block, depths, key_ratio) -> Architecture:
     return Architecture(
-        build=functools.partial(ResNet, block=block, depths=depths),
+        build=functools.partial(ResNet, block=block, depths=depths, width=64),
         family="resnet",
         head_num=4,
         key_ratio=key_ratio,
