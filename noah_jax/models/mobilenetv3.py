@@ -80,6 +80,11 @@ def scaled(blocks: tuple[Block, ...], width_mult: float) -> list[Block]:
     return [b._replace(hidden=up(b.hidden), features=up(b.features)) for b in blocks]
 
 
+def last_channels(width_mult: float) -> int:
+    """Output channels of the last convolution."""
+    return math.ceil(1280 * max(1.0, width_mult) / 8) * 8
+
+
 class SqueezeExcite(nnx.Module):
     """Scales every channel by a gate in 0..1 that sees the mean over the positions."""
 
@@ -168,7 +173,7 @@ class MobileNetV3(nnx.Module):
             layers.append(InvertedResidual(in_features, block, layer, dtype, rngs))
             in_features = block.features
         hidden = blocks[-1].hidden
-        last = math.ceil(1280 * max(1.0, width_mult) / 8) * 8
+        last = last_channels(width_mult)
         layers.append(layer(in_features, hidden, 1, activation=hard_swish))
         # How many layers keep the map; with a linear head the last convolution is not one.
         self.depth = len(layers)
