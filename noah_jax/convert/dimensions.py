@@ -1,5 +1,6 @@
 """An architecture's dimensions, from the keys and shapes of its state dict."""
 
+import collections
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ StateDict = Mapping[str, np.ndarray]
 _STAGES = (1, 2, 3, 4)
 # What DeiT's authors made most attention heads of.
 _HEAD_WIDTH = 64
+# Describing a model takes time for every block, and a file can tell of any number of them.
+_DEEPEST, _WIDEST = 200, 2**14
 
 
 def nearest(
@@ -38,8 +41,8 @@ def nearest(
         for name, architecture in ARCHITECTURES.items()
         if architecture.family == family and _kind(architecture.build.keywords) == kind
     ]
-    # What is missing in a broken file says nothing.
-    told = {key: v for key, v in _told(state_dict, family).items() if np.all(np.asarray(v) > 0)}
+    told = _told(state_dict, family)
+    told = {key: value for key, value in told.items() if _plausible(key, value)}
     name = min(names, key=lambda name: _distance(told, ARCHITECTURES[name].dimensions))
     if hint in names and _differing(told, name):
         name = hint
@@ -73,6 +76,12 @@ def ratio(whole: int, part: int) -> float:
     """The share of which `int(whole * share)` is `part`."""
     share = part / whole
     return share if int(whole * share) == part else math.nextafter(share, math.inf)
+
+
+def _plausible(key: str, value: Any) -> bool:
+    """Whether a model can be made so: a broken file lacks tensors or tells absurd shapes."""
+    most = _DEEPEST if key.startswith("depth") else _WIDEST
+    return all(0 < x <= most for x in np.ravel(value))
 
 
 def _differing(told: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -124,68 +133,80 @@ def _told(state_dict: StateDict, family: str) -> dict[str, Any]:
     def side(key: str, axis: int = 0) -> int:
         return _side(state_dict, key, axis)
 
+    def rows(*layers: str) -> int:
+        """Output channels of layers that have the same: a broken tensor is outvoted."""
+        keys = [f"{layer}.{leaf}" for layer in layers for leaf in ("weight", "bias")]
+        votes = collections.Counter(length for key in keys if (length := side(key)))
+        return max(votes, key=votes.__getitem__, default=0)
+
     def depth(prefix: str) -> int:
         inside = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
         return len({key.split(".")[0] for key in inside})
 
-    def share(key: str, width: int) -> float:
-        return ratio(width, side(key)) if width else 0
+    def share(layer: str, width: int) -> float:
+        return ratio(width, rows(layer)) if width else 0
 
     match family:
         case "resnet":
             depths = tuple(depth(f"layer{s}.") for s in _STAGES)
-            return {"width": side("conv1.weight"), "depths": depths}
+            return {"width": rows("conv1", "bn1"), "depths": depths}
         case "mobilenetv2":
-            depths = itertools.accumulate(depth for _, _, depth, _ in mobilenetv2.STAGES)
-            ends = [f"features.{i}.conv.{2 if i > 1 else 1}.weight" for i in depths]
-            keys = ["features.0.0.weight", *ends, "features.18.0.weight"]
-            found = [side(key) for key in keys]
+            ends = list(itertools.accumulate(depth for _, _, depth, _ in mobilenetv2.STAGES))
+            # The first block has no expansion.
+            layers = [(f"features.{i}.conv", 2 if i > 1 else 1) for i in ends]
+            found = [
+                rows("features.0.0", "features.0.1"),
+                *(rows(f"{layer}.{i}", f"{layer}.{i + 1}") for layer, i in layers),
+                rows("features.18.0", "features.18.1"),
+            ]
             return {"width_mult": _width_mult(family, mobilenetv2.channels, found, -2)}
         case "mobilenetv3":
             blocks = _mobilenetv3_blocks(state_dict)
-            numbers = range(1, len(blocks) + 1)
-            found = [side(f"features.{i}.conv.{part}.weight") for i in numbers for part in (0, 7)]
-            last = [side(f"features.{len(blocks) + i}.weight") for i in (2, 3)]
+            layers = [f"features.{i}.conv" for i in range(1, len(blocks) + 1)]
+            found = [rows(f"{x}.{i}", f"{x}.{i + 1}") for x in layers for i in (0, 7)]
+            # One further with a linear head, after the pooling.
+            last = rows(f"features.{len(blocks) + 2}", f"features.{len(blocks) + 3}")
 
             def channels(width_mult: float) -> list[int]:
                 scaled = mobilenetv3.scaled(blocks, width_mult)
                 inside = [size for block in scaled for size in (block.hidden, block.features)]
                 return [*inside, mobilenetv3.last_channels(width_mult)]
 
-            return {"width_mult": _width_mult(family, channels, [*found, max(last)], -3)}
+            return {"width_mult": _width_mult(family, channels, [*found, last], -3)}
         case "shufflenetv2":
-            widths = [2 * side(f"stage{s}.0.branch2.5.weight") for s in (2, 3, 4)]
+            units = [f"stage{s}.0.branch2" for s in (2, 3, 4)]
+            widths = [2 * rows(f"{unit}.5", f"{unit}.6") for unit in units]
             return {
-                "widths": (*widths, side("conv5.0.weight")),
+                "widths": (*widths, rows("conv5.0", "conv5.1")),
                 "depths": tuple(depth(f"stage{s}.") for s in (2, 3, 4)),
             }
         case "deit":
-            width = side("patch_embed.proj.weight")
+            width = rows("patch_embed.proj", "norm")
             return {
                 "width": width,
                 "patch_size": side("patch_embed.proj.weight", -1),
                 "depth": depth("blocks."),
-                "mlp_ratio": share("blocks.0.mlp.fc1.weight", width),
+                "mlp_ratio": share("blocks.0.mlp.fc1", width),
             }
         case "pvt":
-            widths = tuple(side(f"patch_embed{s}.proj.weight") for s in _STAGES)
-            hidden = [f"block{s}.0.mlp.fc1.weight" for s in _STAGES]
+            widths = [rows(f"patch_embed{s}.proj", f"patch_embed{s}.norm") for s in _STAGES]
+            hidden = [f"block{s}.0.mlp.fc1" for s in _STAGES]
             return {
-                "widths": widths,
+                "widths": tuple(widths),
                 "depths": tuple(depth(f"block{s}.") for s in _STAGES),
                 "mlp_ratios": tuple(map(share, hidden, widths)),
                 "reductions": tuple(side(f"block{s}.0.attn.sr.weight", -1) or 1 for s in _STAGES),
             }
         case "mlp":
-            width = side("stem.proj.weight")
+            width = rows("stem.proj", "norm", "blocks.0.mlp_channels.fc2")
             told = {
                 "width": width,
                 "patch_size": side("stem.proj.weight", -1),
                 "depth": depth("blocks."),
-                "channel_ratio": share("blocks.0.mlp_channels.fc1.weight", width),
+                "channel_ratio": share("blocks.0.mlp_channels.fc1", width),
             }
-            if (key := "blocks.0.mlp_tokens.fc1.weight") in state_dict:
-                told["token_ratio"] = share(key, width)
+            if "blocks.0.mlp_tokens.fc1.weight" in state_dict:
+                told["token_ratio"] = share("blocks.0.mlp_tokens.fc1", width)
             return told
     raise ValueError(f"no family {family!r}")
 

@@ -98,8 +98,14 @@ def find_model(
                 f" {_head_key(family, _LINEAR)} or {_head_key(family, _QUERY)} expected"
             )
         base, sizes = nearest(renamed, family, _bare(hint))
-        heads = attention_heads(base, {**sizes, **given})
-        model, problems = _create(renamed, base, kind, {**sizes, **heads, **given})
+        heads = attention_heads(base, sizes)
+        try:
+            model, problems = _create(renamed, base, kind, {**sizes, **heads, **given})
+        except ValueError as error:
+            if not sizes:
+                raise
+            told = ", ".join(f"{key}={value}" for key, value in sizes.items())
+            raise ConversionError(f"no model has the file's {told}: {error}") from error
         if not problems:
             return _choose(model, renamed, base, kind, hint, given, sizes)
         misfits.append((len(problems), _with(model, sizes), problems[0]))
@@ -342,7 +348,7 @@ def _choose(
     notes = []
     if sizes:
         notes.append(f"no registered model has these dimensions: {_with(model, sizes)}")
-    if "num_heads" in attention_heads(base, sizes) and "num_heads" not in given:
+    if attention_heads(base, sizes) and "num_heads" not in given:
         heads = model.arguments["num_heads"]
         notes.append(
             f"the file does not tell the attention heads: taken as {heads}"
