@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.layers import BatchNorm, conv, max_pool
+from noah_jax.layers import BatchNorm, ConvNorm, conv, max_pool
 from noah_jax.models.heads import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
 from noah_jax.models.remat import run_layer
@@ -61,21 +61,10 @@ class Identity(nnx.Module):
         return x
 
 
-class Projection(nnx.Module):
-    """The shortcut of a block that changes its shape: 1x1 convolution and BatchNorm."""
-
-    def __init__(self, in_features, out_features, stride, norm, dtype, rngs):
-        self.conv = conv(in_features, out_features, 1, stride=stride, dtype=dtype, rngs=rngs)
-        self.bn = norm(out_features)
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return self.bn(self.conv(x), train=train)
-
-
 def _shortcut(in_features, out_features, stride, norm, dtype, rngs) -> nnx.Module:
     if stride == 1 and in_features == out_features:
         return Identity()
-    return Projection(in_features, out_features, stride, norm, dtype, rngs)
+    return ConvNorm(in_features, out_features, 1, stride=stride, norm=norm, dtype=dtype, rngs=rngs)
 
 
 class ResNet(nnx.Module):
