@@ -215,7 +215,10 @@ def build(config: ConfigDict) -> Experiment:
         train_transform=train_transform,
         eval_transform=eval_transform,
         optimizer=optim.make_optimizer(
-            config.optim, schedule, decay_all=model.decay_all, no_decay=model.no_decay
+            config.optim,
+            schedule,
+            decay_all=model.architecture.decay_all,
+            no_decay=model.architecture.no_decay,
         ),
         schedule=schedule,
         steps_per_epoch=steps_per_epoch,

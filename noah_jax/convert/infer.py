@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from noah_jax.convert.dimensions import StateDict, attention_heads, nearest, ratio
 from noah_jax.convert.names import TABLES
 from noah_jax.convert.renames import rename
 from noah_jax.convert.table import ConversionError, Row, expected_shapes, match
 from noah_jax.models import ARCHITECTURES, create_model, get_architecture, list_models
 from noah_jax.models.base import Model
-
-StateDict = Mapping[str, np.ndarray]
+from noah_jax.models.deit import PRE_LOGITS_WIDTH
+from noah_jax.models.registry import Architecture
 
 _PREFIX = "noah_"
 _LINEAR, _QUERY = "params/head/linear/kernel", "params/head/query/kernel"
@@ -37,7 +38,6 @@ _POSITIONS = {
         "stem.proj.weight",
     ),
 }
-_STAGES = (1, 2, 3, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +67,10 @@ def find_model(
     Args:
       state_dict: arrays by key, without prefixes such as `module.`.
       name: the registered name; `None` finds it.
-      hint: what the file calls the model; decides between models of one architecture.
-      arguments: of `create_model`; they override what the shapes tell.
+      hint: what the file calls the model; decides between models of one architecture, and
+        which one a model of dimensions that nobody published is named after.
+      arguments: of `create_model`; they override what the shapes tell. With `name`, they have
+        every dimension that is not the published one.
 
     Raises:
       ConversionError: if no registered model fits, in one line that names the nearest.
@@ -95,11 +97,18 @@ def find_model(
                 f"no head in the state dict, though its other keys are those of {family} models:"
                 f" {_head_key(family, _LINEAR)} or {_head_key(family, _QUERY)} expected"
             )
-        for base in _by_likeness(renamed, family):
-            model, problems = _create(renamed, base, kind, given)
-            if not problems:
-                return _choose(model, renamed, base, kind, hint, given)
-            misfits.append((len(problems), model.name, problems[0]))
+        base, sizes = nearest(renamed, family, _bare(hint))
+        heads = attention_heads(base, sizes)
+        try:
+            model, problems = _create(renamed, base, kind, {**sizes, **heads, **given})
+        except ValueError as error:
+            if not sizes:
+                raise
+            told = ", ".join(f"{key}={value}" for key, value in sizes.items())
+            raise ConversionError(f"no model has the file's {told}: {error}") from error
+        if not problems:
+            return _choose(model, renamed, base, kind, hint, given, sizes)
+        misfits.append((len(problems), _with(model, sizes), problems[0]))
     if not misfits:
         keys = ", ".join(list(state_dict)[:3])
         raise ConversionError(
@@ -123,57 +132,6 @@ def _families(state_dict: StateDict) -> list[str]:
     if best < _KNOWN * len(state_dict):
         return []
     return [family for family, count in known.items() if count == best]
-
-
-def _by_likeness(state_dict: StateDict, family: str) -> list[str]:
-    """Names of a family's architectures, one of those that are the same, likeliest first."""
-    told = _dimensions(state_dict, family)
-    names: dict[str, str] = {}
-    for name, architecture in ARCHITECTURES.items():
-        if architecture.family == family:
-            names.setdefault(_same(name), name)
-
-    def likeness(name: str) -> int:
-        bound = ARCHITECTURES[name].build.keywords
-        return sum(bound.get(key) == value for key, value in told.items())
-
-    found = sorted(names.values(), key=likeness, reverse=True)
-    # Building a model takes a second: only those as like as the likeliest, or the three next.
-    best = likeness(found[0])
-    alike = [name for name in found if likeness(name) == best]
-    return alike if len(alike) >= 3 else found[:3]
-
-
-def _dimensions(state_dict: StateDict, family: str) -> dict[str, Any]:
-    """What a family's classes are built with, as far as single shapes tell: only an order."""
-
-    def side(key: str, axis: int = 0) -> int:
-        shape = np.shape(state_dict.get(key, np.empty(0)))
-        return shape[axis] if -len(shape) <= axis < len(shape) else 0
-
-    def depth(prefix: str) -> int:
-        inside = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
-        return len({key.split(".")[0] for key in inside})
-
-    match family:
-        case "resnet":
-            return {"depths": tuple(depth(f"layer{s}.") for s in _STAGES)}
-        case "mobilenetv2":
-            return {"width_mult": side("features.17.conv.2.weight") / 320}
-        case "shufflenetv2":
-            parts = [side(f"stage{s}.0.branch2.5.weight") for s in (2, 3, 4)]
-            return {"widths": (*(2 * part for part in parts), side("conv5.0.weight"))}
-        case "pvt":
-            return {
-                "widths": tuple(side(f"patch_embed{s}.proj.weight") for s in _STAGES),
-                "depths": tuple(depth(f"block{s}.") for s in _STAGES),
-            }
-        case "deit" | "mlp":
-            patch = _POSITIONS[family][1]
-            return {
-                "width": side(patch), "patch_size": side(patch, -1), "depth": depth("blocks."),
-            }  # fmt: skip
-    return {}
 
 
 def _same(name: str) -> str:
@@ -221,7 +179,7 @@ def _create(
         published, fits = _published_head(state_dict, base, {**arguments, **_backbone_only(given)})
         if fits and _backbone_only(given) == given:
             return published, _differences(state_dict, published, family)
-        arguments |= _noah_arguments(state_dict, published, architecture, given)
+        arguments |= _noah_arguments(state_dict, _channels(published), architecture, given)
     model = create_model(_name(base, kind), **{**arguments, **given})
     return model, _differences(state_dict, model, family)
 
@@ -229,11 +187,18 @@ def _create(
 def _published_head(
     state_dict: StateDict, base: str, arguments: dict[str, Any]
 ) -> tuple[Model, bool]:
-    """An architecture with its published N and r, and whether the file's head is that."""
+    """An architecture with its published N and r, and whether the file's head is that.
+
+    With a linear head, which any number of channels can have, where they cannot have those.
+    """
     family, head_num = get_architecture(base).family, get_architecture(base).head_num
     rows = np.shape(state_dict[_head_key(family, _QUERY)])[:1] or (0,)
     num_classes = max(rows[0] // head_num, 1)
-    model = create_model(_PREFIX + base, **{**arguments, "num_classes": num_classes})
+    arguments = {**arguments, "num_classes": num_classes}
+    try:
+        model = create_model(_PREFIX + base, **arguments)
+    except ValueError:  # the published N does not divide these channels
+        return create_model(base, **arguments), False
     head = expected_shapes({"params": {"head": model.abstract()[0]["head"]}}, TABLES[family])
     return model, all(np.shape(state_dict.get(key)) == shape for key, shape in head.items())
 
@@ -277,9 +242,11 @@ def _backbone_arguments(
     """The arguments of `create_model` that are not the head's."""
     arguments: dict[str, Any] = {}
     if family == "deit":
-        arguments["pre_logits"] = "pre_logits.fc.weight" in state_dict
+        weight = state_dict.get("pre_logits.fc.weight")
+        arguments["pre_logits"] = weight is not None
+        if np.ndim(weight) == 2 and weight.shape[0] not in (0, PRE_LOGITS_WIDTH):
+            arguments["pre_logits"] = weight.shape[0]
     if family == "resnet" and np.ndim(kernel := state_dict.get("conv1.weight")) == 4:
-        arguments["width"] = kernel.shape[0]
         arguments["stem"] = "small" if kernel.shape[-1] == 3 else "imagenet"
     if family in _POSITIONS and "image_size" not in given:
         size = _image_size(state_dict, family)
@@ -304,17 +271,14 @@ def _image_size(state_dict: StateDict, family: str) -> int | None:
 
 
 def _noah_arguments(
-    state_dict: StateDict, published: Model, architecture: Any, given: dict[str, Any]
+    state_dict: StateDict, channels: int, architecture: Architecture, given: dict[str, Any]
 ) -> dict[str, Any]:
     """N, r and the number of classes from the shapes of the head.
 
-    The kernels are `[N*K, C_k/N, 1, 1]` and `[N*K, C_v/N, 1, 1]` and the model says C, which
-    leaves no choice (with `head_split` and `kv_split`; otherwise N must be given).
+    The kernels are `[N*K, C_k/N, 1, 1]` and `[N*K, C_v/N, 1, 1]` and the model says C, its
+    `channels`, which leaves no choice (with `head_split` and `kv_split`; otherwise N must be
+    given).
     """
-    head = published.abstract()[0]["head"]
-    channels = sum(
-        head[part]["kernel"].shape[0] * head[part]["kernel"].shape[1] for part in ("query", "value")
-    )
     query_key = _head_key(architecture.family, _QUERY)
     value_key = query_key.replace("query", "value")
     query, value = (np.shape(state_dict.get(key)) for key in (query_key, value_key))
@@ -338,17 +302,20 @@ def _noah_arguments(
         return {}
     arguments = {"head_num": int(head_num), "num_classes": query[0] // int(head_num)}
     if given.get("kv_split", True):
-        arguments["key_ratio"] = _key_ratio(channels, int(query_channels), architecture.key_ratio)
+        arguments["key_ratio"] = (
+            architecture.key_ratio
+            if int(channels * architecture.key_ratio) == query_channels
+            else ratio(channels, int(query_channels))
+        )
     return arguments
 
 
-def _key_ratio(channels: int, query_channels: int, published: float) -> float:
-    """The share that gives so many query channels, the published one where that does."""
-    if int(channels * published) == query_channels:
-        return published
-    ratio = query_channels / channels
-    # The model rounds the product down.
-    return ratio if int(channels * ratio) == query_channels else math.nextafter(ratio, 1)
+def _channels(model: Model) -> int:
+    """What a model's linear head, or NOAH head by the published switches, takes."""
+    head = model.abstract()[0]["head"]
+    if "linear" in head:
+        return head["linear"]["kernel"].shape[0]
+    return sum(math.prod(head[part]["kernel"].shape[:2]) for part in ("query", "value"))
 
 
 def _choose(
@@ -358,10 +325,14 @@ def _choose(
     kind: str,
     hint: str | None,
     given: dict[str, Any],
+    sizes: dict[str, Any],
 ) -> Found:
-    """Among architectures with the same weights the one the file means."""
-    twins = [name for name in ARCHITECTURES if _same(name) == _same(base)]
-    hinted = (hint or "").split(".")[0].removeprefix(_PREFIX)
+    """Among architectures with the same weights the one the file means.
+
+    `sizes` are the dimensions that nobody published; then there is only `base`.
+    """
+    twins = [base] if sizes else [name for name in ARCHITECTURES if _same(name) == _same(base)]
+    hinted = _bare(hint)
 
     def preference(name: str) -> tuple[bool, bool, bool, int]:
         architecture = ARCHITECTURES[name]
@@ -375,6 +346,14 @@ def _choose(
 
     best = min(twins, key=preference)
     notes = []
+    if sizes:
+        notes.append(f"no registered model has these dimensions: {_with(model, sizes)}")
+    if attention_heads(base, sizes) and "num_heads" not in given:
+        heads = model.arguments["num_heads"]
+        notes.append(
+            f"the file does not tell the attention heads: taken as {heads}"
+            " (--set num_heads=... changes it)"
+        )
     if best != base:
         model = _create(state_dict, best, kind, given)[0]
     others = [_name(name, kind) for name in twins if name != best]
@@ -386,13 +365,25 @@ def _choose(
     if hint and best != hinted:
         near = difflib.get_close_matches(hint, list_models(), n=1, cutoff=0.9)
         known = "" if near and near[0] == hint else ", which is no registered name"
-        notes.append(f"the file calls the model {hint!r}{known}; its shapes are {model.name}'s")
+        shapes = "nearest to" if sizes else "those of"
+        notes.append(f"the file calls the model {hint!r}{known}; its shapes are {shapes} {best}")
     if ARCHITECTURES[best].family not in _POSITIONS and "image_size" not in given:
         notes.append(
             f"the file does not tell the image size: taken as {model.image_size[0]} x"
             f" {model.image_size[1]} (--set image_size=N changes it)"
         )
     return Found(model, state_dict, tuple(notes))
+
+
+def _bare(hint: str | None) -> str:
+    """A model's name without timm's tag of the weights and the prefix of the head."""
+    return (hint or "").split(".")[0].removeprefix(_PREFIX)
+
+
+def _with(model: Model, sizes: dict[str, Any]) -> str:
+    """A model's name with the dimensions that are not the registered ones."""
+    changed = [f"{key}={model.arguments[key]}" for key in sizes]
+    return model.name + (f" with {', '.join(changed)}" if changed else "")
 
 
 def told_name(facts: Mapping[str, Any]) -> str | None:

@@ -20,7 +20,7 @@ from noah_jax.models import get_architecture
 from noah_jax.models.base import Model, Tree
 from noah_jax.models.mobilenetv2 import STAGES
 from noah_jax.models.pvt import EPSILON as PVT_EPSILON
-from noah_jax.models.pvt import PATCH_SIZES, REDUCTIONS
+from noah_jax.models.pvt import PATCH_SIZES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,7 +184,7 @@ def _mobilenetv3(net, x, model):
 
     activations = {nnx.relu: net.relu, hard_swish: hardswish}
     x = hardswish(net.batch_norm("features.0.1", net.conv("features.0.0", x, 2)))
-    blocks = get_architecture(model.name).build.keywords["blocks"]
+    blocks = model.architecture.build.keywords["blocks"]
     for i, block in enumerate(blocks, start=1):
         key = f"features.{i}.conv"
         activation = activations[block.activation]
@@ -229,9 +229,7 @@ def _shufflenetv2(net, x, model):
 
 
 def _deit(net, x, model):
-    (num_heads, patch) = (
-        get_architecture(model.name).build.keywords[key] for key in ("num_heads", "patch_size")
-    )
+    num_heads, patch = (model.arguments[key] for key in ("num_heads", "patch_size"))
     grid = [pixels // patch for pixels in x.shape[2:]]
     x = net.conv("patch_embed.proj", x, patch, 0).flatten(2).transpose(1, 2)
     token = "cls_token" in net
@@ -252,8 +250,8 @@ def _deit(net, x, model):
 
 def _pvt(net, x, model):
     functional = net.functional
-    num_heads = get_architecture(model.name).build.keywords["num_heads"]
-    for s, (patch, reduction) in enumerate(zip(PATCH_SIZES, REDUCTIONS, strict=True), start=1):
+    num_heads, reductions = (model.arguments[key] for key in ("num_heads", "reductions"))
+    for s, (patch, reduction) in enumerate(zip(PATCH_SIZES, reductions, strict=True), start=1):
         x = net.conv(f"patch_embed{s}.proj", x, patch, 0)
         grid = x.shape[2:]
         x = net.layer_norm(f"patch_embed{s}.norm", x.flatten(2).transpose(1, 2), PVT_EPSILON)

@@ -16,7 +16,7 @@ from noah_jax.dtypes import check_compute_dtype
 from noah_jax.models import deit, mlp, mobilenetv2, mobilenetv3, pvt, resnet, shufflenetv2
 from noah_jax.models.base import Model
 from noah_jax.models.heads import HeadSpec
-from noah_jax.models.registry import Architecture
+from noah_jax.models.registry import Architecture, check_dimension
 
 ARCHITECTURES: dict[str, Architecture] = {
     **resnet.ARCHITECTURES,
@@ -92,8 +92,12 @@ def create_model(
         in less memory, for about one more forward pass.
       dtype: compute dtype: "float32", "bfloat16", ...; parameters, statistics, softmax and
         logits are float32. ("float64", for parity, where JAX_ENABLE_X64 is set.)
-      **family_arguments: what the family adds: ResNet's `stem` and `width`, DeiT's
-        `pre_logits`.
+      **family_arguments: what the family adds: ResNet's `stem`, DeiT's `pre_logits`, and its
+        dimensions in place of the published ones (`get_architecture(name).dimensions`):
+        `width` (ResNet, DeiT, MLP), `widths` (PVT, ShuffleNetV2), `width_mult` (MobileNets),
+        `depth` (DeiT, MLP), `depths` (ResNet, PVT, ShuffleNetV2), `patch_size` (DeiT, MLP),
+        `num_heads` (DeiT, PVT), hidden sizes over the width: `mlp_ratio` (DeiT), `mlp_ratios`
+        (PVT), `channel_ratio` (MLP) and `token_ratio` (Mixer, gMixer), and PVT's `reductions`.
 
     Raises:
       ValueError: if a name, an argument or its value does not fit; says what would.
@@ -103,6 +107,9 @@ def create_model(
     if not isinstance(kind, nnx.Module) and kind not in ("linear", "noah"):
         raise ValueError(f"head must be 'linear', 'noah' or a flax.nnx.Module, got {kind!r}")
     _check_arguments(name, architecture, family_arguments)
+    for key, published in architecture.dimensions.items():
+        given = family_arguments.get(key, published)
+        family_arguments[key] = check_dimension(key, given, published)
     for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
         if key in _own_arguments(architecture):
             family_arguments[key] = rate
@@ -160,13 +167,7 @@ def create_model(
         arguments=arguments,
         num_classes=num_classes,
         image_size=size,
-        mean=architecture.mean,
-        std=architecture.std,
-        crop_pct=architecture.crop_pct,
-        interpolation=architecture.interpolation,
-        decay_all=architecture.decay_all,
-        no_decay=architecture.no_decay,
-        dense=architecture.dense,
+        architecture=architecture,
     )
 
 
@@ -174,8 +175,10 @@ def _own_arguments(architecture: Architecture) -> set[str]:
     """What the architecture's class takes besides what is passed to all."""
     build = architecture.build
     # The class's own signature: Flax's metaclass hides it behind (*args, **kwargs).
-    own = set(inspect.signature(build.func.__init__).parameters) - set(build.keywords)
-    return own - {"self", "head", "image_size", "batch_norm_group", "remat", "dtype", "rngs"}
+    parameters = inspect.signature(build.func.__init__).parameters.values()
+    own = {p.name for p in parameters if p.kind != p.VAR_KEYWORD} - set(build.keywords)
+    own -= {"self", "head", "image_size", "batch_norm_group", "remat", "dtype", "rngs"}
+    return own | set(architecture.dimensions)
 
 
 def _check_arguments(name: str, architecture: Architecture, given: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from noah_jax.models.registry import Architecture
+
 Tree = dict[str, Any]
 
 # XLA hands matrix products on CPUs to YNNPACK, with which a PVT takes 1.4 times as long as
@@ -32,12 +34,10 @@ class Model:
       arguments: every argument of `create_model` that made it, defaults included.
       num_classes: number of classes.
       image_size: `(height, width)` the model is made for, in pixels.
-      mean: per-channel mean of the images in 0..1 that the input is normalised by.
+      architecture: what the registry knows of it, such as the recipe's weight decay.
+      mean: the architecture's per-channel mean of the images in 0..1, which the input is
+        normalised by.
       std: per-channel standard deviation likewise.
-      crop_pct: of the published evaluation, see `Architecture`.
-      interpolation: likewise.
-      decay_all: the recipe's weight decay, likewise.
-      no_decay: likewise.
     """
 
     def __init__(
@@ -48,26 +48,16 @@ class Model:
         arguments: dict[str, Any],
         num_classes: int,
         image_size: tuple[int, int],
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
-        crop_pct: float = 0.875,
-        interpolation: str = "bilinear",
-        decay_all: bool = False,
-        no_decay: tuple[str, ...] = (),
-        dense: bool = False,
+        architecture: Architecture,
     ):
         self._build = build
         self.name = name
         self.arguments = arguments
         self.num_classes = num_classes
         self.image_size = image_size
-        self.mean = mean
-        self.std = std
-        self.crop_pct = crop_pct
-        self.interpolation = interpolation
-        self.decay_all = decay_all
-        self.no_decay = no_decay
-        self._dense = dense
+        self.architecture = architecture
+        self.mean = architecture.mean
+        self.std = architecture.std
         abstract = nnx.eval_shape(lambda: build(_Rngs(jax.random.key(0))))
         self._graphdef, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
         self._abstract = (params, stats)
@@ -94,7 +84,7 @@ class Model:
 
         The numbers are the same without it, on CPUs some models are slower.
         """
-        if self._dense and jax.default_backend() == "cpu" and _compiles_with_options():
+        if self.architecture.dense and jax.default_backend() == "cpu" and _compiles_with_options():
             return dict(_DENSE_ON_CPU)
         return None
 

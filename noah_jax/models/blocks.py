@@ -105,6 +105,14 @@ def check_rates(**rates: float) -> None:
             raise ValueError(f"{name} must lie in [0, 1), got {rate}")
 
 
+def check_heads(width: int, num_heads: int) -> None:
+    """Refuses channels that cannot be shared out evenly among the attention heads."""
+    if width % num_heads:
+        raise ValueError(
+            f"width {width} does not divide among {num_heads} attention heads: give num_heads too"
+        )
+
+
 def linear_rates(drop_path_rate: float, depth: int) -> list[float]:
     """Stochastic depth that rises linearly over the blocks, from 0 to `drop_path_rate`."""
     return [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
@@ -250,7 +258,7 @@ class TransformerBlock(nnx.Module):
         self,
         attention: nnx.Module,
         features: int,
-        mlp_ratio: int,
+        mlp_ratio: float,
         *,
         drop_rate: float,
         drop_path_rate: float,
@@ -260,7 +268,8 @@ class TransformerBlock(nnx.Module):
         self.norm1 = LayerNorm(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.attn = attention
         self.norm2 = LayerNorm(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(features, features * mlp_ratio, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
+        hidden = int(features * mlp_ratio)
+        self.mlp = Mlp(features, hidden, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
         self.drop_path_rate = drop_path_rate
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:

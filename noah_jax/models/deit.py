@@ -16,6 +16,7 @@ from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
     attend,
+    check_heads,
     check_image_size,
     check_rates,
     class_token,
@@ -59,10 +60,12 @@ class DeiT(nnx.Module):
       num_heads: attention heads.
       depth: blocks.
       patch_size: height and width of a patch in pixels.
+      mlp_ratio: hidden channels of the MLPs over `width`.
       image_size: `(height, width)` in pixels, multiples of the patch; images must have it.
-      pre_logits: whether a linear layer to 192 channels and tanh precede the head; `None`
-        is the original: where `width` is below 192. (The published parameter counts of the
-        x0.5 and x0.75 models are those without, so a checkpoint may lack it.)
+      pre_logits: whether a linear layer to 192 channels, or the number given, and tanh
+        precede the head; `None` is the original: where `width` is below 192. (The published
+        parameter counts of the x0.5 and x0.75 models are those without, so a checkpoint may
+        lack it.)
       drop_rate: dropout after the position embedding, the attention and in the MLPs.
       drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
       remat: whether the backward pass computes the blocks' insides again to save memory.
@@ -77,10 +80,11 @@ class DeiT(nnx.Module):
         *,
         width: int,
         num_heads: int,
-        depth: int = 12,
-        patch_size: int = 16,
+        depth: int,
+        patch_size: int,
+        mlp_ratio: float,
         image_size: tuple[int, int],
-        pre_logits: bool | None = None,
+        pre_logits: bool | int | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         remat: bool = False,
@@ -90,6 +94,7 @@ class DeiT(nnx.Module):
     ):
         del batch_norm_group
         check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        check_heads(width, num_heads)
         self.image_size = image_size
         self.grid = patch_grid(image_size, patch_size)
         self.drop_rate = drop_rate
@@ -105,7 +110,7 @@ class DeiT(nnx.Module):
             TransformerBlock(
                 Attention(width, num_heads, drop_rate=drop_rate, dtype=dtype, rngs=rngs),
                 width,
-                mlp_ratio=4,
+                mlp_ratio,
                 drop_rate=drop_rate,
                 drop_path_rate=rate,
                 dtype=dtype,
@@ -116,7 +121,9 @@ class DeiT(nnx.Module):
         self.norm = LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         if pre_logits is None:
             pre_logits = width < PRE_LOGITS_WIDTH
-        features = PRE_LOGITS_WIDTH if pre_logits else width
+        if not isinstance(pre_logits, int) or pre_logits < 0:
+            raise ValueError(f"pre_logits must be true, false or channels, got {pre_logits!r}")
+        features = (PRE_LOGITS_WIDTH if pre_logits is True else pre_logits) or width
         self.pre_logits = (
             nnx.Linear(width, features, kernel_init=normal_002, dtype=dtype, rngs=rngs)
             if pre_logits
@@ -165,7 +172,9 @@ class DeiT(nnx.Module):
 
 def _architecture(width, num_heads, image_size=224) -> Architecture:
     return Architecture(
-        build=functools.partial(DeiT, width=width, num_heads=num_heads, depth=12, patch_size=16),
+        build=functools.partial(
+            DeiT, width=width, num_heads=num_heads, depth=12, patch_size=16, mlp_ratio=4.0
+        ),
         family="deit",
         head_num=4,
         key_ratio=1 / 2,

@@ -51,6 +51,16 @@ def gated(init: nnx.Initializer, gate_init: nnx.Initializer) -> nnx.Initializer:
     return initialise
 
 
+def half(hidden: int) -> int:
+    """Half of the hidden channels, which are even where the other half is a gate."""
+    if hidden % 2:
+        raise ValueError(
+            f"{hidden} hidden channels cannot be halved for a gate: give a ratio that makes them"
+            " even"
+        )
+    return hidden // 2
+
+
 def over_tokens(linear: nnx.Linear, x: jax.Array) -> jax.Array:
     """`linear` over the tokens of `[batch, tokens, channels]`, without turning the map round."""
     x, kernel, bias = (v.astype(linear.dtype) for v in (x, linear.kernel[...], linear.bias[...]))
@@ -70,7 +80,7 @@ class GluMlp(nnx.Module):
             rngs=rngs,
         )
         self.fc2 = nnx.Linear(
-            hidden // 2, features, kernel_init=xavier, bias_init=tiny, dtype=dtype, rngs=rngs
+            half(hidden), features, kernel_init=xavier, bias_init=tiny, dtype=dtype, rngs=rngs
         )
         self.drop = nnx.Dropout(drop_rate, deterministic=None)
 
@@ -110,7 +120,7 @@ class GatedMlp(nnx.Module):
         init = dict(kernel_init=xavier, bias_init=tiny, dtype=dtype, rngs=rngs)
         self.fc1 = nnx.Linear(features, hidden, **init)
         self.gate = SpatialGate(hidden, tokens, dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden // 2, features, **init)
+        self.fc2 = nnx.Linear(half(hidden), features, **init)
         self.drop = nnx.Dropout(drop_rate, deterministic=None)
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -133,26 +143,37 @@ class Affine(nnx.Module):
         return x * self.alpha[...].astype(self.dtype) + self.beta[...].astype(self.dtype)
 
 
-# Blocks: `block(features, tokens, drop_rate=..., drop_path_rate=..., dtype=..., rngs=...)`,
-# called on `[batch, tokens, features]` and a key.
+# Blocks: `block(features, tokens, drop_rate=..., drop_path_rate=..., dtype=..., rngs=...,
+# channel_ratio=...)`, called on `[batch, tokens, features]` and a key.
 
 
 class MixerBlock(nnx.Module):
     """An MLP over the tokens and an MLP over the channels, each after a norm.
 
     Args:
-      token_ratio: hidden size of the token MLP over `features`.
+      channel_ratio: hidden size of the channel MLP over `features`.
+      token_ratio: that of the token MLP over `features`.
       mlp: `mlp_layer`, or `GluMlp` for gMixer.
     """
 
     def __init__(
-        self, features, tokens, *, token_ratio, mlp, drop_rate, drop_path_rate, dtype, rngs
+        self,
+        features,
+        tokens,
+        *,
+        channel_ratio,
+        token_ratio,
+        mlp,
+        drop_rate,
+        drop_path_rate,
+        dtype,
+        rngs,
     ):
         mlp = functools.partial(mlp, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(features, dtype=dtype, rngs=rngs)
         self.mlp_tokens = mlp(tokens, int(features * token_ratio))
         self.norm2 = layer_norm(features, dtype=dtype, rngs=rngs)
-        self.mlp_channels = mlp(features, features * 4)
+        self.mlp_channels = mlp(features, int(features * channel_ratio))
         self.drop_path_rate = drop_path_rate
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -168,16 +189,27 @@ class ResBlock(nnx.Module):
     affine and scaled per channel.
 
     Args:
+      channel_ratio: hidden size of the MLP over `features`.
       layer_scale: what the scales `ls1` and `ls2` start with.
     """
 
-    def __init__(self, features, tokens, *, layer_scale, drop_rate, drop_path_rate, dtype, rngs):
+    def __init__(
+        self,
+        features,
+        tokens,
+        *,
+        channel_ratio,
+        layer_scale,
+        drop_rate,
+        drop_path_rate,
+        dtype,
+        rngs,
+    ):
         self.norm1 = Affine(features, dtype=dtype, rngs=rngs)
         self.linear_tokens = nnx.Linear(tokens, tokens, kernel_init=xavier, dtype=dtype, rngs=rngs)
         self.norm2 = Affine(features, dtype=dtype, rngs=rngs)
-        self.mlp_channels = mlp_layer(
-            features, features * 4, drop_rate=drop_rate, dtype=dtype, rngs=rngs
-        )
+        hidden = int(features * channel_ratio)
+        self.mlp_channels = mlp_layer(features, hidden, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
         self.ls1 = nnx.Param(jnp.full(features, layer_scale, jnp.float32))
         self.ls2 = nnx.Param(jnp.full(features, layer_scale, jnp.float32))
         self.drop_path_rate = drop_path_rate
@@ -191,12 +223,17 @@ class ResBlock(nnx.Module):
 
 
 class SpatialGatingBlock(nnx.Module):
-    """gMLP's block: one MLP, with the spatial gate in it, after a norm."""
+    """gMLP's block: one MLP, with the spatial gate in it, after a norm.
 
-    def __init__(self, features, tokens, *, drop_rate, drop_path_rate, dtype, rngs):
+    Args:
+      channel_ratio: hidden size of the MLP over `features`.
+    """
+
+    def __init__(self, features, tokens, *, channel_ratio, drop_rate, drop_path_rate, dtype, rngs):
         self.norm = layer_norm(features, dtype=dtype, rngs=rngs)
+        hidden = int(features * channel_ratio)
         self.mlp_channels = GatedMlp(
-            features, features * 6, tokens, drop_rate=drop_rate, dtype=dtype, rngs=rngs
+            features, hidden, tokens, drop_rate=drop_rate, dtype=dtype, rngs=rngs
         )
         self.drop_path_rate = drop_path_rate
 
@@ -224,6 +261,7 @@ class MlpMixer(nnx.Module):
       batch_norm_group: unused: there is no BatchNorm.
       dtype: compute dtype.
       rngs: source of the initial weights.
+      **ratios: the block's hidden sizes over `width`.
     """
 
     def __init__(
@@ -242,6 +280,7 @@ class MlpMixer(nnx.Module):
         batch_norm_group: int | None = None,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
+        **ratios: float,
     ):
         del batch_norm_group
         check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
@@ -268,6 +307,7 @@ class MlpMixer(nnx.Module):
                 drop_path_rate=drop_path_rate,
                 dtype=dtype,
                 rngs=rngs,
+                **ratios,
             )
             for _ in range(depth)
         )
@@ -304,11 +344,12 @@ class MlpMixer(nnx.Module):
 HALF = (0.5, 0.5, 0.5)
 
 
-def _architecture(block, depth, width, patch_size=16, norm=layer_norm, **facts) -> Architecture:
+def _architecture(
+    block, ratios, depth, width, patch_size=16, norm=layer_norm, **facts
+) -> Architecture:
+    sizes = dict(width=width, depth=depth, patch_size=patch_size, **ratios)
     return Architecture(
-        build=functools.partial(
-            MlpMixer, block=block, norm=norm, width=width, depth=depth, patch_size=patch_size
-        ),
+        build=functools.partial(MlpMixer, block=block, norm=norm, **sizes),
         family="mlp",
         head_num=4,
         key_ratio=1 / 2,
@@ -319,22 +360,25 @@ def _architecture(block, depth, width, patch_size=16, norm=layer_norm, **facts) 
 
 
 def _mixer(depth, width, patch_size=16, **facts) -> Architecture:
-    block = functools.partial(MixerBlock, token_ratio=1 / 2, mlp=mlp_layer)
-    return _architecture(block, depth, width, patch_size, **{"mean": HALF, "std": HALF, **facts})
+    block = functools.partial(MixerBlock, mlp=mlp_layer)
+    ratios = dict(channel_ratio=4.0, token_ratio=0.5)
+    facts = {"mean": HALF, "std": HALF, **facts}
+    return _architecture(block, ratios, depth, width, patch_size, **facts)
 
 
 def _gmixer(depth, width) -> Architecture:
-    block = functools.partial(MixerBlock, token_ratio=1, mlp=GluMlp)
-    return _architecture(block, depth, width)
+    block = functools.partial(MixerBlock, mlp=GluMlp)
+    return _architecture(block, dict(channel_ratio=4.0, token_ratio=1.0), depth, width)
 
 
 def _resmlp(depth, width, layer_scale, patch_size=16) -> Architecture:
     block = functools.partial(ResBlock, layer_scale=layer_scale)
-    return _architecture(block, depth, width, patch_size, norm=Affine)
+    return _architecture(block, dict(channel_ratio=4.0), depth, width, patch_size, norm=Affine)
 
 
 def _gmlp(depth, width) -> Architecture:
-    return _architecture(SpatialGatingBlock, depth, width, mean=HALF, std=HALF)
+    ratios = dict(channel_ratio=6.0)
+    return _architecture(SpatialGatingBlock, ratios, depth, width, mean=HALF, std=HALF)
 
 
 # MIIL's weights want pixels in 0..1 as they are.

@@ -30,6 +30,12 @@ def round_channels(channels: float, divisor: int = 8) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + divisor
 
 
+def channels(width_mult: float) -> list[int]:
+    """Output channels of the first convolution, of the stages and of the last convolution."""
+    scaled = [round_channels(width_mult * c) for c in (32, *(stage[1] for stage in STAGES))]
+    return [*scaled, round_channels(1280 * max(1.0, width_mult))]
+
+
 class InvertedResidual(nnx.Module):
     """1x1 expansion (left out where it would not expand), 3x3 depthwise, 1x1 projection."""
 
@@ -75,15 +81,13 @@ class MobileNetV2(nnx.Module):
         self.remat = remat
         norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
         layer = functools.partial(ConvNorm, norm=norm, dtype=dtype, rngs=rngs)
-        in_features = round_channels(32 * width_mult)
+        in_features, *stages, last = channels(width_mult)
         layers = [layer(3, in_features, 3, stride=2, activation=relu6)]
-        for expansion, channels, depth, stride in STAGES:
-            features = round_channels(channels * width_mult)
+        for (expansion, _, depth, stride), features in zip(STAGES, stages, strict=True):
             for i in range(depth):
                 step = 1 if i else stride
                 layers.append(InvertedResidual(in_features, features, expansion, step, layer))
                 in_features = features
-        last = round_channels(1280 * max(1.0, width_mult))
         layers.append(layer(in_features, last, 1, activation=relu6))
         self.layers = nnx.List(layers)
         self.head = head.make(last, linear_kernel_init=nnx.initializers.normal(0.01), rngs=rngs)

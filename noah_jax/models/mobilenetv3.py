@@ -6,6 +6,7 @@ expansion, also where it expands nothing.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -70,6 +71,20 @@ LARGE = (
 )
 
 
+def scaled(blocks: tuple[Block, ...], width_mult: float) -> list[Block]:
+    """The blocks with that factor of all channels, rounded up to multiples of 8."""
+
+    def up(channels: int) -> int:
+        return math.ceil(channels * width_mult / 8) * 8
+
+    return [b._replace(hidden=up(b.hidden), features=up(b.features)) for b in blocks]
+
+
+def last_channels(width_mult: float) -> int:
+    """Output channels of the last convolution."""
+    return math.ceil(1280 * max(1.0, width_mult) / 8) * 8
+
+
 class SqueezeExcite(nnx.Module):
     """Scales every channel by a gate in 0..1 that sees the mean over the positions."""
 
@@ -126,6 +141,8 @@ class MobileNetV3(nnx.Module):
     Args:
       head: which head.
       blocks: the inverted residuals in order.
+      width_mult: factor of the blocks' channels; the first convolution has 16, the last 1280,
+        which only a factor above 1 changes.
       image_size: unused: any size works.
       batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
       remat: whether the backward pass computes the blocks' insides again to save memory.
@@ -138,6 +155,7 @@ class MobileNetV3(nnx.Module):
         head: HeadSpec,
         *,
         blocks: tuple[Block, ...],
+        width_mult: float,
         image_size: tuple[int, int],
         batch_norm_group: int | None = None,
         remat: bool = False,
@@ -150,26 +168,28 @@ class MobileNetV3(nnx.Module):
         layer = functools.partial(ConvNorm, norm=norm, dtype=dtype, rngs=rngs)
         layers = [layer(3, 16, 3, stride=2, activation=hard_swish)]
         in_features = 16
+        blocks = scaled(blocks, width_mult)
         for block in blocks:
             layers.append(InvertedResidual(in_features, block, layer, dtype, rngs))
             in_features = block.features
         hidden = blocks[-1].hidden
+        last = last_channels(width_mult)
         layers.append(layer(in_features, hidden, 1, activation=hard_swish))
         # How many layers keep the map; with a linear head the last convolution is not one.
         self.depth = len(layers)
         self.pools = head.kind == "linear"
         if not (self.pools and head.features_only):
             layers += [GlobalPool()] if self.pools else []
-            layers.append(conv(hidden, 1280, 1, use_bias=True, dtype=dtype, rngs=rngs))
+            layers.append(conv(hidden, last, 1, use_bias=True, dtype=dtype, rngs=rngs))
         self.layers = nnx.List(layers)
-        self.head = head.make(1280, linear_kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+        self.head = head.make(last, linear_kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
 
     def features(
         self, images: jax.Array, *, train: bool, key: jax.Array | None = None
     ) -> jax.Array:
         """The last feature map, `[batch, height/32, width/32, channels]`.
 
-        It has 1280 channels; with a linear head those of the layer before the pooling.
+        With a linear head it has the channels of the layer before the pooling.
         """
         x = images
         for layer in list(self.layers)[: self.depth]:
@@ -188,7 +208,7 @@ class MobileNetV3(nnx.Module):
 
 def _architecture(blocks) -> Architecture:
     return Architecture(
-        build=functools.partial(MobileNetV3, blocks=blocks),
+        build=functools.partial(MobileNetV3, blocks=blocks, width_mult=1.0),
         family="mobilenetv3",
         head_num=8,
         key_ratio=1 / 4,

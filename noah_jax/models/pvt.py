@@ -17,6 +17,7 @@ from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
     attend,
+    check_heads,
     check_rates,
     class_token,
     linear_rates,
@@ -30,8 +31,6 @@ from noah_jax.models.heads import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
 
 PATCH_SIZES = (4, 2, 2, 2)
-REDUCTIONS = (8, 4, 2, 1)
-MLP_RATIOS = (8, 8, 4, 4)
 STRIDE = 32  # pixels a position of the last map stands for
 # PyTorch's default, in patch embeddings and after the reduction; the other LayerNorms have 1e-6.
 EPSILON = 1e-5
@@ -81,6 +80,8 @@ class PVT(nnx.Module):
       widths: channels of the four stages.
       num_heads: attention heads of the stages.
       depths: blocks of the stages.
+      mlp_ratios: hidden channels of the stages' MLPs over their `widths`.
+      reductions: height and width over those of the map that keys and values come from.
       image_size: `(height, width)` in pixels the position embeddings are made for, multiples
         of 32. Images of any other size that divides by 32 work too: the embeddings are
         interpolated.
@@ -99,6 +100,8 @@ class PVT(nnx.Module):
         widths: tuple[int, int, int, int],
         num_heads: tuple[int, int, int, int],
         depths: tuple[int, int, int, int],
+        mlp_ratios: tuple[float, float, float, float],
+        reductions: tuple[int, int, int, int],
         image_size: tuple[int, int],
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -120,6 +123,7 @@ class PVT(nnx.Module):
         rates = iter(linear_rates(drop_path_rate, sum(depths)))
         in_features = 3
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            check_heads(width, num_heads[stage])
             patch_embed = PatchEmbed(
                 in_features,
                 width,
@@ -136,13 +140,13 @@ class PVT(nnx.Module):
                     SpatialReductionAttention(
                         width,
                         num_heads[stage],
-                        REDUCTIONS[stage],
+                        reductions[stage],
                         drop_rate=drop_rate,
                         dtype=dtype,
                         rngs=rngs,
                     ),
                     width,
-                    MLP_RATIOS[stage],
+                    mlp_ratios[stage],
                     drop_rate=drop_rate,
                     drop_path_rate=next(rates),
                     dtype=dtype,
@@ -234,7 +238,14 @@ def resize_positions(
 
 def _architecture(widths, depths, num_heads=(1, 2, 5, 8)) -> Architecture:
     return Architecture(
-        build=functools.partial(PVT, widths=widths, depths=depths, num_heads=num_heads),
+        build=functools.partial(
+            PVT,
+            widths=widths,
+            depths=depths,
+            num_heads=num_heads,
+            mlp_ratios=(8.0, 8.0, 4.0, 4.0),
+            reductions=(8, 4, 2, 1),
+        ),
         family="pvt",
         head_num=4,
         key_ratio=1 / 2,

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+from typing import Any
 
 from flax import nnx
 
@@ -17,7 +19,8 @@ class Architecture:
     """One backbone, with the facts it was published with.
 
     Attributes:
-      build: the module's class with the architecture's own arguments bound, called as
+      build: the module's class with the architecture's own arguments bound, `dimensions`
+        among them, called as
         `build(head_spec, image_size=..., batch_norm_group=..., dtype=...,
         rngs=...)` plus the family's own arguments; returns a module with `features`,
         `head` and `__call__`.
@@ -51,3 +54,40 @@ class Architecture:
     decay_all: bool = False
     no_decay: tuple[str, ...] = ()
     dense: bool = True
+
+    @property
+    def dimensions(self) -> dict[str, Any]:
+        """The published sizes, by the argument of `create_model` that changes each.
+
+        A number or a tuple of numbers; where it is a float, a ratio.
+        """
+        return {key: value for key, value in self.build.keywords.items() if _numbers(value)}
+
+
+def check_dimension(key: str, value: Any, published: Any) -> Any:
+    """A size as an architecture takes it, a list as a tuple.
+
+    Raises:
+      ValueError: if it is not of the kind that `published` is.
+    """
+    many = isinstance(published, tuple)
+    value = tuple(value) if many and isinstance(value, list) else value
+    kinds = {type(number) for number in _numbers(published)}
+    allowed = int if kinds == {int} else int | float
+    found = _numbers(value)
+    if (
+        isinstance(value, tuple) != many
+        or len(found) != len(_numbers(published))
+        or not all(isinstance(x, allowed) and 0 < x < math.inf for x in found)
+    ):
+        what = "integer" if allowed is int else "number"
+        what = f"{len(published)} positive {what}s" if many else f"a positive {what}"
+        raise ValueError(f"{key} must be {what}, such as {published}, got {value!r}")
+    return value
+
+
+def _numbers(value: Any) -> tuple[int | float, ...]:
+    """The number or the numbers of a tuple; none where it is anything else."""
+    values = value if isinstance(value, tuple) else (value,)
+    plain = all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
+    return values if plain else ()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.layers import BatchNorm, conv, max_pool
+from noah_jax.layers import BatchNorm, ConvNorm, conv, max_pool
 from noah_jax.models.heads import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
 from noah_jax.models.remat import run_layer
@@ -61,21 +61,10 @@ class Identity(nnx.Module):
         return x
 
 
-class Projection(nnx.Module):
-    """The shortcut of a block that changes its shape: 1x1 convolution and BatchNorm."""
-
-    def __init__(self, in_features, out_features, stride, norm, dtype, rngs):
-        self.conv = conv(in_features, out_features, 1, stride=stride, dtype=dtype, rngs=rngs)
-        self.bn = norm(out_features)
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return self.bn(self.conv(x), train=train)
-
-
 def _shortcut(in_features, out_features, stride, norm, dtype, rngs) -> nnx.Module:
     if stride == 1 and in_features == out_features:
         return Identity()
-    return Projection(in_features, out_features, stride, norm, dtype, rngs)
+    return ConvNorm(in_features, out_features, 1, stride=stride, norm=norm, dtype=dtype, rngs=rngs)
 
 
 class ResNet(nnx.Module):
@@ -85,10 +74,10 @@ class ResNet(nnx.Module):
       head: which head.
       block: `BasicBlock` or `Bottleneck`.
       depths: blocks in each of the four stages.
+      width: channels of the first stage; the published models have 64.
       image_size: unused: any size of at least 32 pixels (1 with the small stem) works.
       stem: "imagenet" (7x7 stride 2 and 3x3 max pooling) or "small" (3x3 stride 1 without
         pooling, the usual stem for images of some 32 pixels).
-      width: channels of the first stage; the published models have 64.
       batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
       remat: whether the backward pass computes the blocks' insides again to save memory.
       dtype: compute dtype.
@@ -101,9 +90,9 @@ class ResNet(nnx.Module):
         *,
         block: type[BasicBlock] | type[Bottleneck],
         depths: tuple[int, int, int, int],
+        width: int,
         image_size: tuple[int, int],
         stem: str = "imagenet",
-        width: int = 64,
         batch_norm_group: int | None = None,
         remat: bool = False,
         dtype: Any = jnp.float32,
@@ -112,8 +101,6 @@ class ResNet(nnx.Module):
         del image_size
         if stem not in ("imagenet", "small"):
             raise ValueError(f"stem must be 'imagenet' or 'small', got {stem!r}")
-        if width < 1:
-            raise ValueError(f"width must be at least 1 channel, got {width}")
         norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
         self.stem = stem
         self.remat = remat
@@ -153,7 +140,7 @@ class ResNet(nnx.Module):
 
 def _architecture(block, depths, key_ratio) -> Architecture:
     return Architecture(
-        build=functools.partial(ResNet, block=block, depths=depths),
+        build=functools.partial(ResNet, block=block, depths=depths, width=64),
         family="resnet",
         head_num=4,
         key_ratio=key_ratio,

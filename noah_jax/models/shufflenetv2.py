@@ -18,8 +18,6 @@ from noah_jax.models.heads import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
 from noah_jax.models.remat import run_layer
 
-DEPTHS = (4, 8, 4)
-
 
 class ShuffleUnit(nnx.Module):
     """Convolves half of the channels (all of them, twice, with stride 2), then shuffles."""
@@ -62,7 +60,9 @@ class ShuffleNetV2(nnx.Module):
 
     Args:
       head: which head.
-      widths: channels of the three stages and of the last convolution.
+      widths: channels of the three stages and of the last convolution; those of the
+        stages are even.
+      depths: units of the stages.
       image_size: unused: any size works.
       batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
       remat: whether the backward pass computes the blocks' insides again to save memory.
@@ -75,6 +75,7 @@ class ShuffleNetV2(nnx.Module):
         head: HeadSpec,
         *,
         widths: tuple[int, int, int, int],
+        depths: tuple[int, int, int],
         image_size: tuple[int, int],
         batch_norm_group: int | None = None,
         remat: bool = False,
@@ -88,9 +89,11 @@ class ShuffleNetV2(nnx.Module):
             ConvNorm, norm=norm, dtype=dtype, kernel_init=torch_default_kernel(), rngs=rngs
         )
         *stages, last = widths
+        if any(width % 2 for width in stages):
+            raise ValueError(f"widths of the stages must be even numbers of channels, got {stages}")
         in_features = 24
         self.conv1 = layer(3, in_features, 3, stride=2, activation=nnx.relu)
-        for stage, (features, depth) in enumerate(zip(stages, DEPTHS, strict=True)):
+        for stage, (features, depth) in enumerate(zip(stages, depths, strict=True)):
             units = []
             for i in range(depth):
                 units.append(ShuffleUnit(in_features, features, 1 if i else 2, layer))
@@ -123,7 +126,7 @@ class ShuffleNetV2(nnx.Module):
 
 def _architecture(*widths) -> Architecture:
     return Architecture(
-        build=functools.partial(ShuffleNetV2, widths=widths),
+        build=functools.partial(ShuffleNetV2, widths=widths, depths=(4, 8, 4)),
         family="shufflenetv2",
         head_num=8,
         key_ratio=1 / 4,

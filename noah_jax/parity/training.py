@@ -170,7 +170,7 @@ def _optimizer(case: Mapping[str, Any], model: Model) -> optax.GradientTransform
         config,
         optax.constant_schedule(case["lr"]),
         decay_all=not case.get("no_decay_bn", True),
-        no_decay=model.no_decay,
+        no_decay=model.architecture.no_decay,
     )
 
 

@@ -12,6 +12,7 @@ from noah_jax.convert.golden import golden_state_dict
 from noah_jax.convert.names import TABLES
 from noah_jax.convert.table import expected_shapes
 from noah_jax.models import create_model, get_architecture
+from noah_jax.models.base import Model
 
 _KINDS = {"float32": "FloatStorage", "int64": "LongStorage", "float64": "DoubleStorage"}
 
@@ -24,6 +25,13 @@ def golden_state(name: str, **arguments) -> dict[str, np.ndarray]:
     for key in [key for key in shapes if key.endswith("running_mean")]:
         shapes[key.replace("running_mean", "num_batches_tracked")] = ()
     return golden_state_dict(shapes)
+
+
+def shape_only_state(model: Model) -> dict[str, np.ndarray]:
+    """A model's state dict that takes no memory, without BatchNorm's counters."""
+    params, stats = model.abstract()
+    table = TABLES[model.architecture.family]
+    return empty_state(expected_shapes({"params": params, "stats": stats}, table))
 
 
 def assert_same_model(found, expected):

@@ -171,6 +171,7 @@ def test_every_problem_is_listed_and_refused(tmp_path, capsys):
     message = _error(
         capsys, tmp_path / "in.safetensors", tmp_path / "out", "--model", "noah_resnet18",
         "--set", "head_num=4", "--set", "num_classes=5", "--set", "key_ratio=0.5",
+        "--set", "width=4",
     )  # fmt: skip
     for problem in (
         "missing key bn1.weight",

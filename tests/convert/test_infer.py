@@ -122,7 +122,10 @@ def test_what_no_model_fits():
     with pytest.raises(ConversionError) as raised:
         find_model(wrong)
     message = str(raised.value)
-    assert "nearest: noah_resnet18 (layer2.0.conv2.weight: shape (16, 16, 5, 5)" in message
+    assert (
+        "nearest: noah_resnet18 with width=8 (layer2.0.conv2.weight: shape (16, 16, 5, 5)"
+        in message
+    )
     assert "1 problem(s)" in message and "\n" not in message
     headless = {key: value for key, value in state.items() if not key.startswith("head")}
     with pytest.raises(ConversionError, match="no head in the state dict"):

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from noah_jax import create_model, list_models
+from noah_jax.convert.table import flatten
 
 
 def _counts(golden) -> dict[str, int]:
@@ -51,12 +52,89 @@ def test_list_models_takes_a_pattern():
         (dict(drop_path_rate=0.1), "no stochastic depth in its backbone"),
         (dict(dtype="int8"), "dtype must be one of float32, bfloat16"),
         (dict(dtype="float64"), "JAX_ENABLE_X64"),
-        (dict(pre_logits=True), "no argument 'pre_logits'"),
+        (dict(pre_logits=True), "no argument 'pre_logits'.* and depths, stem, width$"),
+        (dict(block=None), "no argument 'block'"),
+        (dict(width=0), "width must be a positive integer, such as 64, got 0"),
+        (dict(width=8.0), "width must be a positive integer, such as 64, got 8.0"),
+        (dict(depths=(1, 2, 3)), r"depths must be 4 positive integers, such as \(2, 2, 2, 2\)"),
+        (dict(depths=2), "depths must be 4 positive integers"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         create_model("resnet18", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("deit_tiny_patch16_224", dict(width=160), "160 does not divide among 3 attention heads"),
+        ("deit_tiny_patch16_224", dict(pre_logits="no"), "pre_logits must be"),
+        ("deit_tiny_patch16_224", dict(mlp_ratio=-1), "mlp_ratio must be a positive number"),
+        ("pvt_tiny", dict(num_heads=(1, 2, 3, 8)), "320 does not divide among 3 attention heads"),
+        ("gmlp_ti16_224", dict(channel_ratio=129 / 128), "129 hidden channels cannot be halved"),
+        ("resmlp_12_224", dict(token_ratio=1), "no argument 'token_ratio'"),
+        ("shufflenetv2_050", dict(widths=(8, 9, 16, 32)), "must be even numbers of channels"),
+        ("mobilenetv2_100", dict(width_mult=float("nan")), "width_mult must be a positive number"),
+        ("mobilenetv3_small", dict(width_mult=True), "width_mult must be a positive number"),
+    ],
+)
+def test_bad_dimensions(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(name, **arguments)
+
+
+# A member of every family that nobody published: its name, its dimensions, a parameter and the
+# shape that this must have.
+_UNPUBLISHED = [
+    ("resnet50", dict(width=4, depths=(1, 1, 2, 1)), "layer3/1/conv2", (3, 3, 16, 16)),
+    ("mobilenetv2_100", dict(width_mult=1.5), "layers/18/conv", (1, 1, 480, 1920)),
+    ("mobilenetv3_small", dict(width_mult=0.25), "layers/5/project/conv", (1, 1, 64, 16)),
+    (
+        "shufflenetv2_050",
+        dict(widths=(8, 12, 16, 32), depths=(1, 2, 1)),
+        "stage3/1/branch2/2/conv",
+        (1, 1, 6, 6),
+    ),
+    (
+        "deit_tiny_patch16_224",
+        dict(width=32, depth=2, num_heads=2, mlp_ratio=3.5, patch_size=8, pre_logits=5),
+        "blocks/1/mlp/fc1",
+        (32, 112),
+    ),
+    (
+        "pvt_tiny",
+        dict(
+            widths=(8, 16, 24, 32),
+            depths=(1, 2, 1, 1),
+            num_heads=(1, 2, 3, 4),
+            mlp_ratios=(1, 2, 3.5, 4),
+            reductions=(4, 2, 2, 1),
+        ),
+        "block3/0/attn/sr",
+        (2, 2, 24, 24),
+    ),
+    (
+        "mixer_s16_224",
+        dict(width=24, depth=1, patch_size=32, token_ratio=2, channel_ratio=1.5),
+        "blocks/0/mlp_tokens/fc1",
+        (49, 48),
+    ),
+    ("gmixer_12_224", dict(depth=1, channel_ratio=2), "blocks/0/mlp_channels/fc2", (384, 384)),
+    ("resmlp_12_224", dict(depth=1, channel_ratio=2), "blocks/0/mlp_channels/fc1", (384, 768)),
+    ("gmlp_ti16_224", dict(depth=1, channel_ratio=2), "blocks/0/mlp_channels/fc2", (128, 128)),
+]
+
+
+@pytest.mark.parametrize(("name", "dimensions", "path", "shape"), _UNPUBLISHED)
+def test_dimensions_of_ones_own(name, dimensions, path, shape):
+    model = create_model(name, num_classes=3, **dimensions)
+    params, _ = model.abstract()
+    assert flatten(params)[f"{path}/kernel"].shape == shape
+    # What stands in model.json makes the model again; JSON knows no tuples.
+    again = create_model(name, **json.loads(json.dumps(model.arguments)))
+    assert again.arguments == model.arguments
+    assert again.abstract() == model.abstract()
 
 
 def test_head_by_argument_equals_head_by_name():

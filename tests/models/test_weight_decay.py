@@ -52,7 +52,8 @@ def test_the_golden_text_follows_the_recipes(undecayed):
 def test_every_model_spares_what_its_recipe_does(name, undecayed):
     model = cached_model(name)
     params, _ = model.abstract()
-    mask = flatten(decay_mask(params, decay_all=model.decay_all, no_decay=model.no_decay))
+    recipe = model.architecture
+    mask = flatten(decay_mask(params, decay_all=recipe.decay_all, no_decay=recipe.no_decay))
     keys = torch_keys(name, params)
     assert {keys[path] for path, decayed in mask.items() if not decayed} == undecayed[name]
 
@@ -68,8 +69,8 @@ def _after_decay(model, name):
     optimizer = make_optimizer(
         config,
         optax.constant_schedule(RATE),
-        decay_all=model.decay_all,
-        no_decay=model.no_decay,
+        decay_all=model.architecture.decay_all,
+        no_decay=model.architecture.no_decay,
     )
     after, state = before, optimizer.init(before)
     zeros = jax.tree.map(jnp.zeros_like, before)

@@ -23,20 +23,28 @@ from noah_jax.models.mlp import (
     mlp_layer,
 )
 from noah_jax.models.pvt import PVT
+from noah_jax.models.registry import Architecture
 
-_mlp = functools.partial(MlpMixer, width=32, depth=2, patch_size=16, norm=layer_norm)
-_mixer = functools.partial(MixerBlock, token_ratio=1 / 2, mlp=mlp_layer)
-_gmixer = functools.partial(MixerBlock, token_ratio=1, mlp=GluMlp)
+_mlp = functools.partial(
+    MlpMixer, width=32, depth=2, patch_size=16, norm=layer_norm, channel_ratio=4
+)
+_mixer = functools.partial(MixerBlock, mlp=mlp_layer)
+_gmixer = functools.partial(MixerBlock, mlp=GluMlp)
 _res = functools.partial(ResBlock, layer_scale=0.1)
 BUILDS = {
-    "deit": functools.partial(DeiT, width=48, num_heads=3, depth=2),
+    "deit": functools.partial(DeiT, width=48, num_heads=3, depth=2, patch_size=16, mlp_ratio=4),
     "pvt": functools.partial(
-        PVT, widths=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), depths=(1, 1, 1, 1)
+        PVT,
+        widths=(8, 16, 24, 32),
+        num_heads=(1, 2, 3, 4),
+        depths=(1, 1, 1, 1),
+        mlp_ratios=(8, 8, 4, 4),
+        reductions=(8, 4, 2, 1),
     ),
-    "mixer": functools.partial(_mlp, block=_mixer),
-    "gmixer": functools.partial(_mlp, block=_gmixer),
+    "mixer": functools.partial(_mlp, block=_mixer, token_ratio=1 / 2),
+    "gmixer": functools.partial(_mlp, block=_gmixer, token_ratio=1),
     "resmlp": functools.partial(_mlp, block=_res, norm=Affine),
-    "gmlp": functools.partial(_mlp, block=SpatialGatingBlock),
+    "gmlp": functools.partial(_mlp, block=SpatialGatingBlock, channel_ratio=6),
 }
 
 
@@ -73,8 +81,7 @@ def small_model(
         arguments=arguments,
         num_classes=num_classes,
         image_size=image_size,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
+        architecture=Architecture(BUILDS[kind], family=kind, head_num=4, key_ratio=1 / 2),
     )
 
 
