@@ -366,7 +366,7 @@ def _choose(
         near = difflib.get_close_matches(hint, list_models(), n=1, cutoff=0.9)
         known = "" if near and near[0] == hint else ", which is no registered name"
         shapes = "nearest to" if sizes else "those of"
-        notes.append(f"the file calls the model {hint!r}{known}; its shapes are {shapes} {best}")
+        notes.append(f"it is called {hint!r}{known}, but its shapes are {shapes} {best}")
     if ARCHITECTURES[best].family not in _POSITIONS and "image_size" not in given:
         notes.append(
             f"the file does not tell the image size: taken as {model.image_size[0]} x"

@@ -27,6 +27,9 @@ largest value, gradients included. Exit code 1 if any disagrees.
 
 import argparse
 import sys
+from collections.abc import Iterator
+
+import jax
 
 from noah_jax.checkpoint import CheckpointError
 from noah_jax.parity.checkpoint import check_checkpoint
@@ -61,21 +64,27 @@ def main(argv: list[str] | None = None) -> int:
             parser.error("--golden, or --checkpoint and --reference, must be given")
     elif None in (args.checkpoint, args.reference) or args.golden is not None:
         parser.error("--checkpoint and --reference go together, without --golden")
-    results = []
     try:
-        if args.checkpoint is not None:
-            return 0 if check_checkpoint(args.checkpoint, args.reference) else 1
-        if args.head:
-            results += check_head(args.golden)
-        if args.train:
-            results += check_training(args.golden, args.models or "*")
-        elif args.models is not None or not args.head:
-            results += check_models(args.golden, args.models or "*")
+        # Accelerators would multiply float32 in fewer bits.
+        with jax.default_matmul_precision("float32"):
+            if args.checkpoint is not None:
+                return 0 if check_checkpoint(args.checkpoint, args.reference) else 1
+            results = list(_golden(args))
     except (ValueError, OSError, CheckpointError) as error:
         return fail(error)
     failed = results.count(False)
     print(f"{len(results) - failed} of {len(results)} agree")
     return 1 if failed else 0
+
+
+def _golden(args: argparse.Namespace) -> Iterator[bool]:
+    """Whether each of the golden cases asked for agrees."""
+    if args.head:
+        yield from check_head(args.golden)
+    if args.train:
+        yield from check_training(args.golden, args.models or "*")
+    elif args.models is not None or not args.head:
+        yield from check_models(args.golden, args.models or "*")
 
 
 if __name__ == "__main__":

@@ -41,10 +41,8 @@ def check_checkpoint(checkpoint: str, reference: str, *, batch_size: int = 32) -
             f" has {model.num_classes}; they are different models"
         )
     apply = jax.jit(lambda params, stats, x: model.apply(params, stats, x, train=False)[0])
-    # Accelerators would multiply float32 in fewer bits.
-    with jax.default_matmul_precision("float32"):
-        starts = range(0, len(images), batch_size)
-        parts = [apply(params, stats, images[i : i + batch_size]) for i in starts]
+    starts = range(0, len(images), batch_size)
+    parts = [apply(params, stats, images[i : i + batch_size]) for i in starts]
     ours = np.concatenate([np.asarray(part, np.float64) for part in parts])
 
     scale = logits.std()
