@@ -69,8 +69,8 @@ def test_own_head_gets_the_map():
 def test_bad_arguments_say_so():
     with pytest.raises(ValueError, match="no stochastic depth in its backbone"):
         create_model("mobilenetv2_035", drop_path_rate=0.1)
-    with pytest.raises(ValueError, match="takes no argument 'width_mult'"):
-        create_model("mobilenetv2_035", width_mult=0.5)
+    with pytest.raises(ValueError, match="takes no argument 'widths'"):
+        create_model("mobilenetv2_035", widths=(8, 8))
     with pytest.raises(ValueError, match="head_num=7 does not divide"):
         create_model("noah_mobilenetv2_035", head_num=7)
     model = create_model("mobilenetv2_035", image_size=32, batch_norm_group=3)

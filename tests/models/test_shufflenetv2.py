@@ -62,8 +62,8 @@ def test_shuffle_alternates_the_channels_of_the_halves():
 
 
 def test_bad_arguments_say_so():
-    with pytest.raises(ValueError, match="takes no argument 'widths'"):
-        create_model("shufflenetv2_050", widths=(8, 8, 8, 8))
+    with pytest.raises(ValueError, match="takes no argument 'width_mult'"):
+        create_model("shufflenetv2_050", width_mult=0.5)
     with pytest.raises(ValueError, match="key_ratio must lie in"):
         create_model("noah_shufflenetv2_050", key_ratio=1.0)
     model = create_model("shufflenetv2_050", image_size=32, batch_norm_group=3)
