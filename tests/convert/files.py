@@ -94,6 +94,7 @@ WRAPPERS = {
 }
 FORMATS = [*WRAPPERS, "safetensors"]
 WITH_EMA = ("deit", "timm")
+WITH_NAME = ("deit", "pvt", "timm")
 
 
 def _half(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
