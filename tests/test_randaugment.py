@@ -66,6 +66,17 @@ def test_interpolation_is_what_was_drawn(golden):
             assert 0 < difference.mean() < 10
 
 
+def test_translations_are_relative_to_their_own_side():
+    pixels = np.random.RandomState(0).randint(0, 256, (40, 20, 3), np.uint8)
+    down, right = (Operation(f"Translate{axis}Rel", 10.0, True, "bilinear") for axis in "YX")
+    moved = np.asarray(rand_augment(Image.fromarray(pixels), (down,), FILL))
+    np.testing.assert_array_equal(moved[18:], pixels[:22])  # 0.45 of 40
+    assert (moved[:18] == FILL).all()
+    moved = np.asarray(rand_augment(Image.fromarray(pixels), (right,), FILL))
+    np.testing.assert_array_equal(moved[:, 9:], pixels[:, :11])  # 0.45 of 20
+    assert (moved[:, :9] == FILL).all()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (2, 3)])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_odd_sizes_keep_their_size(name, size):

@@ -1,5 +1,6 @@
 """Crops, resizes, colour jitter and the transforms made of them."""
 
+import dataclasses
 import math
 import pathlib
 
@@ -24,7 +25,7 @@ class _Replayed:
     """A generator that gives what torchvision drew."""
 
     def __init__(self, draws: np.ndarray):
-        self._draws = iter(draws)
+        self._draws = iter(draws[~np.isnan(draws)])
 
     def uniform(self, low, high):
         value = next(self._draws)
@@ -35,6 +36,9 @@ class _Replayed:
         value = next(self._draws)
         assert low <= value < high
         return value
+
+    def used_up(self) -> bool:
+        return next(self._draws, None) is None
 
 
 @pytest.mark.parametrize(
@@ -77,7 +81,9 @@ def test_random_boxes_are_torchvisions_given_its_draws(golden, width_height):
         rows = arrays["draws/{},{}".format(*width_height)]
     assert len(rows) == 40
     for row in rows:
-        assert geometry.draw_crop(width_height, _Replayed(row[4:])) == tuple(row[:4])
+        replayed = _Replayed(row[4:])
+        assert geometry.draw_crop(width_height, replayed) == tuple(row[:4])
+        assert replayed.used_up()
 
 
 def test_the_distribution_of_random_boxes():
@@ -106,7 +112,7 @@ def test_the_distribution_of_random_boxes():
     assert abs(np.corrcoef([shares, aspects, *places]) - np.eye(4)).max() < 0.03
 
 
-@pytest.mark.parametrize("ratio", [(3 / 4, 4 / 3), (3.0, 4.0)])
+@pytest.mark.parametrize("ratio", [(3 / 4, 4 / 3), (3.0, 4.0), (0.2, 0.3)])
 @pytest.mark.parametrize("image_size", [(1, 1), (1, 3000), (3000, 1), (2, 2)])
 def test_odd_sizes_have_boxes_within_them(image_size, ratio):
     random = np.random.default_rng(0)
@@ -172,6 +178,17 @@ def test_flips_half_the_time():
     assert 150 < sum(flipped) < 250
     transform = TrainTransform("none", (4, 4), flip=False)
     assert all(transform(image, order.image_random(0, 0, i))[0, 0, 0] == 0 for i in range(40))
+
+
+def test_color_jitter_follows_the_flip(golden):
+    image = _photograph(golden)
+    transform = TrainTransform("pad", (48, 48), color_jitter=0.4)
+    for i in range(6):
+        choices = transform.draw(image.size, order.image_random(0, 0, i))
+        assert len(choices.adjustments) == 3
+        plain = dataclasses.replace(choices, adjustments=())
+        expected = color_jitter(Image.fromarray(transform.apply(image, plain)), choices.adjustments)
+        np.testing.assert_array_equal(transform.apply(image, choices), np.asarray(expected))
 
 
 def test_random_interpolation_takes_either_evenly(golden):
