@@ -161,7 +161,10 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
         text = json.dumps(results, indent=2) + "\n"
         report.write_text(directory / workdirs.RESULTS_FILE, text)
     if damaged := len(experiment.damaged):
-        say(f"{damaged} damaged image(s) were replaced, in evaluation left out; see the warnings")
+        report.warn(
+            f"{damaged} damaged image(s), named above: replaced by the next one in training,"
+            " left out of the evaluation"
+        )
     say(f"finished in {report.duration(time.time() - started)}: {_result_line(results)}")
     return results
 

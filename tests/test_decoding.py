@@ -241,8 +241,8 @@ def test_a_run_survives_damaged_files(tiny_config, tmp_path, capfd):
     tiny_config.data.rand_augment.num_ops = 2
     results = train(tiny_config, str(tmp_path / "run"))
     assert results["step"] == 12 and results["examples"] == 20
-    out, err = capfd.readouterr()
-    assert "2 damaged image(s) were replaced, in evaluation left out" in out
+    err = capfd.readouterr().err
+    assert "warning: 2 damaged image(s), named above: replaced by the next one" in err
     for path in torn:
         assert err.count(f"{path} cannot be decoded") == 1
     tiny_config.data.on_damage = "stop"
