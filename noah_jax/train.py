@@ -160,6 +160,11 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
     if jax.process_index() == 0:
         text = json.dumps(results, indent=2) + "\n"
         report.write_text(directory / workdirs.RESULTS_FILE, text)
+    if damaged := len(experiment.damaged):
+        report.warn(
+            f"{damaged} damaged image(s), named above: replaced by the next one in training,"
+            " left out of the evaluation"
+        )
     say(f"finished in {report.duration(time.time() - started)}: {_result_line(results)}")
     return results
 
