@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noah_jax.data import order
 from noah_jax.data.batches import eval_batches, train_batches
 from noah_jax.data.decoding import DamagedImages, DecodedSource, decode
+from noah_jax.data.order import Order, image_random, permutation
 from noah_jax.data.sources import SAMPLE, open_sources
 from noah_jax.data.transforms import TrainTransform, make_eval_transform
 
@@ -28,9 +28,10 @@ class _Numbers:
 
 def _take(source, transform=None, **kwargs):
     transform = transform or TrainTransform("none", (4, 4), flip=False)
-    arguments = dict(seed=3, batch_size=8, start_step=0, total_steps=9, num_threads=2)
+    order = Order(seed=3, length=len(source), batch_size=8)
+    arguments = dict(start_step=0, total_steps=9, num_threads=2)
     arguments |= dict(put=lambda x: x, damaged=DamagedImages("stop", print)) | kwargs
-    return list(train_batches(source, transform, **arguments))
+    return list(train_batches(source, transform, order, **arguments))
 
 
 def test_the_sample_is_complete_and_balanced():
@@ -115,13 +116,13 @@ def test_bad_folders(tmp_path):
 
 
 def test_order_is_a_permutation_per_seed_and_epoch():
-    first = order.permutation(0, 0, 1000)
+    first = permutation(0, 0, 1000)
     assert sorted(first) == list(range(1000))
-    for other in (order.permutation(0, 1, 1000), order.permutation(1, 0, 1000)):
+    for other in (permutation(0, 1, 1000), permutation(1, 0, 1000)):
         assert (other != first).mean() > 0.98
     # Frozen: another NumPy, or a change here, must not reorder a run that resumes.
-    assert order.permutation(5, 2, 10).tolist() == FROZEN_ORDER
-    assert order.image_random(5, 2, 7).random() == pytest.approx(FROZEN_RANDOM, abs=1e-15)
+    assert permutation(5, 2, 10).tolist() == FROZEN_ORDER
+    assert image_random(5, 2, 7).random() == pytest.approx(FROZEN_RANDOM, abs=1e-15)
 
 
 FROZEN_ORDER = [3, 5, 9, 2, 7, 1, 8, 0, 6, 4]
@@ -138,6 +139,51 @@ def test_every_image_once_per_epoch_and_batches_full():
     assert all(len(b["label"]) == 8 for b in batches)
     seen = np.concatenate([b["image"][:, 0, 0, 0] for b in batches])
     assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20))
+
+
+def _indices(order: Order, step: int) -> tuple[set[int], list[int]]:
+    """The epochs and the images of a batch."""
+    rows = [order.at(step, row)[:2] for row in range(order.batch_size)]
+    return {epoch for epoch, _ in rows}, [index for _, index in rows]
+
+
+def test_the_rest_of_an_epoch_can_be_dropped():
+    order = Order(seed=3, length=20, batch_size=8, drop_last=True)
+    assert order.epoch_length == 16
+    epochs, first = zip(*(_indices(order, step) for step in range(4)), strict=True)
+    assert epochs == ({0}, {0}, {1}, {1})
+    assert [*first[0], *first[1]] == permutation(3, 0, 20)[:16].tolist()
+    with pytest.raises(ValueError, match="drop_last leaves nothing of 7 images in batches of 8"):
+        Order(seed=3, length=7, batch_size=8, drop_last=True)
+
+
+def test_repeated_augmentation_as_the_original_spreads_it():
+    """Each of 4 processes takes every 4th of a stream that repeats each image 3 times."""
+    order = Order(seed=3, length=1000, batch_size=48, repeats=3, groups=4)
+    assert order.epoch_length == 768
+    stream = np.repeat(permutation(3, 0, 1000), 3)[:768]
+    draws = {}
+    for step in range(16):
+        epochs, indices = _indices(order, step)
+        assert epochs == {0}
+        groups = np.reshape(indices, (4, 12))
+        for process in range(4):
+            expected = stream[process::4][step * 12 : (step + 1) * 12]
+            np.testing.assert_array_equal(groups[process], expected)
+            # Copies never mix with one another.
+            assert len(set(groups[process])) == 12
+        for row in range(48):
+            _, index, rng = order.at(step, row)
+            draws.setdefault(index, []).append(rng.random())
+    assert len(draws) == 256
+    assert all(len(set(numbers)) == 3 for numbers in draws.values())
+    assert order.at(16, 0)[0] == 1
+    with pytest.raises(ValueError, match=r"data\.repeats must be at least 1, got 0"):
+        Order(seed=3, length=1000, batch_size=48, repeats=0)
+
+
+def test_a_small_set_can_be_repeated():
+    assert Order(seed=3, length=200, batch_size=8, repeats=3).epoch_length == 200
 
 
 @pytest.mark.parametrize("start", [1, 4, 8])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noah_jax.data import order
 from noah_jax.data.batches import eval_batches, train_batches
 from noah_jax.data.decoding import DamagedImageError, DamagedImages, DecodedSource, decode
+from noah_jax.data.order import Order, permutation
 from noah_jax.data.sources import SAMPLE, open_sources
 from noah_jax.data.transforms import TrainTransform, make_eval_transform
 from noah_jax.experiment import build
@@ -143,11 +143,12 @@ class _Encoded:
 
 
 def _train(source: _Encoded, damaged: DamagedImages, **kwargs) -> list:
-    arguments = dict(seed=3, batch_size=8, start_step=0, total_steps=9, num_threads=2)
+    arguments = dict(start_step=0, total_steps=9, num_threads=2)
     return list(
         train_batches(
             DecodedSource(source),
             TrainTransform("pad", (4, 4), pad=1),
+            Order(seed=3, length=len(source), batch_size=8),
             put=lambda x: x,
             damaged=damaged,
             **arguments | kwargs,
@@ -163,7 +164,7 @@ def test_the_next_image_stands_in_for_a_damaged_one():
     damaged = _replacing()
     batches = _train(_Encoded(24, (4, 5, 23)), damaged)
     labels = np.concatenate([batch["label"] for batch in batches])
-    shown = np.array([order.index_at(3, position, 24)[1] for position in range(72)])
+    shown = np.concatenate([permutation(3, epoch, 24) for epoch in range(3)])
     stand_in = {4: 6, 5: 6, 23: 0}
     assert labels.tolist() == [stand_in.get(index, index) for index in shown]
     images = np.concatenate([batch["image"] for batch in batches])

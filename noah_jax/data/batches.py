@@ -8,8 +8,8 @@ import numpy as np
 from grain.experimental import ThreadPrefetchIterDataset
 from PIL import Image
 
-from noah_jax.data import order
 from noah_jax.data.decoding import DamagedImageError, DamagedImages, DecodedSource
+from noah_jax.data.order import Order
 from noah_jax.data.transforms import EvalTransform, TrainTransform
 
 Batch = dict[str, np.ndarray]
@@ -22,9 +22,8 @@ _MAX_DAMAGED_IN_A_ROW = 100
 def train_batches(
     source: DecodedSource,
     transform: TrainTransform,
+    order: Order,
     *,
-    seed: int,
-    batch_size: int,
     start_step: int,
     total_steps: int,
     num_threads: int,
@@ -33,16 +32,15 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Any]:
-    """Training batches from `start_step` on; always full, epochs join within a batch.
+    """Training batches from `start_step` on; always full.
 
-    What stands at a position depends on the seed alone: not on where the run started, nor
-    on how many hosts there are. Host `h` gets the `h`-th contiguous part of each batch.
+    What stands in a batch depends on the order alone: not on where the run started, nor on
+    how many hosts there are. Host `h` gets the `h`-th contiguous part of each batch.
 
     Args:
       source: the training split.
       transform: the training transform.
-      seed: seed of the order and of the augmentation.
-      batch_size: images per step over all hosts.
+      order: which image of it stands where.
       start_step: steps that were taken before.
       total_steps: where to stop.
       num_threads: reading threads.
@@ -51,18 +49,17 @@ def train_batches(
       damaged: what to do about images that cannot be decoded: the next one of the source
         takes its place, or the error is raised.
       process_index: this host's index.
-      process_count: number of hosts; must divide `batch_size`.
+      process_count: number of hosts; must divide the order's batch.
 
     Yields:
       What `put` gives for `image` uint8 `[local, height, width, 3]`, `label` int32 `[local]`.
     """
-    local = _local_size(batch_size, process_count)
+    local = _local_size(order.batch_size, process_count)
 
     def load(step: int, row: int) -> Batch:
-        position = step * batch_size + process_index * local + row
-        epoch, index = order.index_at(seed, position, len(source))
+        _, index, rng = order.at(step, process_index * local + row)
         image, label = _next_readable(source, index, damaged)
-        image = transform(image, order.image_random(seed, epoch, index))
+        image = transform(image, rng)
         return {"image": image, "label": np.int32(label)}
 
     return _iterate(start_step, total_steps, load, local, num_threads, put)

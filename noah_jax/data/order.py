@@ -4,9 +4,13 @@ Nothing is carried from one step to the next, so a run that resumes at any step,
 number of hosts, sees what the uninterrupted run saw.
 """
 
+import dataclasses
 import functools
 
 import numpy as np
+
+# To a multiple of this the original cut an epoch of repeated images.
+_REPEATED = 256
 
 
 @functools.lru_cache(maxsize=4)
@@ -20,19 +24,68 @@ def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
-def index_at(seed: int, position: int, length: int) -> tuple[int, int]:
-    """`(epoch, index)` of the image at a position of the endless training stream."""
-    epoch, offset = divmod(position, length)
-    return epoch, int(permutation(seed, epoch, length)[offset])
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Which image stands where in the endless stream of training images.
+
+    With `repeats` (repeated augmentation, Hoffer et al., 2020, as DeiT has it) an epoch shows
+    each image that many times in a row of its permutation, and ends after about as many images
+    as the set has: of ImageNet a third appear, three times each. In a batch the copies of an
+    image stand in different groups of those that mix with one another.
+
+    Attributes:
+      seed: seed of the order and of the random choices.
+      length: images of the set.
+      batch_size: images per step over all hosts.
+      repeats: copies of an image.
+      groups: groups of a batch.
+      drop_last: leave out what does not fill a batch at an epoch's end; otherwise the next
+        epoch fills it.
+    """
+
+    seed: int
+    length: int
+    batch_size: int
+    repeats: int = 1
+    groups: int = 1
+    drop_last: bool = False
+
+    def __post_init__(self):
+        if self.repeats < 1:
+            raise ValueError(f"data.repeats must be at least 1, got {self.repeats}")
+        if not self.epoch_length:
+            raise ValueError(
+                f"data.drop_last leaves nothing of {self.length} images in batches of"
+                f" {self.batch_size}; choose a smaller batch_size or data.drop_last=False"
+            )
+
+    @property
+    def epoch_length(self) -> int:
+        """Images of an epoch, copies counted."""
+        length = self.length
+        if self.repeats > 1:
+            length -= length % _REPEATED if length >= _REPEATED else 0
+        return length - length % self.batch_size if self.drop_last else length
+
+    def at(self, step: int, row: int) -> tuple[int, int, np.random.Generator]:
+        """Epoch and index of the image in a row of a step's batch, and its random choices."""
+        if self.repeats > 1:
+            # Copies follow one another in the stream, and so do the groups that get them.
+            size = self.batch_size // self.groups
+            row = row % size * self.groups + row // size
+        epoch, offset = divmod(step * self.batch_size + row, self.epoch_length)
+        place, copy = divmod(offset, self.repeats)
+        index = int(permutation(self.seed, epoch, self.length)[place])
+        return epoch, index, image_random(self.seed, epoch, index, copy)
 
 
-def image_random(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The source of one image's random choices in one epoch."""
-    return np.random.Generator(_philox(seed, epoch, index + 1))
+def image_random(seed: int, epoch: int, index: int, copy: int = 0) -> np.random.Generator:
+    """The source of the random choices for one image, or one copy of it, in one epoch."""
+    return np.random.Generator(_philox(seed, epoch, index + 1, copy))
 
 
-def _philox(seed: int, epoch: int, stream: int) -> np.random.Philox:
+def _philox(seed: int, epoch: int, stream: int, copy: int = 0) -> np.random.Philox:
     # The key holds what stays, the counter what moves: no two streams overlap before 2**64
     # blocks.
     key = np.array((seed, epoch), np.uint64)
-    return np.random.Philox(key=key, counter=np.array((0, stream, 0, 0), np.uint64))
+    return np.random.Philox(key=key, counter=np.array((0, stream, copy, 0), np.uint64))
