@@ -12,9 +12,10 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from noah_jax import distributed, optim
+from noah_jax import distributed, optim, schedules
 from noah_jax.data import batches
 from noah_jax.data.decoding import DecodedSource
+from noah_jax.data.mixing import Augment, make_augment
 from noah_jax.data.sources import open_sources
 from noah_jax.data.transforms import (
     EvalTransform,
@@ -45,6 +46,7 @@ class Experiment:
       eval_source: the evaluation images.
       train_transform: the training transform.
       eval_transform: the evaluation transform.
+      augment: what the step does to the normalised images and their labels.
       optimizer: the optimizer, with its schedule.
       schedule: the learning rate by step.
       steps_per_epoch: steps of one epoch, not rounded.
@@ -60,6 +62,7 @@ class Experiment:
     eval_source: DecodedSource
     train_transform: TrainTransform
     eval_transform: EvalTransform
+    augment: Augment
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     steps_per_epoch: float
@@ -68,7 +71,8 @@ class Experiment:
 
     def make_state(self) -> State:
         """A fresh state; to be jitted, see `init_state`."""
-        return init_state(self.model, self.optimizer, self.config.seed)
+        ema = self.config.ema_decay is not None
+        return init_state(self.model, self.optimizer, self.config.seed, ema=ema)
 
     def init_state(self) -> State:
         """A fresh state, born on every device."""
@@ -132,7 +136,8 @@ class Experiment:
             self.optimizer,
             self.schedule,
             seed=config.seed,
-            label_smoothing=config.optim.label_smoothing,
+            augment=self.augment,
+            ema_decay=config.ema_decay,
             log_every=config.log_every,
             **pixels,
         )
@@ -173,6 +178,10 @@ def build(config: ConfigDict) -> Experiment:
     for key in ("eval_every", "checkpoint_every"):
         if config[key] is not None and config[key] < 1:
             raise ValueError(f"{key} must be at least 1 step, got {config[key]}")
+    if config.ema_decay is not None and not 0 < config.ema_decay < 1:
+        raise ValueError(
+            f"ema_decay must be between 0 and 1, such as 0.9999, or None; got {config.ema_decay}"
+        )
     mesh = distributed.make_mesh()
     eval_batch_size = config.eval_batch_size or config.batch_size
     distributed.check_batch_size("batch_size", config.batch_size, mesh)
@@ -202,7 +211,7 @@ def build(config: ConfigDict) -> Experiment:
             f"epochs={config.epochs} of {len(train_source)} images in batches of"
             f" {config.batch_size} are less than one step"
         )
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config.optim, total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
     return Experiment(
@@ -214,6 +223,12 @@ def build(config: ConfigDict) -> Experiment:
         eval_source=DecodedSource(eval_source, cache=data.cache),
         train_transform=train_transform,
         eval_transform=eval_transform,
+        augment=make_augment(
+            config,
+            num_classes=model.num_classes,
+            batch_size=config.batch_size,
+            size=model.image_size,
+        ),
         optimizer=optim.make_optimizer(
             config.optim, schedule, decay_all=model.decay_all, no_decay=model.no_decay
         ),

@@ -10,7 +10,8 @@ from conftest import make_tiny_config
 from noah_jax.config import default_config
 from noah_jax.convert.table import flatten
 from noah_jax.experiment import build
-from noah_jax.optim import make_optimizer, make_schedule
+from noah_jax.optim import make_optimizer
+from noah_jax.schedules import make_schedule
 
 
 def _config(**values):

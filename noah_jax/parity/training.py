@@ -14,6 +14,7 @@ from noah_jax.config import default_config
 from noah_jax.convert.golden import golden_images, golden_tensor
 from noah_jax.convert.names import TABLES
 from noah_jax.convert.table import to_torch
+from noah_jax.data.mixing import smooth
 from noah_jax.experiment import QUICK_COMPILE
 from noah_jax.metrics import per_image
 from noah_jax.models import get_architecture
@@ -119,7 +120,9 @@ def _run(name, spec, case, salt, dtype) -> dict[str, Any]:
             logits, stats = model.apply(
                 params, state["stats"], images, train=True, key=jax.random.key(0)
             )
-            loss = per_image(logits, labels, case["smoothing"])["loss"].mean()
+            smoothing = case["smoothing"]
+            targets = smooth(labels, logits.shape[-1], smoothing) if smoothing else None
+            loss = per_image(logits, labels, targets)["loss"].mean()
             return loss, stats
 
         (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
