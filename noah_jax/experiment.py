@@ -212,7 +212,7 @@ def build(config: ConfigDict) -> Experiment:
             f" {config.batch_size} are less than one step"
         )
     schedule = schedules.make_schedule(
-        config.optim, total_steps=total_steps, steps_per_epoch=steps_per_epoch
+        config.optim, epochs=config.epochs, steps_per_epoch=steps_per_epoch
     )
     return Experiment(
         config=config,

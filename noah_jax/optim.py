@@ -49,13 +49,15 @@ def make_optimizer(
       no_decay: paths of the parameters that the recipe spares besides.
 
     Raises:
-      ValueError: on an unknown name.
+      ValueError: on an unknown name, or a limit that leaves no gradient.
     """
     if config["decay_all"] is not None:
         decay_all = config["decay_all"]
     mask = functools.partial(decay_mask, decay_all=decay_all, no_decay=no_decay)
     decay = optax.add_decayed_weights(config["weight_decay"], mask)
     limit = config["clip_grad_norm"]
+    if limit is not None and limit <= 0:
+        raise ValueError(f"optim.clip_grad_norm={limit} must be above 0; None does not clip")
     clip = optax.identity() if limit is None else optax.clip_by_global_norm(limit)
     if config["name"] == "sgd":
         return optax.chain(

@@ -13,7 +13,7 @@ _NAMES = ("cosine", "linear", "constant", "step")
 
 
 def make_schedule(
-    config: Mapping[str, Any], *, total_steps: int, steps_per_epoch: float
+    config: Mapping[str, Any], *, epochs: float, steps_per_epoch: float
 ) -> optax.Schedule:
     """The learning rate by step.
 
@@ -24,7 +24,7 @@ def make_schedule(
 
     Args:
       config: the `optim` section of the configuration.
-      total_steps: steps of the whole run.
+      epochs: of the whole run.
       steps_per_epoch: steps of one epoch, need not be whole; a step belongs to the epoch of its
         first image.
 
@@ -37,6 +37,7 @@ def make_schedule(
             f"optim.schedule must be {', '.join(_NAMES[:-1])} or {_NAMES[-1]},"
             f" got {config['schedule']!r}"
         )
+    total_steps = round(epochs * steps_per_epoch)
     warmup = round(config["warmup_epochs"] * steps_per_epoch)
     if not 0 <= warmup < max(total_steps, 1):
         raise ValueError(
@@ -49,7 +50,7 @@ def make_schedule(
             f"optim.late_epochs={late} must be 0 or more, and 0 unless optim.per_epoch=True"
         )
     if config["per_epoch"]:
-        return _by_epoch(config, total_steps, steps_per_epoch)
+        return _by_epoch(config, epochs, steps_per_epoch)
     return _by_step(config, total_steps, steps_per_epoch, warmup)
 
 
@@ -74,12 +75,12 @@ def _by_step(config, total_steps: int, steps_per_epoch: float, warmup: int) -> o
     return optax.join_schedules([rise, main], [warmup])
 
 
-def _by_epoch(config, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
-    epochs = total_steps / steps_per_epoch
+def _by_epoch(config, epochs: float, steps_per_epoch: float) -> optax.Schedule:
     rate = _rate_in_epoch(config, epochs)
-    count = max(math.ceil(epochs - 1e-6), 1)
+    count = math.ceil(epochs)
     # A table, so that neither long runs nor float32 blur where an epoch begins.
     rates = np.array([rate(max(e - config["late_epochs"], 0)) for e in range(count)], np.float32)
+    # Of a whole number, the product may be a rounding error above it.
     starts = np.array([math.ceil(e * steps_per_epoch - 1e-6) for e in range(count)], np.int32)
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
