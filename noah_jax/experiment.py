@@ -118,6 +118,27 @@ class Experiment:
             process_count=jax.process_count(),
         )
 
+    def make_train_step(self) -> Callable:
+        """The train step, to be jitted; see `step.make_train_step`."""
+        return make_train_step(
+            self.model,
+            self.optimizer,
+            self.schedule,
+            seed=self.config.seed,
+            augment=self.augment,
+            ema_decay=self.config.ema_decay,
+            log_every=self.config.log_every,
+            **self._pixels,
+        )
+
+    @property
+    def _pixels(self) -> dict[str, tuple[float, ...]]:
+        """Mean and standard deviation that pixels are normalised by."""
+        return {
+            "mean": tuple(self.config.data.mean or self.model.mean),
+            "std": tuple(self.config.data.std or self.model.std),
+        }
+
     def compile_steps(self) -> tuple[Callable, Callable]:
         """The train and the eval step, each compiled once, for its only shapes.
 
@@ -127,21 +148,7 @@ class Experiment:
           shapes is an error, never another compilation.
         """
         config = self.config
-        pixels = {
-            "mean": tuple(config.data.mean or self.model.mean),
-            "std": tuple(config.data.std or self.model.std),
-        }
-        train_step = make_train_step(
-            self.model,
-            self.optimizer,
-            self.schedule,
-            seed=config.seed,
-            augment=self.augment,
-            ema_decay=config.ema_decay,
-            log_every=config.log_every,
-            **pixels,
-        )
-        eval_step = make_eval_step(self.model, **pixels)
+        eval_step = make_eval_step(self.model, **self._pixels)
         everywhere = distributed.replicated(self.mesh)
         state = self.abstract_state()
         train_batch = self._abstract_batch(config.batch_size)
@@ -149,7 +156,7 @@ class Experiment:
         metrics = distributed.abstract_like(jax.eval_shape(EvalMetrics.empty), everywhere)
         jit = functools.partial(jax.jit, out_shardings=everywhere)
         return (
-            jit(train_step, donate_argnums=0).lower(state, train_batch).compile(),
+            jit(self.make_train_step(), donate_argnums=0).lower(state, train_batch).compile(),
             jit(eval_step, donate_argnums=3, compiler_options=self.model.evaluation_options())
             .lower(state["params"], state["stats"], eval_batch, metrics)
             .compile(),

@@ -117,25 +117,20 @@ def draw_mixing(
       prob: of mixing at all.
       switch_prob: of cutmix rather than mixup, where both are on.
     """
-    keys = jax.random.split(key, 5)
+    mixed_key, cut_key, weight_key, row_key, column_key = jax.random.split(key, 5)
     shape = (groups,)
-    mixed = jax.random.bernoulli(keys[0], jnp.float32(prob), shape)
+    mixed = jax.random.bernoulli(mixed_key, jnp.float32(prob), shape)
     switch = switch_prob if mixup and cutmix else float(bool(cutmix))
-    cut = mixed & jax.random.bernoulli(keys[1], jnp.float32(switch), shape)
-    weight = jnp.ones(shape, jnp.float32)
-    box = jnp.zeros((*shape, 4), jnp.int32)
-    if mixup:
-        drawn = jax.random.beta(keys[2], mixup, mixup, shape, jnp.float32)
-        weight = jnp.where(mixed & ~cut, drawn, weight)
-    if cutmix:
-        drawn = jax.random.beta(keys[3], cutmix, cutmix, shape, jnp.float32)
-        row_key, column_key = jax.random.split(keys[4])
-        row = jax.random.randint(row_key, shape, 0, size[0], jnp.int32)
-        column = jax.random.randint(column_key, shape, 0, size[1], jnp.int32)
-        cut_box, kept = cutmix_box(drawn, row, column, size)
-        box = jnp.where(cut[:, None], cut_box, box)
-        weight = jnp.where(cut, kept, weight)
-    return Mixing(weight, box, cut)
+    cut = mixed & jax.random.bernoulli(cut_key, jnp.float32(switch), shape)
+    # Beta(alpha, alpha) is one of two equal gamma variables over their sum.
+    alpha = jnp.where(cut, cutmix or 1.0, mixup or 1.0).astype(jnp.float32)
+    gammas = jax.random.loggamma(weight_key, alpha, (2, groups), jnp.float32)
+    drawn = jax.nn.sigmoid(gammas[0] - gammas[1])
+    row = jax.random.randint(row_key, shape, 0, size[0], jnp.int32)
+    column = jax.random.randint(column_key, shape, 0, size[1], jnp.int32)
+    box, kept = cutmix_box(drawn, row, column, size)
+    weight = jnp.where(cut, kept, jnp.where(mixed, drawn, 1))
+    return Mixing(weight, jnp.where(cut[:, None], box, 0), cut)
 
 
 def cutmix_box(
