@@ -43,8 +43,16 @@ def default_config() -> ConfigDict:
     config.data.area = (0.08, 1.0)  # for crop=random_resized
     config.data.ratio = (3 / 4, 4 / 3)
     config.data.flip = True
-    config.data.interpolation = "bilinear"  # or bicubic
+    config.data.interpolation = "bilinear"  # bicubic, or random: one of both for each image
+    config.data.color_jitter = 0.0  # strength of brightness, contrast and saturation
+    config.data.rand_augment = ConfigDict()  # timm's increasing operations
+    config.data.rand_augment.num_ops = 0  # drawn for an image; 0: no RandAugment
+    config.data.rand_augment.magnitude = 9.0  # mean, in 0..10
+    config.data.rand_augment.magnitude_std = 0.5
+    config.data.rand_augment.probability = 0.5  # that a drawn operation is applied
+    config.data.eval_interpolation = placeholder(str)  # None: as interpolation
     config.data.eval_resize = placeholder(int)  # shorter side in pixels; None: just cover
+    config.data.on_damage = "replace"  # undecodable images by the next one; or stop
     config.data.cache = False  # keep decoded images in memory: for small sets
     config.data.num_threads = 16  # each prepares whole batches
 
@@ -104,6 +112,7 @@ OPERATIONAL_KEYS = frozenset(
         "data.cache",
         "data.dir",
         "data.num_threads",
+        "data.on_damage",
     }
 )
 

@@ -12,17 +12,14 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from noah_jax import distributed, optim, schedules
+from noah_jax import distributed, optim, report, schedules
 from noah_jax.data import batches
-from noah_jax.data.decoding import DecodedSource
+from noah_jax.data.decoding import DamagedImages, DecodedSource
+from noah_jax.data.geometry import RANDOM_INTERPOLATION
 from noah_jax.data.mixing import Augment, make_augment
+from noah_jax.data.randaugment import RandAugment, mean_color
 from noah_jax.data.sources import open_sources
-from noah_jax.data.transforms import (
-    EvalTransform,
-    TrainTransform,
-    make_eval_transform,
-    make_train_transform,
-)
+from noah_jax.data.transforms import EvalTransform, TrainTransform, make_eval_transform
 from noah_jax.metrics import EvalMetrics
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
@@ -46,6 +43,7 @@ class Experiment:
       eval_source: the evaluation images.
       train_transform: the training transform.
       eval_transform: the evaluation transform.
+      damaged: the images that could not be decoded so far, on this host.
       augment: what the step does to the normalised images and their labels.
       optimizer: the optimizer, with its schedule.
       schedule: the learning rate by step.
@@ -62,6 +60,7 @@ class Experiment:
     eval_source: DecodedSource
     train_transform: TrainTransform
     eval_transform: EvalTransform
+    damaged: DamagedImages
     augment: Augment
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -102,6 +101,7 @@ class Experiment:
             total_steps=self.total_steps,
             num_threads=self.config.data.num_threads,
             put=functools.partial(distributed.put_batch, mesh=self.mesh),
+            damaged=self.damaged,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -114,6 +114,7 @@ class Experiment:
             batch_size=self.eval_batch_size,
             num_threads=self.config.data.num_threads,
             put=functools.partial(distributed.put_batch, mesh=self.mesh),
+            damaged=self.damaged,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -199,18 +200,7 @@ def build(config: ConfigDict) -> Experiment:
     )
     arguments = {k: v for k, v in config.model.to_dict().items() if v is not None}
     model = create_model(num_classes=len(train_source.class_names), **arguments)
-    train_transform = make_train_transform(
-        data.crop,
-        model.image_size,
-        pad=data.pad,
-        area=data.area,
-        ratio=data.ratio,
-        interpolation=data.interpolation,
-        flip=data.flip,
-    )
-    eval_transform = make_eval_transform(
-        model.image_size, resize=data.eval_resize, interpolation=data.interpolation
-    )
+    train_transform, eval_transform = _make_transforms(data, model)
     steps_per_epoch = len(train_source) / config.batch_size
     total_steps = round(config.epochs * steps_per_epoch)
     if total_steps < 1:
@@ -230,6 +220,7 @@ def build(config: ConfigDict) -> Experiment:
         eval_source=DecodedSource(eval_source, cache=data.cache),
         train_transform=train_transform,
         eval_transform=eval_transform,
+        damaged=DamagedImages(data.on_damage, tell=report.warn),
         augment=make_augment(
             config,
             num_classes=model.num_classes,
@@ -243,6 +234,27 @@ def build(config: ConfigDict) -> Experiment:
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         eval_batch_size=eval_batch_size,
+    )
+
+
+def _make_transforms(data: ConfigDict, model: Model) -> tuple[TrainTransform, EvalTransform]:
+    eval_interpolation = data.eval_interpolation or data.interpolation
+    if eval_interpolation == RANDOM_INTERPOLATION:
+        raise ValueError("data.interpolation=random needs data.eval_interpolation, such as bicubic")
+    train_transform = TrainTransform(
+        data.crop,
+        model.image_size,
+        pad=data.pad,
+        area=tuple(data.area),
+        ratio=tuple(data.ratio),
+        interpolation=data.interpolation,
+        flip=data.flip,
+        color_jitter=data.color_jitter,
+        rand_augment=RandAugment(**data.rand_augment) if data.rand_augment.num_ops else None,
+        fill=mean_color(data.mean or model.mean),
+    )
+    return train_transform, make_eval_transform(
+        model.image_size, resize=data.eval_resize, interpolation=eval_interpolation
     )
 
 

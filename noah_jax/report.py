@@ -18,6 +18,11 @@ def say(*words: Any) -> None:
         print(*words, flush=True)
 
 
+def warn(text: str) -> None:
+    """Prints a line to stderr, on whichever host."""
+    print("warning:", text, file=sys.stderr, flush=True)
+
+
 def fail(reason: object) -> int:
     """Prints why a program cannot go on, in one line; returns its exit code."""
     print("error:", " ".join(str(reason).split()), file=sys.stderr, flush=True)

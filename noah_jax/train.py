@@ -152,6 +152,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
     if jax.process_index() == 0:
         text = json.dumps(results, indent=2) + "\n"
         report.write_text(directory / workdirs.RESULTS_FILE, text)
+    if damaged := len(experiment.damaged):
+        say(f"{damaged} damaged image(s) were replaced, in evaluation left out; see the warnings")
     say(f"finished in {report.duration(time.time() - started)}: {_result_line(results)}")
     return results
 

@@ -6,13 +6,17 @@ from typing import Any
 import grain
 import numpy as np
 from grain.experimental import ThreadPrefetchIterDataset
+from PIL import Image
 
 from noah_jax.data import order
-from noah_jax.data.decoding import DecodedSource
+from noah_jax.data.decoding import DamagedImageError, DamagedImages, DecodedSource
 from noah_jax.data.transforms import EvalTransform, TrainTransform
 
 Batch = dict[str, np.ndarray]
 Put = Callable[[Batch], Any]
+
+# So many damaged images in a row are no accident but another kind of set.
+_MAX_DAMAGED_IN_A_ROW = 100
 
 
 def train_batches(
@@ -25,6 +29,7 @@ def train_batches(
     total_steps: int,
     num_threads: int,
     put: Put,
+    damaged: DamagedImages,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Any]:
@@ -43,6 +48,8 @@ def train_batches(
       num_threads: reading threads.
       put: called in a thread of its own with every batch of NumPy arrays, to place it on the
         devices; at most two wait there.
+      damaged: what to do about images that cannot be decoded: the next one of the source
+        takes its place, or the error is raised.
       process_index: this host's index.
       process_count: number of hosts; must divide `batch_size`.
 
@@ -54,7 +61,7 @@ def train_batches(
     def load(step: int, row: int) -> Batch:
         position = step * batch_size + process_index * local + row
         epoch, index = order.index_at(seed, position, len(source))
-        image, label = source[index]
+        image, label = _next_readable(source, index, damaged)
         image = transform(image, order.image_random(seed, epoch, index))
         return {"image": image, "label": np.int32(label)}
 
@@ -68,10 +75,13 @@ def eval_batches(
     batch_size: int,
     num_threads: int,
     put: Put,
+    damaged: DamagedImages,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Any]:
     """Every image exactly once, in order; the last batch is filled with masked zeros.
+
+    A damaged image is masked too: another in its place would count twice.
 
     Args:
       source: the evaluation split.
@@ -80,25 +90,47 @@ def eval_batches(
       num_threads: reading threads.
       put: called in a thread of its own with every batch of NumPy arrays, to place it on the
         devices; at most two wait there.
+      damaged: what to do about images that cannot be decoded: they are masked, or the
+        error is raised.
       process_index: this host's index.
       process_count: number of hosts; must divide `batch_size`.
 
     Yields:
       What `put` gives for `image` uint8 `[local, height, width, 3]`, `label` int32 `[local]`,
-      `mask` bool `[local]`, false for the filling.
+      `mask` bool `[local]`, false for the filling and for damaged images.
     """
     local = _local_size(batch_size, process_count)
-    filling = np.zeros_like(transform(source[0][0]))
+    blank = np.zeros_like(transform(Image.new("RGB", (1, 1))))
+    filling = {"image": blank, "label": np.int32(0), "mask": np.bool_(False)}
 
     def load(step: int, row: int) -> Batch:
         index = step * batch_size + process_index * local + row
         if index >= len(source):
-            return {"image": filling, "label": np.int32(0), "mask": np.bool_(False)}
-        image, label = source[index]
+            return filling
+        try:
+            image, label = source[index]
+        except DamagedImageError as error:
+            damaged.add(error)
+            return filling
         return {"image": transform(image), "label": np.int32(label), "mask": np.bool_(True)}
 
     steps = -(-len(source) // batch_size)
     return _iterate(0, steps, load, local, num_threads, put)
+
+
+def _next_readable(
+    source: DecodedSource, index: int, damaged: DamagedImages
+) -> tuple[Image.Image, int]:
+    """The first image from `index` on that can be decoded, and its label."""
+    # Goes by the source's order, so that what stands in for an image is always the same.
+    count = min(len(source), _MAX_DAMAGED_IN_A_ROW)
+    for offset in range(count):
+        try:
+            return source[(index + offset) % len(source)]
+        except DamagedImageError as error:
+            damaged.add(error)
+            last = error
+    raise ValueError(f"{count} images in a row cannot be decoded; the last: {last}")
 
 
 def _local_size(batch_size: int, process_count: int) -> int:

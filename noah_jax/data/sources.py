@@ -33,6 +33,9 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         """The encoded image and its label."""
 
+    def describe(self, index: int) -> str:
+        """Which image that is, for messages."""
+
 
 def open_sources(
     name: str,
@@ -94,6 +97,9 @@ class TfdsSource:
         record = self._data[index]
         return record[self._image], int(record[self._label])
 
+    def describe(self, index: int) -> str:
+        return f"image {index} of {self.name}"
+
 
 class FolderSource:
     """Class folders, `FOLDER/CLASS/image`, read as PyTorch's ImageFolder orders them.
@@ -131,6 +137,9 @@ class FolderSource:
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         path, label = self._files[index]
         return epath.Path(path).read_bytes(), label
+
+    def describe(self, index: int) -> str:
+        return self._files[index][0]
 
 
 def _choose_split(name: str, splits: list[str], train: str, evaluation: str | None) -> str:

@@ -1,137 +1,133 @@
 """Image transforms on the host: RGB image in, uint8 `[height, width, 3]` out.
 
-Pillow throughout, so that results are what torchvision computes on PIL images. Random
-choices come from the generator that is passed in, never from global state.
+Pillow throughout, so that results are what torchvision and timm compute on PIL images.
+Random choices come from the generator that is passed in, never from global state.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
-TrainTransform = Callable[[Image.Image, np.random.Generator], np.ndarray]
+from noah_jax.data import geometry
+from noah_jax.data.color import Adjustment, color_jitter, draw_color_jitter
+from noah_jax.data.randaugment import Fill, Operation, RandAugment, rand_augment
+
 EvalTransform = Callable[[Image.Image], np.ndarray]
 
-INTERPOLATIONS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+_CROPS = ("random_resized", "pad", "none")
 
 
-def random_resized_crop(
-    image: Image.Image,
-    size: tuple[int, int],
-    random: np.random.Generator,
-    *,
-    area: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    interpolation: str = "bilinear",
-) -> Image.Image:
-    """A random crop of random area and aspect, resized (Szegedy et al., 2015).
+@dataclasses.dataclass(frozen=True)
+class TrainChoices:
+    """Everything that is drawn for one training image.
 
-    Args:
-      image: RGB image.
-      size: `(height, width)` of the result in pixels.
-      random: source of the choices.
-      area: range of the crop's share of the image's area.
-      ratio: range of the crop's width over its height, drawn log-uniformly.
+    Attributes:
+      box: what is cut out, for crop="random_resized".
+      offset: `(x, y)` from the centre in pixels, for crop="pad".
       interpolation: "bilinear" or "bicubic".
+      flip: whether left and right are exchanged.
+      adjustments: the colour jitter.
+      operations: RandAugment's operations.
     """
-    box = _random_box(image.width, image.height, random, area, ratio)
-    return image.resize(size[::-1], INTERPOLATIONS[interpolation], box=box)
+
+    box: geometry.Box | None
+    offset: tuple[int, int] | None
+    interpolation: str
+    flip: bool
+    adjustments: tuple[Adjustment, ...]
+    operations: tuple[Operation, ...]
 
 
-def _random_box(width, height, random, area, ratio) -> tuple[int, int, int, int]:
-    for _ in range(10):
-        target = width * height * random.uniform(*area)
-        aspect = math.exp(random.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w = round(math.sqrt(target * aspect))
-        h = round(math.sqrt(target / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left = int(random.integers(0, width - w + 1))
-            top = int(random.integers(0, height - h + 1))
-            return left, top, left + w, top + h
-    # No try fitted: the largest centred crop within the ratio's range.
-    w = min(width, round(height * ratio[1]))
-    h = min(height, round(width / ratio[0]))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
+@dataclasses.dataclass(frozen=True)
+class TrainTransform:
+    """The training transform: crop, flip half the time, colour jitter or RandAugment.
 
-
-def resize_shorter(image: Image.Image, pixels: int, interpolation: str) -> Image.Image:
-    """Resizes the shorter side to `pixels`, keeping the aspect, as torchvision rounds."""
-    w, h = image.size
-    if min(w, h) == pixels:
-        return image
-    size = (pixels, int(pixels * h / w)) if w <= h else (int(pixels * w / h), pixels)
-    return image.resize(size, INTERPOLATIONS[interpolation])
-
-
-def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The centre `(height, width)` of an image, zeros where it is smaller (torchvision)."""
-    height, width = size
-    if image.size == (width, height):
-        return image
-    left = round((image.width - width) / 2)
-    top = round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))
-
-
-def pad_crop(
-    image: Image.Image, size: tuple[int, int], pad: int, random: np.random.Generator
-) -> Image.Image:
-    """A random crop out of the centred image with `pad` zero pixels on every side."""
-    height, width = size
-    left = (image.width - width) // 2 + int(random.integers(-pad, pad + 1))
-    top = (image.height - height) // 2 + int(random.integers(-pad, pad + 1))
-    return image.crop((left, top, left + width, top + height))
-
-
-def make_train_transform(
-    crop: str,
-    size: tuple[int, int],
-    *,
-    pad: int = 4,
-    area: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    interpolation: str = "bilinear",
-    flip: bool = True,
-) -> TrainTransform:
-    """The training transform: crop, then a horizontal flip half the time.
-
-    Args:
-      crop: "random_resized" (`area`, `ratio`, `interpolation`), "pad" (random crop after
-        padding by `pad`; for small images) or "none".
-      size: `(height, width)` in pixels.
+    Attributes:
+      crop: "random_resized" (`area`, `ratio`), "pad" (random crop after padding by `pad`;
+        for small images) or "none".
+      size: `(height, width)` of the result in pixels.
       pad: pixels on every side for crop="pad".
-      area: see `random_resized_crop`.
-      ratio: see `random_resized_crop`.
-      interpolation: "bilinear" or "bicubic".
+      area: see `geometry.draw_crop`.
+      ratio: see `geometry.draw_crop`.
+      interpolation: "bilinear", "bicubic" or, for each image anew, "random".
       flip: whether to flip.
+      color_jitter: strength of the random brightness, contrast and saturation; 0 for none.
+      rand_augment: the distribution of RandAugment's operations; `None` for none.
+      fill: the colour of pixels that RandAugment takes from beyond the image.
 
     Raises:
-      ValueError: on an unknown crop or interpolation.
+      ValueError: on an unknown crop or interpolation, a value out of its range, or colour
+        jitter together with RandAugment, which replaces it.
     """
-    _check_interpolation(interpolation)
-    if crop not in ("random_resized", "pad", "none"):
-        raise ValueError(f"train crop must be random_resized, pad or none, got {crop!r}")
 
-    def transform(image: Image.Image, random: np.random.Generator) -> np.ndarray:
-        if crop == "random_resized":
-            image = random_resized_crop(
-                image, size, random, area=area, ratio=ratio, interpolation=interpolation
+    crop: str
+    size: tuple[int, int]
+    pad: int = 4
+    area: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bilinear"
+    flip: bool = True
+    color_jitter: float = 0.0
+    rand_augment: RandAugment | None = None
+    fill: Fill = (0, 0, 0)
+
+    def __post_init__(self):
+        geometry.check_interpolation(self.interpolation, random=True)
+        if self.crop not in _CROPS:
+            raise ValueError(f"train crop must be random_resized, pad or none, got {self.crop!r}")
+        if self.pad < 0:
+            raise ValueError(f"pad must be 0 pixels or more, got {self.pad}")
+        geometry.check_range("area", self.area)
+        if self.area[1] > 1:
+            raise ValueError(f"area must end at 1 at most, the whole image, got {self.area[1]}")
+        geometry.check_range("ratio", self.ratio)
+        if not 0 <= self.color_jitter < math.inf:
+            raise ValueError(f"color_jitter must be 0 or more, got {self.color_jitter}")
+        if self.color_jitter and self.rand_augment:
+            raise ValueError(
+                "rand_augment replaces color_jitter: set rand_augment.num_ops or color_jitter to 0"
             )
-        elif crop == "pad":
-            image = pad_crop(_fit(image, size, interpolation), size, pad, random)
-        else:
-            image = center_crop(_fit(image, size, interpolation), size)
-        out = np.asarray(image)
-        if flip and random.random() < 0.5:
-            out = out[:, ::-1]
-        return out
 
-    return transform
+    def draw(self, image_size: tuple[int, int], random: np.random.Generator) -> TrainChoices:
+        """The choices for an image of `(width, height)` pixels."""
+        box = offset = None
+        if self.crop == "random_resized":
+            box = geometry.draw_crop(image_size, random, area=self.area, ratio=self.ratio)
+        elif self.crop == "pad":
+            offset = geometry.draw_offset(self.pad, random)
+        # The order of the draws decides which images a seed gives.
+        return TrainChoices(
+            box=box,
+            offset=offset,
+            interpolation=geometry.draw_interpolation(self.interpolation, random),
+            flip=self.flip and random.random() < 0.5,
+            adjustments=draw_color_jitter(self.color_jitter, random) if self.color_jitter else (),
+            operations=(
+                self.rand_augment.draw(random, self.interpolation) if self.rand_augment else ()
+            ),
+        )
+
+    def apply(self, image: Image.Image, choices: TrainChoices) -> np.ndarray:
+        """The transformed image; a pure function."""
+        if choices.box is not None:
+            image = geometry.resized_crop(image, choices.box, self.size, choices.interpolation)
+        else:
+            image = geometry.fit(image, self.size, choices.interpolation)
+            if choices.offset is not None:
+                image = geometry.shifted_crop(image, self.size, choices.offset)
+            else:
+                image = geometry.center_crop(image, self.size)
+        if choices.flip:
+            image = geometry.flip(image)
+        image = color_jitter(image, choices.adjustments)
+        return np.asarray(rand_augment(image, choices.operations, self.fill))
+
+    def __call__(self, image: Image.Image, random: np.random.Generator) -> np.ndarray:
+        """Draws and applies."""
+        return self.apply(image, self.draw(image.size, random))
 
 
 def make_eval_transform(
@@ -146,31 +142,17 @@ def make_eval_transform(
       interpolation: "bilinear" or "bicubic".
 
     Raises:
-      ValueError: on an unknown interpolation.
+      ValueError: on an unknown interpolation, or a shorter side of less than a pixel.
     """
-    _check_interpolation(interpolation)
+    geometry.check_interpolation(interpolation)
+    if resize is not None and resize < 1:
+        raise ValueError(f"eval_resize must be at least 1 pixel, got {resize}")
 
     def transform(image: Image.Image) -> np.ndarray:
         if resize is None:
-            image = _fit(image, size, interpolation)
+            image = geometry.fit(image, size, interpolation)
         else:
-            image = resize_shorter(image, resize, interpolation)
-        return np.asarray(center_crop(image, size))
+            image = geometry.resize_shorter(image, resize, interpolation)
+        return np.asarray(geometry.center_crop(image, size))
 
     return transform
-
-
-def _fit(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
-    """Resizes so that the image just covers `(height, width)`; as it is if it does."""
-    scale = max(size[0] / image.height, size[1] / image.width)
-    if scale == 1:
-        return image
-    covering = max(size[1], round(image.width * scale)), max(size[0], round(image.height * scale))
-    return image.resize(covering, INTERPOLATIONS[interpolation])
-
-
-def _check_interpolation(interpolation: str) -> None:
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(
-            f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}"
-        )

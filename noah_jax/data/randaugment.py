@@ -1,0 +1,215 @@
+"""RandAugment (Cubuk et al., 2020, arXiv:1909.13719) on PIL images, as timm has it.
+
+The 15 operations are those of timm's "increasing" set, where a larger magnitude always
+changes more. timm writes the settings as one word: `rand-m9-mstd0.5-inc1` is
+`RandAugment(num_ops=2, magnitude=9.0, magnitude_std=0.5)`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from noah_jax.data.geometry import INTERPOLATIONS, draw_interpolation
+
+MAX_MAGNITUDE = 10.0
+_MAX_DEGREES = 30.0
+_MAX_SHEAR = 0.3
+_MAX_SHIFT = 0.45  # of the image's width or height
+_MAX_ENHANCEMENT = 0.9
+_MAX_ADDED = 110  # to dark pixels
+
+Fill = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One operation with everything that was drawn for it.
+
+    Attributes:
+      name: one of `OPERATIONS`.
+      magnitude: in 0..10.
+      negated: whether it goes the other way: to the left, darker; means nothing to
+        operations without a sign.
+      interpolation: "bilinear" or "bicubic", for operations that move pixels.
+    """
+
+    name: str
+    magnitude: float
+    negated: bool
+    interpolation: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RandAugment:
+    """The distribution that operations are drawn from.
+
+    Attributes:
+      num_ops: operations drawn for an image, with replacement.
+      magnitude: mean of their magnitudes, in 0..10.
+      magnitude_std: standard deviation of the magnitudes, which are then clipped to 0..10.
+      probability: that a drawn operation is applied.
+
+    Raises:
+      ValueError: if a value is out of its range.
+    """
+
+    num_ops: int = 2
+    magnitude: float = 9.0
+    magnitude_std: float = 0.5
+    probability: float = 0.5
+
+    def __post_init__(self):
+        if self.num_ops < 1:
+            raise ValueError(f"RandAugment's num_ops must be at least 1, got {self.num_ops}")
+        for name, top in (("magnitude", MAX_MAGNITUDE), ("probability", 1.0)):
+            if not 0 <= getattr(self, name) <= top:
+                raise ValueError(
+                    f"RandAugment's {name} must be in 0..{top:g}, got {getattr(self, name)}"
+                )
+        if not 0 <= self.magnitude_std < math.inf:
+            raise ValueError(
+                f"RandAugment's magnitude_std must not be negative, got {self.magnitude_std}"
+            )
+
+    def draw(self, random: np.random.Generator, interpolation: str) -> tuple[Operation, ...]:
+        """The operations for one image, in the order they are applied.
+
+        Args:
+          random: source of the choices.
+          interpolation: "bilinear", "bicubic" or, for each operation anew, "random".
+        """
+        names = random.integers(len(OPERATIONS), size=self.num_ops)
+        return tuple(
+            Operation(
+                name=_NAMES[name],
+                magnitude=min(max(random.normal(self.magnitude, self.magnitude_std), 0.0), 10.0),
+                negated=bool(random.random() < 0.5),
+                interpolation=draw_interpolation(interpolation, random),
+            )
+            for name in names
+            if random.random() < self.probability
+        )
+
+
+def mean_color(mean: Sequence[float]) -> Fill:
+    """The fill of the original: the mean of the pixels, given in 0..1, in 0..255."""
+    red, green, blue = (min(255, round(255 * value)) for value in mean)
+    return red, green, blue
+
+
+def rand_augment(image: Image.Image, operations: tuple[Operation, ...], fill: Fill) -> Image.Image:
+    """Applies drawn operations.
+
+    Args:
+      image: RGB image.
+      operations: what to do, in this order.
+      fill: the colour of pixels that come from beyond the image.
+    """
+    for operation in operations:
+        image = OPERATIONS[operation.name](image, operation, fill)
+    return image
+
+
+def _signed(operation: Operation, top: float) -> float:
+    value = operation.magnitude / MAX_MAGNITUDE * top
+    return -value if operation.negated else value
+
+
+def _auto_contrast(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+    return ImageOps.autocontrast(image)
+
+
+def _equalize(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+    return ImageOps.equalize(image)
+
+
+def _invert(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+    return ImageOps.invert(image)
+
+
+def _rotate(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+    degrees = _signed(operation, _MAX_DEGREES)
+    return image.rotate(degrees, INTERPOLATIONS[operation.interpolation], fillcolor=fill)
+
+
+def _posterize(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+    bits = 4 - int(operation.magnitude / MAX_MAGNITUDE * 4)
+    # Not ImageOps.posterize: it refuses to keep 0 bits, a black image, as magnitude 10 asks.
+    mask = 0xFF & ~(0xFF >> bits)
+    return image.point([value & mask for value in range(256)] * 3)
+
+
+def _solarize(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+    return ImageOps.solarize(image, 256 - int(operation.magnitude / MAX_MAGNITUDE * 256))
+
+
+def _solarize_add(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+    added = int(operation.magnitude / MAX_MAGNITUDE * _MAX_ADDED)
+    return image.point([min(255, v + added) if v < 128 else v for v in range(256)] * 3)
+
+
+def _enhance(kind: type) -> Callable[[Image.Image, Operation, Fill], Image.Image]:
+    def enhance(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+        return kind(image).enhance(1.0 + _signed(operation, _MAX_ENHANCEMENT))
+
+    return enhance
+
+
+def _affine(
+    image: Image.Image,
+    operation: Operation,
+    fill: Fill,
+    *,
+    shear: tuple[float, float] = (0.0, 0.0),
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> Image.Image:
+    matrix = (1, shear[0], shift[0], shear[1], 1, shift[1])
+    return image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        matrix,
+        INTERPOLATIONS[operation.interpolation],
+        fillcolor=fill,
+    )
+
+
+def _shear_x(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+    return _affine(image, operation, fill, shear=(_signed(operation, _MAX_SHEAR), 0.0))
+
+
+def _shear_y(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+    return _affine(image, operation, fill, shear=(0.0, _signed(operation, _MAX_SHEAR)))
+
+
+def _translate_x(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+    pixels = _signed(operation, _MAX_SHIFT) * image.width
+    return _affine(image, operation, fill, shift=(pixels, 0.0))
+
+
+def _translate_y(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+    pixels = _signed(operation, _MAX_SHIFT) * image.height
+    return _affine(image, operation, fill, shift=(0.0, pixels))
+
+
+# By timm's names.
+OPERATIONS: dict[str, Callable[[Image.Image, Operation, Fill], Image.Image]] = {
+    "AutoContrast": _auto_contrast,
+    "Equalize": _equalize,
+    "Invert": _invert,
+    "Rotate": _rotate,
+    "PosterizeIncreasing": _posterize,
+    "SolarizeIncreasing": _solarize,
+    "SolarizeAdd": _solarize_add,
+    "ColorIncreasing": _enhance(ImageEnhance.Color),
+    "ContrastIncreasing": _enhance(ImageEnhance.Contrast),
+    "BrightnessIncreasing": _enhance(ImageEnhance.Brightness),
+    "SharpnessIncreasing": _enhance(ImageEnhance.Sharpness),
+    "ShearX": _shear_x,
+    "ShearY": _shear_y,
+    "TranslateXRel": _translate_x,
+    "TranslateYRel": _translate_y,
+}
+_NAMES = tuple(OPERATIONS)
