@@ -4,7 +4,9 @@ A file in `configs/` starts from `default_config()` and sets what its result nee
 command line sets single keys, `--config.optim.learning_rate=0.1`.
 """
 
+import difflib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -99,6 +101,30 @@ def default_config() -> ConfigDict:
     config.keep_checkpoints = 3
     config.try_next = ()  # commands to suggest when the run has finished
     config.compilation_cache = "~/.cache/noah_jax/compilation"
+    return config
+
+
+def imagenet_config(variant: str, backbones: Sequence[str]) -> ConfigDict:
+    """The defaults for ImageNet-1k and a backbone with either head.
+
+    Args:
+      variant: one of `backbones`, for the linear head, or `noah_` and one of them.
+      backbones: what the calling file has.
+
+    Raises:
+      ValueError: on another variant.
+    """
+    variants = [*backbones, *("noah_" + name for name in backbones)]
+    if variant not in variants:
+        near = difflib.get_close_matches(variant, variants, n=1)
+        got = f"got {variant!r}" + (f", did you mean {near[0]}?" if near else "")
+        raise ValueError(
+            "--config FILE:VARIANT needs one of the variants"
+            f" {', '.join(backbones)}, or noah_ and one of them; {got if variant else 'got none'}"
+        )
+    config = default_config()
+    config.model.name = variant
+    config.data.name = "imagenet2012"
     return config
 
 
