@@ -2,6 +2,10 @@
 
 import functools
 import math
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -234,3 +238,38 @@ def test_each_group_has_a_draw_of_its_own():
 def test_bad_values(values, words):
     with pytest.raises(ValueError, match=words):
         _augment(**values)
+
+
+# Run with four CPU devices: prints for groups of 4 and of 16 in a batch of 16 whether devices
+# talk to each other.
+COLLECTIVES = """
+import jax, jax.numpy as jnp
+from noah_jax import distributed
+from noah_jax.data.mixing import Mixing, mix_images
+
+mesh = distributed.make_mesh()
+sharding = distributed.batch_sharding(mesh)
+images = jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.float32, sharding=sharding)
+for groups in (4, 1):
+    mixing = Mixing(jnp.ones(groups), jnp.zeros((groups, 4), jnp.int32), jnp.zeros(groups, bool))
+    compiled = jax.jit(mix_images, out_shardings=sharding).lower(images, mixing).compile()
+    text = compiled.as_text()
+    print(any(x in text for x in ("all-gather", "all-to-all", "all-reduce", "collective-permute")))
+"""
+
+
+def test_no_image_leaves_a_device_that_holds_whole_groups():
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", COLLECTIVES],
+        check=True,
+        cwd=pathlib.Path(__file__).parent.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.stdout.split() == ["False", "True"]
