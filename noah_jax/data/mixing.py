@@ -69,19 +69,20 @@ def draw_erasing(key: jax.Array, batch: int, size: tuple[int, int], prob: float)
       int32 `[batch, 4]`: `top, bottom, left, right`, exclusive ends; empty for nothing.
     """
     height, width = size
-    keys = jax.random.split(key, 5)
-    shape = (batch, _TRIES)
-    area = jax.random.uniform(keys[0], shape, jnp.float32, *_AREA) * (height * width)
+    # One draw for everything: every further one takes a CPU's compiler a second.
+    drawn = jax.random.uniform(key, (batch, 2 * _TRIES + 3), jnp.float32)
+    areas, aspects = drawn[:, :_TRIES], drawn[:, _TRIES : 2 * _TRIES]
+    chance, row, column = drawn[:, 2 * _TRIES :].T
+    area = (_AREA[0] + (_AREA[1] - _AREA[0]) * areas) * (height * width)
     low, high = map(math.log, _ASPECT)
-    aspect = jnp.exp(jax.random.uniform(keys[1], shape, jnp.float32, low, high))
+    aspect = jnp.exp(low + (high - low) * aspects)
     h = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
     w = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
     fits = (h < height) & (w < width)
     first = jnp.argmax(fits, axis=1)[:, None]
-    chosen = fits.any(axis=1) & jax.random.bernoulli(keys[2], jnp.float32(prob), (batch,))
+    chosen = fits.any(axis=1) & (chance < prob)
     h, w = (jnp.where(chosen, jnp.take_along_axis(x, first, axis=1)[:, 0], 0) for x in (h, w))
-    top = jax.random.randint(keys[3], (batch,), 0, height - h + 1, jnp.int32)
-    left = jax.random.randint(keys[4], (batch,), 0, width - w + 1, jnp.int32)
+    top, left = _below(height - h + 1, row), _below(width - w + 1, column)
     return jnp.stack([top, top + h, left, left + w], axis=1)
 
 
@@ -117,18 +118,15 @@ def draw_mixing(
       prob: of mixing at all.
       switch_prob: of cutmix rather than mixup, where both are on.
     """
-    mixed_key, cut_key, weight_key, row_key, column_key = jax.random.split(key, 5)
-    shape = (groups,)
-    mixed = jax.random.bernoulli(mixed_key, jnp.float32(prob), shape)
-    switch = switch_prob if mixup and cutmix else float(bool(cutmix))
-    cut = mixed & jax.random.bernoulli(cut_key, jnp.float32(switch), shape)
+    choice_key, weight_key = jax.random.split(key)
+    chance, kind, row, column = jax.random.uniform(choice_key, (4, groups), jnp.float32)
+    mixed = chance < prob
+    cut = mixed & (kind < (switch_prob if mixup and cutmix else float(bool(cutmix))))
     # Beta(alpha, alpha) is one of two equal gamma variables over their sum.
     alpha = jnp.where(cut, cutmix or 1.0, mixup or 1.0).astype(jnp.float32)
     gammas = jax.random.loggamma(weight_key, alpha, (2, groups), jnp.float32)
     drawn = jax.nn.sigmoid(gammas[0] - gammas[1])
-    row = jax.random.randint(row_key, shape, 0, size[0], jnp.int32)
-    column = jax.random.randint(column_key, shape, 0, size[1], jnp.int32)
-    box, kept = cutmix_box(drawn, row, column, size)
+    box, kept = cutmix_box(drawn, _below(size[0], row), _below(size[1], column), size)
     weight = jnp.where(cut, kept, jnp.where(mixed, drawn, 1))
     return Mixing(weight, jnp.where(cut[:, None], box, 0), cut)
 
@@ -241,6 +239,11 @@ def make_augment(
         return images, targets
 
     return augment
+
+
+def _below(limit: jax.Array | int, uniform: jax.Array) -> jax.Array:
+    """Whole numbers from 0 to below a limit, equally likely, from numbers in [0, 1)."""
+    return (uniform * limit).astype(jnp.int32)
 
 
 def _grouped(x: jax.Array, mixing: Mixing) -> jax.Array:
