@@ -22,6 +22,7 @@ from noah_jax.models.base import Model
 from noah_jax.optim import make_optimizer
 from noah_jax.parity.files import read_json, read_npz, read_salt
 from noah_jax.parity.models import golden_model, matching
+from noah_jax.step import update_ema
 
 # Limits over PyTorch's own float32 deviation, and of the first step's loss by itself.
 FACTOR, FLOOR = 10.0, 1e-4
@@ -129,7 +130,7 @@ def _run(name, spec, case, salt, dtype) -> dict[str, Any]:
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {"params": params, "stats": stats}
-        ema = optax.incremental_update(new, state["ema"], 1 - (case["ema"] or 0))
+        ema = update_ema(state["ema"], new, case["ema"] or 0.0)
         return {**new, "opt_state": opt_state, "ema": ema}, loss, grads
 
     state = {**start, "opt_state": optimizer.init(start["params"]), "ema": start}
