@@ -199,7 +199,6 @@ def test_loading_the_moving_average(finished):
     (_, raw, _), (_, average, _) = (load_model(str(workdir), ema=ema) for ema in (False, True))
     # Twelve steps with a decay of 0.9: on the way to the weights, not there.
     assert not np.allclose(raw["conv1"]["kernel"], average["conv1"]["kernel"], rtol=1e-3)
-    np.testing.assert_allclose(raw["conv1"]["kernel"], average["conv1"]["kernel"], atol=0.5)
     for item in (workdir / "checkpoints").glob("*/ema"):
         shutil.rmtree(item)
     with pytest.raises(CheckpointError, match="hold no ema weights; without ema=True the raw"):
