@@ -18,7 +18,6 @@ from etils import epath
 from flax import serialization
 from orbax.checkpoint import checkpoint_managers
 
-# What a model needs to be used stands apart from what only training needs.
 _MODEL_KEYS = ("params", "stats")
 # One pass over the state now and then: compiling it quickly matters more than its speed.
 _QUICK_COMPILE = {"xla_backend_optimization_level": 0}
@@ -61,13 +60,10 @@ class Checkpoints:
         self._manager.check_for_errors()
         found = jax.tree.map(lambda x: [int(v) for v in x], jax.device_get(self._digests(state)))
         tree = serialization.to_state_dict(state)
+        items = {name: ocp.args.StandardSave(part) for name, part in _parts(tree).items()}
         self._manager.save(
             step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(_part(tree, model=True)),
-                training=ocp.args.StandardSave(_part(tree, model=False)),
-                digests=ocp.args.JsonSave(found),
-            ),
+            args=ocp.args.Composite(**items, digests=ocp.args.JsonSave(found)),
             force=True,
         )
 
@@ -112,18 +108,15 @@ class Checkpoints:
         self._manager.close()
 
     def _restore_step(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        tree = serialization.to_state_dict(abstract)
+        parts = _parts(serialization.to_state_dict(abstract))
+        items = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
         restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(_part(tree, model=True)),
-                training=ocp.args.StandardRestore(_part(tree, model=False)),
-                digests=ocp.args.JsonRestore(),
-            ),
+            step, args=ocp.args.Composite(**items, digests=ocp.args.JsonRestore())
         )
-        state = serialization.from_state_dict(
-            abstract, {**restored["model"], **restored["training"]}
-        )
+        tree = {**restored["model"], **restored["training"]}
+        if "ema" in parts:
+            tree["ema"] = restored["ema"]
+        state = serialization.from_state_dict(abstract, tree)
         _verify(self._digests(state), restored["digests"])
         return state
 
@@ -160,21 +153,30 @@ def save_model(directory: str | epath.Path, tree: dict[str, Any]) -> None:
         writer.save(step / "digests", args=ocp.args.JsonSave(found.result()))
 
 
-def restore_model(directory: str | epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
+def restore_model(
+    directory: str | epath.Path, abstract: dict[str, Any], *, ema: bool = False
+) -> dict[str, Any]:
     """Parameters and statistics alone, from the newest checkpoint that verifies.
 
     Args:
       directory: the folder of the checkpoints.
       abstract: `{"params": ..., "stats": ...}` as `jax.ShapeDtypeStruct`s.
+      ema: their moving average instead.
 
     Raises:
-      CheckpointError: if there is none, or none can be used.
+      CheckpointError: if there is none, or none can be used, or they hold no average.
     """
     directory = epath.Path(directory)
     names = [p.name for p in directory.iterdir()] if directory.is_dir() else []
     steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
     if not steps:
         raise CheckpointError(f"{directory} holds no checkpoint")
+    item = "ema" if ema else "model"
+    if not any((directory / str(step) / item).exists() for step in steps):
+        raise CheckpointError(
+            f"the checkpoints in {directory} hold no {item} weights"
+            + ("; without ema=True the raw ones are loaded" if ema else "")
+        )
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
@@ -182,10 +184,10 @@ def restore_model(directory: str | epath.Path, abstract: dict[str, Any]) -> dict
     for step in steps:
         try:
             with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-                tree = checkpointer.restore(directory / str(step) / "model", target)
+                tree = checkpointer.restore(directory / str(step) / item, target)
             with contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as reader:
                 expected = reader.restore(directory / str(step) / "digests")
-            _verify(host_digests(tree), expected)
+            _verify(host_digests({"ema": tree} if ema else tree), expected)
             return tree
         except Exception as error:  # whatever damage makes Orbax raise
             reason = " ".join(str(error).split())[:200]
@@ -252,5 +254,10 @@ def _verify(found: dict[str, jax.Array], expected: dict[str, list[int]]) -> None
         )
 
 
-def _part(tree: dict[str, Any], *, model: bool) -> dict[str, Any]:
-    return {key: value for key, value in tree.items() if (key in _MODEL_KEYS) == model}
+def _parts(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A state as it lies in a checkpoint: what only training needs stands apart."""
+    parts = {
+        "model": {key: tree[key] for key in _MODEL_KEYS},
+        "training": {key: x for key, x in tree.items() if key not in (*_MODEL_KEYS, "ema")},
+    }
+    return parts | ({"ema": tree["ema"]} if "ema" in tree else {})

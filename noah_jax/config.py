@@ -4,7 +4,9 @@ A file in `configs/` starts from `default_config()` and sets what its result nee
 command line sets single keys, `--config.optim.learning_rate=0.1`.
 """
 
+import difflib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -60,11 +62,25 @@ def default_config() -> ConfigDict:
     config.batch_size = 256  # images per step over all devices
     config.eval_batch_size = placeholder(int)  # None: as batch_size
 
+    # On the device, after the transforms of the data; see noah_jax/data/mixing.py.
+    config.smoothing = 0.0  # share of the target that is spread over all classes
+    config.erase_prob = 0.0  # of erasing a random rectangle of an image
+    config.mixup = 0.0  # alpha of Beta(alpha, alpha); 0: no mixup
+    config.cutmix = 0.0  # likewise
+    config.mix_prob = 1.0  # of mixing a group at all
+    config.mix_switch_prob = 0.5  # of cutmix where both are on
+    config.mix_group = placeholder(int)  # images that share a draw; None: the global batch
+
+    config.ema_decay = placeholder(float)  # of the weights' moving average; None: no average
+
     config.optim = ConfigDict()
     config.optim.name = "sgd"  # or adamw
     config.optim.learning_rate = 0.1  # the peak
     config.optim.schedule = "cosine"  # cosine, linear, constant or step
+    config.optim.per_epoch = False  # hold the learning rate during an epoch, as the originals
     config.optim.warmup_epochs = 0.0
+    config.optim.warmup_learning_rate = 0.0  # where the warm-up starts
+    config.optim.late_epochs = 0  # per_epoch: the first epoch's rate is held as many more
     config.optim.final_learning_rate = 0.0  # where cosine and linear end
     config.optim.step_epochs = (30.0, 60.0, 90.0)  # schedule=step: x0.1 at each
     config.optim.weight_decay = 1e-4
@@ -77,7 +93,6 @@ def default_config() -> ConfigDict:
     config.optim.beta1 = 0.9  # adamw
     config.optim.beta2 = 0.999  # adamw
     config.optim.epsilon = 1e-8  # adamw
-    config.optim.label_smoothing = 0.0
 
     # Steps between ...; None is once an epoch. These do not change what is learnt.
     config.log_every = 50
@@ -86,6 +101,30 @@ def default_config() -> ConfigDict:
     config.keep_checkpoints = 3
     config.try_next = ()  # commands to suggest when the run has finished
     config.compilation_cache = "~/.cache/noah_jax/compilation"
+    return config
+
+
+def imagenet_config(variant: str, backbones: Sequence[str]) -> ConfigDict:
+    """The defaults for ImageNet-1k and a backbone with either head.
+
+    Args:
+      variant: one of `backbones`, for the linear head, or `noah_` and one of them.
+      backbones: what the calling file has.
+
+    Raises:
+      ValueError: on another variant.
+    """
+    variants = [*backbones, *("noah_" + name for name in backbones)]
+    if variant not in variants:
+        near = difflib.get_close_matches(variant, variants, n=1)
+        got = f"got {variant!r}" + (f", did you mean {near[0]}?" if near else "")
+        raise ValueError(
+            "--config FILE:VARIANT needs one of the variants"
+            f" {', '.join(backbones)}, or noah_ and one of them; {got if variant else 'got none'}"
+        )
+    config = default_config()
+    config.model.name = variant
+    config.data.name = "imagenet2012"
     return config
 
 

@@ -12,10 +12,11 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from noah_jax import distributed, optim, report
+from noah_jax import distributed, optim, report, schedules
 from noah_jax.data import batches
 from noah_jax.data.decoding import DamagedImages, DecodedSource
 from noah_jax.data.geometry import RANDOM_INTERPOLATION
+from noah_jax.data.mixing import Augment, make_augment
 from noah_jax.data.randaugment import RandAugment, mean_color
 from noah_jax.data.sources import open_sources
 from noah_jax.data.transforms import EvalTransform, TrainTransform, make_eval_transform
@@ -43,6 +44,7 @@ class Experiment:
       train_transform: the training transform.
       eval_transform: the evaluation transform.
       damaged: the images that could not be decoded so far, on this host.
+      augment: what the step does to the normalised images and their labels.
       optimizer: the optimizer, with its schedule.
       schedule: the learning rate by step.
       steps_per_epoch: steps of one epoch, not rounded.
@@ -59,6 +61,7 @@ class Experiment:
     train_transform: TrainTransform
     eval_transform: EvalTransform
     damaged: DamagedImages
+    augment: Augment
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     steps_per_epoch: float
@@ -67,7 +70,8 @@ class Experiment:
 
     def make_state(self) -> State:
         """A fresh state; to be jitted, see `init_state`."""
-        return init_state(self.model, self.optimizer, self.config.seed)
+        ema = self.config.ema_decay is not None
+        return init_state(self.model, self.optimizer, self.config.seed, ema=ema)
 
     def init_state(self) -> State:
         """A fresh state, born on every device."""
@@ -115,6 +119,27 @@ class Experiment:
             process_count=jax.process_count(),
         )
 
+    def make_train_step(self) -> Callable:
+        """The train step, to be jitted; see `step.make_train_step`."""
+        return make_train_step(
+            self.model,
+            self.optimizer,
+            self.schedule,
+            seed=self.config.seed,
+            augment=self.augment,
+            ema_decay=self.config.ema_decay,
+            log_every=self.config.log_every,
+            **self._pixels,
+        )
+
+    @property
+    def _pixels(self) -> dict[str, tuple[float, ...]]:
+        """Mean and standard deviation that pixels are normalised by."""
+        return {
+            "mean": tuple(self.config.data.mean or self.model.mean),
+            "std": tuple(self.config.data.std or self.model.std),
+        }
+
     def compile_steps(self) -> tuple[Callable, Callable]:
         """The train and the eval step, each compiled once, for its only shapes.
 
@@ -124,20 +149,7 @@ class Experiment:
           shapes is an error, never another compilation.
         """
         config = self.config
-        pixels = {
-            "mean": tuple(config.data.mean or self.model.mean),
-            "std": tuple(config.data.std or self.model.std),
-        }
-        train_step = make_train_step(
-            self.model,
-            self.optimizer,
-            self.schedule,
-            seed=config.seed,
-            label_smoothing=config.optim.label_smoothing,
-            log_every=config.log_every,
-            **pixels,
-        )
-        eval_step = make_eval_step(self.model, **pixels)
+        eval_step = make_eval_step(self.model, **self._pixels)
         everywhere = distributed.replicated(self.mesh)
         state = self.abstract_state()
         train_batch = self._abstract_batch(config.batch_size)
@@ -145,7 +157,7 @@ class Experiment:
         metrics = distributed.abstract_like(jax.eval_shape(EvalMetrics.empty), everywhere)
         jit = functools.partial(jax.jit, out_shardings=everywhere)
         return (
-            jit(train_step, donate_argnums=0).lower(state, train_batch).compile(),
+            jit(self.make_train_step(), donate_argnums=0).lower(state, train_batch).compile(),
             jit(eval_step, donate_argnums=3, compiler_options=self.model.evaluation_options())
             .lower(state["params"], state["stats"], eval_batch, metrics)
             .compile(),
@@ -174,6 +186,10 @@ def build(config: ConfigDict) -> Experiment:
     for key in ("eval_every", "checkpoint_every"):
         if config[key] is not None and config[key] < 1:
             raise ValueError(f"{key} must be at least 1 step, got {config[key]}")
+    if config.ema_decay is not None and not 0 < config.ema_decay < 1:
+        raise ValueError(
+            f"ema_decay must be between 0 and 1, such as 0.9999, or None; got {config.ema_decay}"
+        )
     mesh = distributed.make_mesh()
     eval_batch_size = config.eval_batch_size or config.batch_size
     distributed.check_batch_size("batch_size", config.batch_size, mesh)
@@ -192,8 +208,8 @@ def build(config: ConfigDict) -> Experiment:
             f"epochs={config.epochs} of {len(train_source)} images in batches of"
             f" {config.batch_size} are less than one step"
         )
-    schedule = optim.make_schedule(
-        config.optim, total_steps=total_steps, steps_per_epoch=steps_per_epoch
+    schedule = schedules.make_schedule(
+        config.optim, epochs=config.epochs, steps_per_epoch=steps_per_epoch
     )
     return Experiment(
         config=config,
@@ -205,6 +221,12 @@ def build(config: ConfigDict) -> Experiment:
         train_transform=train_transform,
         eval_transform=eval_transform,
         damaged=DamagedImages(data.on_damage, tell=report.warn),
+        augment=make_augment(
+            config,
+            num_classes=model.num_classes,
+            batch_size=config.batch_size,
+            size=model.image_size,
+        ),
         optimizer=optim.make_optimizer(
             config.optim,
             schedule,

@@ -11,7 +11,10 @@ from clu import metrics
 
 @flax.struct.dataclass
 class TrainMetrics(metrics.Collection):
-    """Averages over the images since the last log line, and the last learning rate."""
+    """Averages over the images since the last log line, and the last learning rate.
+
+    A mixed image is correct where its own label comes first, whatever its share.
+    """
 
     loss: metrics.Average.from_output("loss")
     accuracy: metrics.Average.from_output("top1")
@@ -28,24 +31,24 @@ class EvalMetrics(metrics.Collection):
 
 
 def per_image(
-    logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
+    logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None
 ) -> dict[str, jax.Array]:
     """Cross entropy, and whether the label is the first, or among the five first.
 
     Args:
       logits: float32 `[batch, num_classes]`.
       labels: int32 `[batch]`.
-      label_smoothing: share of the target that is spread over all classes.
+      targets: float32 `[batch, num_classes]`, smoothed or mixed, for the loss alone; `None`
+        for the labels themselves.
 
     Returns:
       `loss`, `top1`, `top5`, each float32 `[batch]`. With fewer than five classes top5 is 1.
     """
     num_classes = logits.shape[-1]
-    if label_smoothing:
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, num_classes), label_smoothing)
-        loss = optax.softmax_cross_entropy(logits, targets)
-    else:
+    if targets is None:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        loss = optax.softmax_cross_entropy(logits, targets)
     # The label's rank; ties go against it, so that constant logits are not all correct.
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     rank = (logits >= own).sum(-1) - 1

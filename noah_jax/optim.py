@@ -1,4 +1,4 @@
-"""Optimizers and schedules, composed of optax, with PyTorch's semantics."""
+"""Optimizers, composed of optax, with PyTorch's semantics."""
 
 import functools
 from collections.abc import Collection, Mapping
@@ -6,47 +6,6 @@ from typing import Any
 
 import jax
 import optax
-
-
-def make_schedule(
-    config: Mapping[str, Any], *, total_steps: int, steps_per_epoch: float
-) -> optax.Schedule:
-    """The learning rate by step.
-
-    Args:
-      config: the `optim` section of the configuration.
-      total_steps: steps of the whole run.
-      steps_per_epoch: steps of one epoch.
-
-    Raises:
-      ValueError: on an unknown schedule, or a warm-up as long as the run.
-    """
-    peak, final = config["learning_rate"], config["final_learning_rate"]
-    warmup = round(config["warmup_epochs"] * steps_per_epoch)
-    if not 0 <= warmup < max(total_steps, 1):
-        raise ValueError(
-            f"optim.warmup_epochs={config['warmup_epochs']} are {warmup} steps;"
-            f" they must be fewer than the run's {total_steps}"
-        )
-    rest = total_steps - warmup
-    if config["schedule"] == "cosine":
-        main = optax.cosine_decay_schedule(peak, rest, final / peak if peak else 0.0)
-    elif config["schedule"] == "linear":
-        main = optax.linear_schedule(peak, final, rest)
-    elif config["schedule"] == "constant":
-        main = optax.constant_schedule(peak)
-    elif config["schedule"] == "step":
-        bounds = {round(e * steps_per_epoch) - warmup: 0.1 for e in config["step_epochs"]}
-        main = optax.piecewise_constant_schedule(peak, bounds)
-    else:
-        raise ValueError(
-            f"optim.schedule must be cosine, linear, constant or step, got {config['schedule']!r}"
-        )
-    if not warmup:
-        return main
-    # The first step already moves: step i of the warm-up has (i + 1) / warmup of the peak.
-    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
-    return optax.join_schedules([rise, main], [warmup])
 
 
 def decay_mask(params: Any, *, decay_all: bool, no_decay: Collection[str] = ()) -> Any:
@@ -90,13 +49,15 @@ def make_optimizer(
       no_decay: paths of the parameters that the recipe spares besides.
 
     Raises:
-      ValueError: on an unknown name.
+      ValueError: on an unknown name, or a limit that leaves no gradient.
     """
     if config["decay_all"] is not None:
         decay_all = config["decay_all"]
     mask = functools.partial(decay_mask, decay_all=decay_all, no_decay=no_decay)
     decay = optax.add_decayed_weights(config["weight_decay"], mask)
     limit = config["clip_grad_norm"]
+    if limit is not None and limit <= 0:
+        raise ValueError(f"optim.clip_grad_norm={limit} must be above 0; None does not clip")
     clip = optax.identity() if limit is None else optax.clip_by_global_norm(limit)
     if config["name"] == "sgd":
         return optax.chain(

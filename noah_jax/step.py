@@ -1,6 +1,7 @@
 """The pure train and eval steps over a plain state.
 
-The state is a dict of `step`, `params`, `stats`, `opt_state` and `metrics`.
+The state is a dict of `step`, `params`, `stats`, `opt_state` and `metrics`, and of `ema` where
+a moving average of parameters and statistics is kept.
 """
 
 from collections.abc import Callable
@@ -10,17 +11,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from noah_jax.data.mixing import Augment
 from noah_jax.metrics import EvalMetrics, TrainMetrics, per_image
 from noah_jax.models.base import Model
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
 
+_AUGMENTATION = 2**32 - 1  # folded in apart from every step
 
-def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> State:
-    """A fresh state; jit it with output shardings and it is born where it belongs."""
+
+def init_state(
+    model: Model, optimizer: optax.GradientTransformation, seed: int, *, ema: bool = False
+) -> State:
+    """A fresh state; jit it with output shardings and it is born where it belongs.
+
+    Args:
+      model: the model.
+      optimizer: the optimizer.
+      seed: of the weights.
+      ema: whether to keep a moving average, which starts at the fresh weights.
+    """
     params, stats = model.init(jax.random.key(seed))
-    return {
+    average = {"ema": {"params": params, "stats": stats}} if ema else {}
+    return average | {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
         "stats": stats,
@@ -44,7 +58,8 @@ def make_train_step(
     seed: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    label_smoothing: float = 0.0,
+    augment: Augment | None = None,
+    ema_decay: float | None = None,
     log_every: int = 1,
 ) -> Callable[[State, Batch], tuple[State, TrainMetrics]]:
     """One training step, `(state, batch) -> (state, metrics)`.
@@ -58,20 +73,26 @@ def make_train_step(
       model: the model.
       optimizer: its state is part of the train state.
       schedule: the optimizer's learning rate by step, to report it.
-      seed: seed of dropout and stochastic depth.
+      seed: seed of dropout, stochastic depth and `augment`.
       mean: of the pixels in 0..1.
       std: of the pixels in 0..1.
-      label_smoothing: see `metrics.per_image`.
+      augment: applied to the normalised images, see `data.mixing`; `None` for nothing.
+      ema_decay: what the moving average keeps of itself after every step; `None` for none.
       log_every: after how many steps the metrics start anew.
     """
 
     def train_step(state: State, batch: Batch) -> tuple[State, TrainMetrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        images = normalise(batch["image"], mean, std)
+        root = jax.random.key(seed)
+        key = jax.random.fold_in(root, state["step"])
+        images, targets = normalise(batch["image"], mean, std), None
+        if augment is not None:
+            augment_root = jax.random.fold_in(root, _AUGMENTATION)
+            augment_key = jax.random.fold_in(augment_root, state["step"])
+            images, targets = augment(augment_key, images, batch["label"])
 
         def loss_fn(params):
             logits, stats = model.apply(params, state["stats"], images, train=True, key=key)
-            values = per_image(logits, batch["label"], label_smoothing)
+            values = per_image(logits, batch["label"], targets)
             return values["loss"].mean(), (stats, values)
 
         grads, (stats, values) = jax.grad(loss_fn, has_aux=True)(state["params"])
@@ -87,9 +108,21 @@ def make_train_step(
             "opt_state": opt_state,
             "metrics": metrics,
         }
+        if ema_decay is not None:
+            new = {key: new_state[key] for key in state["ema"]}
+            new_state["ema"] = update_ema(state["ema"], new, ema_decay)
         return new_state, metrics
 
     return train_step
+
+
+def update_ema(average: Any, new: Any, decay: float) -> Any:
+    """`decay * average + (1 - decay) * new`, of trees.
+
+    Written as a correction: in float32 `decay` and `1 - decay` do not add up to one, and over
+    the thousands of steps that a decay near one remembers, that would scale the weights.
+    """
+    return jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), average, new)
 
 
 def _merge(metrics: Any, new: Any) -> Any:

@@ -29,7 +29,7 @@ from noah_jax import workdir as workdirs
 from noah_jax.checkpoint import CheckpointError, Checkpoints
 from noah_jax.config import UsageError, parse_command_line
 from noah_jax.experiment import Experiment, build, enable_compilation_cache, every
-from noah_jax.metrics import as_floats
+from noah_jax.metrics import EvalMetrics, as_floats
 from noah_jax.report import say
 
 RESTARTABLE = 75  # EX_TEMPFAIL: the same command goes on from the saved step
@@ -85,25 +85,18 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
         say(f"going on after step {start_step} of {total_steps}")
     writer = report.MetricWriter(directory, start_step=start_step)
 
-    def evaluate(step: int, *, record: bool = True) -> dict[str, float]:
-        metrics = experiment.empty_eval_metrics()
+    def evaluate(step: int, *, record: bool = True) -> dict[str, dict[str, float]]:
+        weights = {"eval": (state["params"], state["stats"])}
+        if "ema" in state:
+            weights["eval_ema"] = (state["ema"]["params"], state["ema"]["stats"])
+        metrics = {split: experiment.empty_eval_metrics() for split in weights}
         for batch in experiment.eval_batches():
-            metrics = eval_step(state["params"], state["stats"], batch, metrics)
-        examples = int(jax.device_get(metrics.top1.count))
-        values = as_floats(metrics)
-        values = {
-            "loss": values["loss"],
-            "top1": 100 * values["top1"],
-            "top5": 100 * values["top5"],
-            "examples": examples,
+            for split, (params, stats) in weights.items():
+                metrics[split] = eval_step(params, stats, batch, metrics[split])
+        return {
+            split: _evaluated(step, split, found, writer if record else None)
+            for split, found in metrics.items()
         }
-        if record:
-            writer.write(step, "eval", values)
-        say(
-            f"step {step}: top-1 {values['top1']:.2f} %, top-5 {values['top5']:.2f} %,"
-            f" loss {values['loss']:.4f} on {examples:,} images"
-        )
-        return values
 
     # ---- The loop: the host feeds the device and reads metrics one log interval late.
     eval_every = every(config.eval_every, experiment)
@@ -111,7 +104,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
     progress = _Progress(experiment, writer, start_step)
     in_flight: collections.deque = collections.deque()
     batches = experiment.train_batches(start_step)
-    evaluated: dict[str, float] = {}
+    evaluated: dict[str, dict[str, float]] = {}
     with _StopRequest() as stop:
         for step in range(start_step + 1, total_steps + 1):
             with progress.host_time():
@@ -148,12 +141,11 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
     progress.pause()
     checkpoints.close()
     writer.close()
+    averages = evaluated.get("eval_ema", {})
     results = {
         "model": model.name,
-        "top1": evaluated["top1"],
-        "top5": evaluated["top5"],
-        "loss": evaluated["loss"],
-        "examples": evaluated["examples"],
+        **evaluated["eval"],
+        **{f"ema_{key}": averages[key] for key in averages if key != "examples"},
         "step": total_steps,
         "num_params": model.num_params,
     }
@@ -167,6 +159,27 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
         )
     say(f"finished in {report.duration(time.time() - started)}: {_result_line(results)}")
     return results
+
+
+def _evaluated(
+    step: int, split: str, metrics: EvalMetrics, writer: report.MetricWriter | None
+) -> dict[str, float]:
+    """What an evaluation found, told and, with a writer, recorded."""
+    examples = int(jax.device_get(metrics.top1.count))
+    values = as_floats(metrics)
+    values = {
+        "top1": 100 * values["top1"],
+        "top5": 100 * values["top5"],
+        "loss": values["loss"],
+        "examples": examples,
+    }
+    if writer is not None:
+        writer.write(step, split, values)
+    say(
+        f"step {step}: {'EMA ' if split == 'eval_ema' else ''}top-1 {values['top1']:.2f} %,"
+        f" top-5 {values['top5']:.2f} %, loss {values['loss']:.4f} on {examples:,} images"
+    )
+    return values
 
 
 class _Progress:
@@ -264,9 +277,10 @@ class _StopRequest:
 
 
 def _result_line(results: dict[str, Any]) -> str:
+    average = f" (EMA {results['ema_top1']:.2f} %)" if "ema_top1" in results else ""
     return (
-        f"{results['model']} has top-1 {results['top1']:.2f} % and top-5 {results['top5']:.2f} %"
-        f" on {results['examples']:,} images after step {results['step']}"
+        f"{results['model']} has top-1 {results['top1']:.2f} %{average} and top-5"
+        f" {results['top5']:.2f} % on {results['examples']:,} images after step {results['step']}"
     )
 
 

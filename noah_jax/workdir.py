@@ -71,13 +71,14 @@ def prepare(workdir: epath.Path, config: dict[str, Any], model: Model) -> None:
         write_text(workdir / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
-def load_model(path: str) -> tuple[Model, dict[str, Any], dict[str, Any]]:
+def load_model(path: str, *, ema: bool = False) -> tuple[Model, dict[str, Any], dict[str, Any]]:
     """A trained model and its weights, from a run's folder or a PyTorch file.
 
     Args:
       path: the `--workdir` of a training run or a folder that `convert_torch_weights.py` made,
-        local or `gs://`; or a local `.pth` or `.safetensors` file, whose raw (not EMA) weights
-        are taken and whose model is found as the converter finds it.
+        local or `gs://`; or a local `.pth` or `.safetensors` file, whose model is found as the
+        converter finds it.
+      ema: take the moving average of the weights, not the raw ones.
 
     Returns:
       `(model, params, stats)`, so that
@@ -85,12 +86,14 @@ def load_model(path: str) -> tuple[Model, dict[str, Any], dict[str, Any]]:
 
     Raises:
       FileNotFoundError: if the folder holds no model.
-      noah_jax.checkpoint.CheckpointError: if no checkpoint can be used.
-      ValueError: if a file cannot be read, or no registered model fits it.
+      noah_jax.checkpoint.CheckpointError: if no checkpoint can be used, or a folder holds no
+        moving average.
+      ValueError: if a file cannot be read or holds no moving average, or no registered model
+        fits it.
     """
     workdir = epath.Path(path)
     if workdir.is_file():
-        loaded = load_torch(path)
+        loaded = load_torch(path, ema=ema)
         return loaded.model, *jax.tree.map(jnp.asarray, (loaded.params, loaded.stats))
     if not (workdir / MODEL_FILE).exists():
         near = ""
@@ -102,5 +105,5 @@ def load_model(path: str) -> tuple[Model, dict[str, Any], dict[str, Any]]:
     facts = json.loads((workdir / MODEL_FILE).read_text())
     model = create_model(facts["name"], **facts["arguments"])
     params, stats = model.abstract()
-    tree = restore_model(workdir / CHECKPOINTS, {"params": params, "stats": stats})
+    tree = restore_model(workdir / CHECKPOINTS, {"params": params, "stats": stats}, ema=ema)
     return model, tree["params"], tree.get("stats", {})

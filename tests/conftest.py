@@ -46,7 +46,7 @@ def class_folders(tmp_path_factory) -> str:
 
 @pytest.fixture
 def tiny_config(class_folders):
-    """A run of 12 steps on the class folders that has everything: augmentation, dropout."""
+    """A run of 12 steps on the class folders that has everything: augmentation, dropout, EMA."""
     return make_tiny_config(class_folders)
 
 
@@ -63,6 +63,12 @@ def make_tiny_config(class_folders: str) -> ConfigDict:
     config.data.name = class_folders
     config.data.crop = "pad"
     config.data.num_threads = 2
+    config.smoothing = 0.1
+    config.erase_prob = 0.5
+    config.mixup = 0.8
+    config.cutmix = 1.0
+    config.mix_group = 4
+    config.ema_decay = 0.9
     config.batch_size = 8
     config.eval_batch_size = 8
     config.epochs = 1.6

@@ -1,4 +1,4 @@
-"""Optimizers against PyTorch's formulas, masks and schedules."""
+"""Optimizers against PyTorch's formulas, and masks."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from conftest import make_tiny_config
 from noah_jax.config import default_config
 from noah_jax.convert.table import flatten
 from noah_jax.experiment import build
-from noah_jax.optim import make_optimizer, make_schedule
+from noah_jax.optim import make_optimizer
 
 
 def _config(**values):
@@ -90,28 +90,18 @@ def test_what_decays_is_the_recipes_unless_configured(class_folders):
     assert {"pos_embed", "cls_token", "norm/scale", "head/linear/bias"} <= _decayed(config)
 
 
-def test_schedules():
-    def rates(steps=range(100), **values):
-        config = _config(learning_rate=0.4, **values)
-        schedule = make_schedule(config, total_steps=100, steps_per_epoch=10)
-        return np.array([schedule(s) for s in steps])
-
-    np.testing.assert_allclose(rates(schedule="constant"), 0.4)
-    cosine = rates(schedule="cosine", warmup_epochs=2, final_learning_rate=0.01)
-    np.testing.assert_allclose(
-        cosine[:21], [0.4 * (s + 1) / 20 for s in range(20)] + [0.4], rtol=1e-5
-    )
-    np.testing.assert_allclose(cosine[60], 0.205, rtol=1e-5)
-    assert np.all(np.diff(cosine[20:]) < 0) and 0.01 < cosine[-1] < 0.011
-    np.testing.assert_allclose(rates(schedule="linear")[[0, 50]], [0.4, 0.2], rtol=1e-5)
-    step = rates(schedule="step", step_epochs=(3.0, 6.0))
-    np.testing.assert_allclose(step[[0, 29, 30, 59, 60]], [0.4, 0.4, 0.04, 0.04, 0.004], rtol=1e-5)
+def test_clipping_by_the_global_norm():
+    grads = {"kernel": jnp.array([[3.0, 0.0]]), "bias": jnp.array([4.0])}  # of norm 5
+    for limit, scale in ((1.0, 1 / 5), (5.5, 1.0), (None, 1.0)):
+        config = _config(name="sgd", weight_decay=0.0, clip_grad_norm=limit)
+        optimizer = make_optimizer(config, optax.constant_schedule(1.0), decay_all=True)
+        updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+        np.testing.assert_allclose(updates["kernel"], [[-3 * scale, 0]], rtol=1e-6)
+        np.testing.assert_allclose(updates["bias"], [-4 * scale], rtol=1e-6)
 
 
 def test_bad_values():
     with pytest.raises(ValueError, match="sgd or adamw"):
         make_optimizer(_config(name="lion"), optax.constant_schedule(0.1), decay_all=True)
-    with pytest.raises(ValueError, match="schedule must be"):
-        make_schedule(_config(schedule="cos"), total_steps=9, steps_per_epoch=1)
-    with pytest.raises(ValueError, match="warmup_epochs=9"):
-        make_schedule(_config(warmup_epochs=9.0), total_steps=9, steps_per_epoch=1)
+    with pytest.raises(ValueError, match="clip_grad_norm=0"):
+        make_optimizer(_config(clip_grad_norm=0.0), optax.constant_schedule(0.1), decay_all=True)

@@ -14,6 +14,7 @@ from conftest import make_tiny_config
 
 from noah_jax import load_model
 from noah_jax.benchmark.host import benchmark_host
+from noah_jax.checkpoint import CheckpointError
 from noah_jax.experiment import build
 from noah_jax.train import main as train_program
 from noah_jax.train import train
@@ -51,8 +52,11 @@ def _lines(workdir) -> list[dict]:
 
 
 def _weights(workdir) -> list[np.ndarray]:
-    _, params, stats = load_model(str(workdir))
-    return [np.asarray(x) for x in jax.tree.leaves((params, stats))]
+    leaves = []
+    for ema in (False, True):
+        _, params, stats = load_model(str(workdir), ema=ema)
+        leaves += jax.tree.leaves((params, stats))
+    return [np.asarray(x) for x in leaves]
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +87,14 @@ def test_a_run_leaves_everything(finished, capsys):
     assert [(x["step"], x["split"]) for x in lines] == [
         (5, "train"),
         (6, "eval"),
+        (6, "eval_ema"),
         (10, "train"),
         (12, "train"),
         (12, "eval"),
+        (12, "eval_ema"),
     ]
+    assert results["loss"] == lines[-2]["loss"] and results["ema_loss"] == lines[-1]["loss"]
+    assert results["ema_loss"] != results["loss"] and results["ema_top5"] == 100
     assert all(np.isfinite(x["loss"]) for x in lines)
     assert list((workdir / "tensorboard").glob("events*"))
     saved = {p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()}
@@ -172,6 +180,9 @@ def test_operational_keys_may_change(tiny_config, tmp_path):
         (lambda c: c.data.update(crop="middle"), "crop"),
         (lambda c: c.data.update(name="cifar_ten"), "unknown dataset"),
         (lambda c: c.optim.update(name="adam"), "optim.name"),
+        (lambda c: c.optim.update(clip_grad_norm=-1.0), "clip_grad_norm=-1.0"),
+        (lambda c: c.update(ema_decay=1.0), "ema_decay must be between 0 and 1"),
+        (lambda c: c.update(mix_group=5), "mix_group=5 must be even"),
         (lambda c: c.model.update(name="noah_resnet19"), "did you mean noah_resnet18"),
         (lambda c: c.model.update(head_num=5), "head_num=5"),
     ],
@@ -183,13 +194,25 @@ def test_a_bad_configuration_leaves_no_folder(tiny_config, tmp_path, change, wor
     assert not (tmp_path / "new").exists()
 
 
+def test_loading_the_moving_average(finished):
+    _, workdir, _ = finished
+    (_, raw, _), (_, average, _) = (load_model(str(workdir), ema=ema) for ema in (False, True))
+    # Twelve steps with a decay of 0.9: on the way to the weights, not there.
+    assert not np.allclose(raw["conv1"]["kernel"], average["conv1"]["kernel"], rtol=1e-3)
+    for item in (workdir / "checkpoints").glob("*/ema"):
+        shutil.rmtree(item)
+    with pytest.raises(CheckpointError, match="hold no ema weights; without ema=True the raw"):
+        load_model(str(workdir), ema=True)
+    load_model(str(workdir))
+
+
 def test_loading_from_a_folder_without_a_model(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no model\.json"):
         load_model(str(tmp_path))
 
 
 def _three_steps(config, tmp_path, devices, group) -> dict[str, np.ndarray]:
-    config.model.batch_norm_group = group
+    config.model.batch_norm_group = config.mix_group = group
     out = tmp_path / f"{devices}.npz"
     environment = {
         **os.environ,
@@ -213,6 +236,9 @@ def test_the_device_count_does_not_matter(tiny_config, tmp_path, group):
     # In float32 another order of a sum may push a single activation over ReLU's edge, which
     # changes a gradient by 1e-3 of itself.
     tiny_config.model.dtype = "float64"
+    # Mixup's images are float32: whether the compiler fuses its products decides their rounding.
+    # Cutmix and erasing select pixels.
+    tiny_config.mixup = 0.0
     one = _three_steps(tiny_config, tmp_path, 1, group)
     four = _three_steps(tiny_config, tmp_path, 4, group)
     np.testing.assert_allclose(four["losses"], one["losses"], rtol=1e-7)

@@ -14,6 +14,7 @@ from noah_jax.config import default_config
 from noah_jax.convert.golden import golden_images, golden_tensor
 from noah_jax.convert.names import TABLES
 from noah_jax.convert.table import to_torch
+from noah_jax.data.mixing import smooth
 from noah_jax.experiment import QUICK_COMPILE
 from noah_jax.metrics import per_image
 from noah_jax.models import get_architecture
@@ -21,6 +22,7 @@ from noah_jax.models.base import Model
 from noah_jax.optim import make_optimizer
 from noah_jax.parity.files import read_json, read_npz, read_salt
 from noah_jax.parity.models import golden_model, matching
+from noah_jax.step import update_ema
 
 # Limits over PyTorch's own float32 deviation, and of the first step's loss by itself.
 FACTOR, FLOOR = 10.0, 1e-4
@@ -119,14 +121,16 @@ def _run(name, spec, case, salt, dtype) -> dict[str, Any]:
             logits, stats = model.apply(
                 params, state["stats"], images, train=True, key=jax.random.key(0)
             )
-            loss = per_image(logits, labels, case["smoothing"])["loss"].mean()
+            smoothing = case["smoothing"]
+            targets = smooth(labels, logits.shape[-1], smoothing) if smoothing else None
+            loss = per_image(logits, labels, targets)["loss"].mean()
             return loss, stats
 
         (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {"params": params, "stats": stats}
-        ema = optax.incremental_update(new, state["ema"], 1 - (case["ema"] or 0))
+        ema = update_ema(state["ema"], new, case["ema"] or 0.0)
         return {**new, "opt_state": opt_state, "ema": ema}, loss, grads
 
     state = {**start, "opt_state": optimizer.init(start["params"]), "ema": start}

@@ -1,0 +1,125 @@
+"""The configurations of the published results, pinned, and each one's learning rates."""
+
+import difflib
+import importlib.util
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from noah_jax.config import UsageError, default_config, parse_command_line
+from noah_jax.convert.table import flatten
+from noah_jax.experiment import build
+from noah_jax.models import get_architecture
+from noah_jax.models.published import published
+from noah_jax.schedules import make_schedule
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+FAMILIES = ("resnet", "mobilenetv2", "mobilenetv3", "shufflenetv2", "deit", "pvt", "mlp")
+
+
+def _load(family):
+    path = CONFIGS / f"{family}.py"
+    spec = importlib.util.spec_from_file_location(f"configs_{family}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _variants():
+    """`(family, variant, configuration)` of each."""
+    for family in FAMILIES:
+        module = _load(family)
+        for prefix in ("", "noah_"):
+            for backbone in module.BACKBONES:
+                yield family, prefix + backbone, module.get_config(prefix + backbone)
+
+
+def _text() -> str:
+    """The defaults, and of each variant what differs and what its model adds."""
+    defaults = flatten(default_config().to_dict(), separator=".")
+    lines = [f"default {key} = {value!r}" for key, value in defaults.items()]
+    for family, variant, config in _variants():
+        lines.append(f"\n{family}:{variant}")
+        for key, value in flatten(config.to_dict(), separator=".").items():
+            if value != defaults[key]:
+                lines.append(f"  {key} = {value!r}")
+        facts = get_architecture(variant)
+        own = ["image_size", "mean", "std", "decay_all", "no_decay"]
+        own += ["head_num", "key_ratio"] if variant.startswith("noah_") else []
+        lines += [f"  {key} is the model's {getattr(facts, key)!r}" for key in own]
+    return "\n".join(lines) + "\n"
+
+
+def test_nothing_has_changed(golden):
+    """After a change that is meant: `python tests/test_configs.py`, and read the difference."""
+    pinned = (golden / "configs.txt").read_text()
+    difference = difflib.unified_diff(pinned.splitlines(), _text().splitlines(), "pinned", "now")
+    assert pinned == _text(), "\n".join(difference)
+
+
+def test_every_published_row_has_a_variant():
+    assert {variant for _, variant, _ in _variants()} == published().keys()
+
+
+def test_the_files_tell_the_published_accuracy():
+    for family in FAMILIES:
+        module = _load(family)
+        for backbone in module.BACKBONES:
+            linear, noah = (published()[p + backbone].top1 for p in ("", "noah_"))
+            rows = [line.split() for line in module.__doc__.splitlines()]
+            assert [backbone, f"{linear:.2f}", f"{noah:.2f}"] in rows
+
+
+def test_evaluation_is_the_published_one():
+    for _, variant, config in _variants():
+        facts = get_architecture(variant)
+        assert config.data.eval_resize == int(facts.image_size[0] / facts.crop_pct)
+        interpolation = config.data.eval_interpolation or config.data.interpolation
+        assert interpolation == facts.interpolation
+
+
+def test_learning_rates_are_the_originals(golden):
+    expected = json.loads((golden / "schedules.json").read_text())["lr"]
+    for family, variant, config in _variants():
+        key = "mobilenet" if family.startswith("mobilenet") else family.removesuffix("v2")
+        rates = expected[key]
+        assert config.epochs == len(rates)
+        schedule = make_schedule(config.optim, epochs=config.epochs, steps_per_epoch=10)
+        got = jax.vmap(schedule)(10 * np.arange(len(rates)) + 5)
+        np.testing.assert_allclose(got, rates, rtol=1e-6, err_msg=variant)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "resnet:noah_resnet18",
+        "mobilenetv2:mobilenetv2_035",
+        "mobilenetv3:noah_mobilenetv3_small",
+        "shufflenetv2:noah_shufflenetv2_100",
+        "deit:noah_deit_tiny_050_patch16_224",
+        "pvt:pvt_tiny_050",
+        "mlp:noah_mixer_s16_050_224",
+    ],
+)
+def test_a_variant_of_each_file_is_built(variant, class_folders, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    family, _, name = variant.partition(":")
+    words = [f"--config=configs/{family}.py:{name}", f"--config.data.name={class_folders}"]
+    words += ["--config.epochs=1500", "--config.optim.warmup_epochs=0"]
+    config, _ = parse_command_line(["train", *words])
+    experiment = build(config)
+    assert experiment.model.name == name and experiment.model.num_classes == 3
+
+
+def test_a_variant_must_be_one(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    for variant, words in (("", "got none"), (":noah_resnet19", "did you mean noah_resnet1")):
+        with pytest.raises(UsageError, match=f"variants resnet18, .* {words}"):
+            parse_command_line(["train", f"--config=configs/resnet.py{variant}"])
+
+
+if __name__ == "__main__":
+    (pathlib.Path(__file__).parent / "data" / "golden" / "configs.txt").write_text(_text())
