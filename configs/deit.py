@@ -16,8 +16,6 @@ The original's hardware was 8 GPUs, 128 images each, which is how many share a d
 cutmix, here too on any number of devices. The published accuracy is that of the raw weights, not
 of their moving average.
 
-The original's repeated augmentation is not here: every epoch shows every image once.
-
 On TPU and GPU add --config.model.dtype=bfloat16. Other images: --config.data.name.
 """
 
@@ -41,6 +39,8 @@ def get_config(variant: str = ""):
     if variant.startswith("noah_"):
         config.model.head_drop_rate = 0.1
 
+    config.data.repeats = 3
+    config.data.drop_last = True
     config.data.interpolation = "bicubic"
     config.data.eval_resize = 256
     config.data.rand_augment.num_ops = 2

@@ -46,6 +46,7 @@ def get_config(variant: str = ""):
     if variant.startswith("noah_"):
         config.model.head_drop_rate = 0.1
 
+    config.data.drop_last = True
     config.data.ratio = (0.67, 1.5)
     config.data.interpolation = "random"
     config.data.eval_interpolation = "bicubic"

@@ -40,6 +40,8 @@ def default_config() -> ConfigDict:
     config.data.eval_split = placeholder(str)  # None: validation, val or test
     config.data.mean = placeholder(tuple)  # of pixels in 0..1; None: the model's
     config.data.std = placeholder(tuple)
+    config.data.repeats = 1  # repeated augmentation: copies of an image in an epoch
+    config.data.drop_last = False  # leave out the rest of an epoch; else the next one fills it
     config.data.crop = "random_resized"  # random_resized, pad or none
     config.data.pad = 4  # pixels, for crop=pad
     config.data.area = (0.08, 1.0)  # for crop=random_resized

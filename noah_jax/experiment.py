@@ -17,6 +17,7 @@ from noah_jax.data import batches
 from noah_jax.data.decoding import DamagedImages, DecodedSource
 from noah_jax.data.geometry import RANDOM_INTERPOLATION
 from noah_jax.data.mixing import Augment, make_augment
+from noah_jax.data.order import Order
 from noah_jax.data.randaugment import RandAugment, mean_color
 from noah_jax.data.sources import open_sources
 from noah_jax.data.transforms import EvalTransform, TrainTransform, make_eval_transform
@@ -41,6 +42,7 @@ class Experiment:
       data_name: what the training images are, for messages.
       train_source: the training images.
       eval_source: the evaluation images.
+      order: which training image stands where.
       train_transform: the training transform.
       eval_transform: the evaluation transform.
       damaged: the images that could not be decoded so far, on this host.
@@ -58,6 +60,7 @@ class Experiment:
     data_name: str
     train_source: DecodedSource
     eval_source: DecodedSource
+    order: Order
     train_transform: TrainTransform
     eval_transform: EvalTransform
     damaged: DamagedImages
@@ -95,8 +98,7 @@ class Experiment:
         return batches.train_batches(
             self.train_source,
             self.train_transform,
-            seed=self.config.seed,
-            batch_size=self.config.batch_size,
+            self.order,
             start_step=start_step,
             total_steps=self.total_steps,
             num_threads=self.config.data.num_threads,
@@ -201,11 +203,19 @@ def build(config: ConfigDict) -> Experiment:
     arguments = {k: v for k, v in config.model.to_dict().items() if v is not None}
     model = create_model(num_classes=len(train_source.class_names), **arguments)
     train_transform, eval_transform = _make_transforms(data, model)
-    steps_per_epoch = len(train_source) / config.batch_size
+    order = Order(
+        config.seed,
+        len(train_source),
+        config.batch_size,
+        repeats=data.repeats,
+        groups=config.batch_size // (config.mix_group or config.batch_size),
+        drop_last=data.drop_last,
+    )
+    steps_per_epoch = order.epoch_length / config.batch_size
     total_steps = round(config.epochs * steps_per_epoch)
     if total_steps < 1:
         raise ValueError(
-            f"epochs={config.epochs} of {len(train_source)} images in batches of"
+            f"epochs={config.epochs} of {order.epoch_length} images in batches of"
             f" {config.batch_size} are less than one step"
         )
     schedule = schedules.make_schedule(
@@ -218,6 +228,7 @@ def build(config: ConfigDict) -> Experiment:
         data_name=train_source.name,
         train_source=DecodedSource(train_source, cache=data.cache),
         eval_source=DecodedSource(eval_source, cache=data.cache),
+        order=order,
         train_transform=train_transform,
         eval_transform=eval_transform,
         damaged=DamagedImages(data.on_damage, tell=report.warn),

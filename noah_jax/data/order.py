@@ -39,8 +39,8 @@ class Order:
       batch_size: images per step over all hosts.
       repeats: copies of an image.
       groups: groups of a batch.
-      drop_last: leave out what does not fill a batch at an epoch's end; otherwise the next
-        epoch fills it.
+      drop_last: leave out what does not fill a batch at an epoch's end; otherwise, and where
+        an epoch is less than a batch, the next one fills it.
     """
 
     seed: int
@@ -53,19 +53,14 @@ class Order:
     def __post_init__(self):
         if self.repeats < 1:
             raise ValueError(f"data.repeats must be at least 1, got {self.repeats}")
-        if not self.epoch_length:
-            raise ValueError(
-                f"data.drop_last leaves nothing of {self.length} images in batches of"
-                f" {self.batch_size}; choose a smaller batch_size or data.drop_last=False"
-            )
 
     @property
     def epoch_length(self) -> int:
         """Images of an epoch, copies counted."""
         length = self.length
         if self.repeats > 1:
-            length -= length % _REPEATED if length >= _REPEATED else 0
-        return length - length % self.batch_size if self.drop_last else length
+            length = _floor(length, _REPEATED)
+        return _floor(length, self.batch_size) if self.drop_last else length
 
     def at(self, step: int, row: int) -> tuple[int, int, np.random.Generator]:
         """Epoch and index of the image in a row of a step's batch, and its random choices."""
@@ -77,6 +72,11 @@ class Order:
         place, copy = divmod(offset, self.repeats)
         index = int(permutation(self.seed, epoch, self.length)[place])
         return epoch, index, image_random(self.seed, epoch, index, copy)
+
+
+def _floor(length: int, multiple: int) -> int:
+    """The largest multiple that is no longer, or the length where there is none."""
+    return length - length % multiple if length >= multiple else length
 
 
 def image_random(seed: int, epoch: int, index: int, copy: int = 0) -> np.random.Generator:
