@@ -156,3 +156,24 @@ def test_the_models_own_rows_draw_at_random(class_folders, key):
         return str(traced).count("random_bits")
 
     assert draws(0.0) == 0 < draws(0.1)
+
+
+def test_repeated_images_stand_in_different_groups(class_folders):
+    config = make_tiny_config(class_folders)
+    config.data.update(crop="none", flip=False)
+
+    def labels(repeats):
+        config.data.repeats = repeats
+        images = next(build(config).train_batches(0))["image"]
+        return np.asarray(images, np.float64).sum((1, 2, 3))
+
+    repeated, once = labels(2), labels(1)
+    np.testing.assert_array_equal(repeated[:4], repeated[4:])
+    assert len(set(repeated)) == 4 and len(set(once)) == 8
+
+
+def test_the_rest_of_an_epoch_is_dropped(class_folders):
+    config = make_tiny_config(class_folders)
+    assert build(config).steps_per_epoch == 7.5
+    config.data.drop_last = True
+    assert build(config).steps_per_epoch == 7
