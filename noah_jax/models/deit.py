@@ -28,7 +28,7 @@ from noah_jax.models.blocks import (
     training_key,
 )
 from noah_jax.models.heads import HeadSpec, apply_head
-from noah_jax.models.registry import NARROW, Architecture
+from noah_jax.models.registry import Architecture
 
 PRE_LOGITS_WIDTH = 192
 
@@ -181,7 +181,6 @@ def _architecture(width, num_heads, image_size=224) -> Architecture:
         image_size=(image_size, image_size),
         interpolation="bicubic",
         no_decay=("pos_embed", "cls_token"),
-        dense=width > NARROW,
     )
 
 

@@ -25,7 +25,7 @@ from noah_jax.models.blocks import (
     training_key,
 )
 from noah_jax.models.heads import HeadSpec, apply_head
-from noah_jax.models.registry import NARROW, Architecture
+from noah_jax.models.registry import Architecture
 
 xavier = nnx.initializers.xavier_uniform()
 tiny = nnx.initializers.normal(1e-6)
@@ -354,7 +354,6 @@ def _architecture(
         head_num=4,
         key_ratio=1 / 2,
         crop_pct=0.9,
-        dense=width > NARROW,
         **{"interpolation": "bicubic", **facts},
     )
 

@@ -115,7 +115,6 @@ def _architecture(width_mult) -> Architecture:
         head_num=8,
         key_ratio=1 / 4,
         decay_all=True,
-        dense=False,
     )
 
 

@@ -212,7 +212,6 @@ def _architecture(blocks) -> Architecture:
         family="mobilenetv3",
         head_num=8,
         key_ratio=1 / 4,
-        dense=False,
     )
 
 

@@ -11,9 +11,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-NARROW = 192  # up to here XLA's two ways to multiply on CPUs are equally fast
-
-
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """One backbone, with the facts it was published with.
@@ -37,8 +34,6 @@ class Architecture:
       decay_all: whether the recipe's weight decay takes every parameter; where not, it spares
         biases, parameters that have one dimension in PyTorch, and `no_decay`.
       no_decay: paths of further parameters that the recipe's weight decay spares.
-      dense: whether matrix products or convolutions of more than `NARROW` channels make up
-        most of the evaluation.
     """
 
     build: functools.partial[nnx.Module]
@@ -53,7 +48,6 @@ class Architecture:
     interpolation: str = "bilinear"
     decay_all: bool = False
     no_decay: tuple[str, ...] = ()
-    dense: bool = True
 
     @property
     def dimensions(self) -> dict[str, Any]:

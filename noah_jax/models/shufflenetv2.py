@@ -130,7 +130,6 @@ def _architecture(*widths) -> Architecture:
         family="shufflenetv2",
         head_num=8,
         key_ratio=1 / 4,
-        dense=False,
     )
 
 

@@ -241,7 +241,6 @@ def test_any_module_can_be_the_head():
 
 
 def test_evaluation_options_compile_and_keep_the_numbers():
-    assert create_model("mobilenetv2_035").evaluation_options() is None
     model = create_model("noah_resmlp_12_224", image_size=32, num_classes=3)
     options = model.evaluation_options()
     assert (options is not None) == (jax.default_backend() == "cpu")
