@@ -148,7 +148,7 @@ def test_the_name_is_a_hint():
     assert "resnet34 with width=32, depths=(2, 2, 2, 2)" in named.notes[0]
     other = find_model(state, hint="resnet50")
     assert other.model.name == "resnet18"
-    assert "calls the model 'resnet50'; its shapes are nearest to resnet18" in other.notes[1]
+    assert "called 'resnet50', but its shapes are nearest to resnet18" in other.notes[1]
     # With a name, what is not the published dimension must be said.
     given = find_model(state, name="resnet18", arguments={"width": 32}).model
     assert given.abstract() == model.abstract()
