@@ -32,12 +32,10 @@ BACKBONES = (
 
 def get_config(variant: str = ""):
     """The configuration of a variant, such as "noah_deit_tiny_patch16_224"."""
-    config = imagenet_config(variant, BACKBONES)
+    config = imagenet_config(variant, BACKBONES, noah_drop_rate=0.1)
     config.epochs = 300.0
     config.batch_size = 1024
     config.model.drop_path_rate = 0.1
-    if variant.startswith("noah_"):
-        config.model.head_drop_rate = 0.1
 
     config.data.repeats = 3
     config.data.drop_last = True
@@ -57,7 +55,6 @@ def get_config(variant: str = ""):
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3  # 5e-4 for every 512 images of a batch
     config.optim.schedule = "cosine"
-    config.optim.per_epoch = True
     config.optim.warmup_epochs = 5.0
     config.optim.warmup_learning_rate = 1e-6
     config.optim.late_epochs = 1  # the original's scheduler was called after each epoch

@@ -38,13 +38,11 @@ BACKBONES = (
 
 def get_config(variant: str = ""):
     """The configuration of a variant, such as "noah_mixer_s16_224"."""
-    config = imagenet_config(variant, BACKBONES)
+    config = imagenet_config(variant, BACKBONES, noah_drop_rate=0.1)
     config.epochs = 300.0
     config.batch_size = 1536
     config.model.drop_rate = 0.02333
     config.model.drop_path_rate = 0.1
-    if variant.startswith("noah_"):
-        config.model.head_drop_rate = 0.1
 
     config.data.drop_last = True
     config.data.ratio = (0.67, 1.5)
@@ -64,7 +62,6 @@ def get_config(variant: str = ""):
     config.optim.name = "adamw"
     config.optim.learning_rate = 7e-4
     config.optim.schedule = "cosine"
-    config.optim.per_epoch = True
     config.optim.warmup_epochs = 20.0
     config.optim.warmup_learning_rate = 1e-6
     config.optim.final_learning_rate = 1e-5

@@ -24,17 +24,14 @@ BACKBONES = ("mobilenetv2_100", "mobilenetv2_075", "mobilenetv2_050", "mobilenet
 
 def get_config(variant: str = ""):
     """The configuration of a variant, such as "noah_mobilenetv2_100"."""
-    config = imagenet_config(variant, BACKBONES)
+    config = imagenet_config(variant, BACKBONES, noah_drop_rate=0.2)
     config.epochs = 150.0
     config.batch_size = 256
     config.model.batch_norm_group = 32
-    if variant.startswith("noah_"):
-        config.model.head_drop_rate = 0.2
 
     config.data.eval_resize = 256
 
     config.optim.learning_rate = 0.05
     config.optim.schedule = "cosine"
-    config.optim.per_epoch = True
     config.optim.weight_decay = 4e-5
     return config

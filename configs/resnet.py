@@ -24,18 +24,15 @@ BACKBONES = ("resnet18", "resnet50", "resnet101", "resnet152")
 
 def get_config(variant: str = ""):
     """The configuration of a variant, such as "noah_resnet18"."""
-    config = imagenet_config(variant, BACKBONES)
+    config = imagenet_config(variant, BACKBONES, noah_drop_rate=0.1)
     config.epochs = 100.0
     config.batch_size = 256
     config.model.batch_norm_group = 32
-    if variant.startswith("noah_"):
-        config.model.head_drop_rate = 0.1
 
     config.data.eval_resize = 256
 
     config.optim.learning_rate = 0.1
     config.optim.schedule = "step"
     config.optim.step_epochs = (30.0, 60.0, 90.0)
-    config.optim.per_epoch = True
     config.optim.weight_decay = 1e-4
     return config

@@ -31,6 +31,5 @@ def get_config(variant: str = ""):
 
     config.optim.learning_rate = 0.5
     config.optim.schedule = "linear"
-    config.optim.per_epoch = True
     config.optim.weight_decay = 4e-5
     return config

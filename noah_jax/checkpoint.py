@@ -7,6 +7,7 @@ aside and the next older one is used. Nothing here knows of models: a state is a
 
 import concurrent.futures
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -198,10 +199,7 @@ def restore_model(
 
 def host_digests(tree: Any) -> dict[str, list[int]]:
     """What `digests` gives, computed by NumPy: no compilation, which takes longer than this."""
-    leaves = jax.tree_util.tree_flatten_with_path(serialization.to_state_dict(tree))[0]
-    return {
-        "/".join(str(k.key) for k in path): _host_digest(np.asarray(leaf)) for path, leaf in leaves
-    }
+    return {path: _host_digest(np.asarray(leaf)) for path, leaf in _leaves(tree)}
 
 
 def digests(tree: Any) -> dict[str, jax.Array]:
@@ -210,8 +208,12 @@ def digests(tree: Any) -> dict[str, jax.Array]:
     Integer sums do not depend on their order, so neither sharding nor device count matter.
     Every weight is odd, so any single flipped bit changes both sums.
     """
-    leaves = jax.tree_util.tree_flatten_with_path(serialization.to_state_dict(tree))[0]
-    return {"/".join(str(k.key) for k in path): _digest(leaf) for path, leaf in leaves}
+    return {path: _digest(leaf) for path, leaf in _leaves(tree)}
+
+
+def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(serialization.to_state_dict(tree))[0]:
+        yield "/".join(str(k.key) for k in path), leaf
 
 
 def _digest(x: jax.Array) -> jax.Array:

@@ -1,10 +1,11 @@
 """POCA a chunk of classes at a time, with a backward pass of its own.
 
 Scores and values are `[batch, head_num, positions, classes]`, far more numbers than anything
-else near the head, and every pass over them costs more than the products that made them. Here
-they exist only a chunk of classes at a time. Forward keeps, besides its inputs, three numbers
-for every image, block and class: the largest score, the sum of the exponentials and the output
-`o`. With upstream gradient `g` and attention `a`, backward computes `a` and the values `v` again:
+else near the head, and where blocks are narrow the passes over them cost more than the products
+that made them. Here they exist only a chunk of classes at a time. Forward keeps, besides its
+inputs, three numbers for every image, block and class: the largest score, the sum of the
+exponentials and the output `o`. With upstream gradient `g` and attention `a`, backward computes
+`a` and the values `v` again:
 
     d value = a * g
     d score = a * g * (v - o)

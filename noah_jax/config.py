@@ -106,12 +106,15 @@ def default_config() -> ConfigDict:
     return config
 
 
-def imagenet_config(variant: str, backbones: Sequence[str]) -> ConfigDict:
-    """The defaults for ImageNet-1k and a backbone with either head.
+def imagenet_config(
+    variant: str, backbones: Sequence[str], *, noah_drop_rate: float = 0.0
+) -> ConfigDict:
+    """What all of the original's ImageNet-1k recipes share, for a backbone with either head.
 
     Args:
       variant: one of `backbones`, for the linear head, or `noah_` and one of them.
       backbones: what the calling file has.
+      noah_drop_rate: dropout in the NOAH head; linear heads have none.
 
     Raises:
       ValueError: on another variant.
@@ -126,7 +129,10 @@ def imagenet_config(variant: str, backbones: Sequence[str]) -> ConfigDict:
         )
     config = default_config()
     config.model.name = variant
+    if variant.startswith("noah_"):
+        config.model.head_drop_rate = noah_drop_rate
     config.data.name = "imagenet2012"
+    config.optim.per_epoch = True
     return config
 
 

@@ -175,8 +175,8 @@ def poca(
       dropout_key: random key of the dropout; `None` switches it off (evaluation).
       implementation: "reference" is the definition, which holds the scores of all classes at
         once; "xla" goes through the classes in chunks and has a backward pass of its own (no
-        forward-mode differentiation); "auto" takes "xla" on CPUs, where it is three to four
-        times as fast, and the reference elsewhere. The same numbers but for the dropout's masks.
+        forward-mode differentiation); "auto" takes "xla" on CPUs, where it is up to four times
+        as fast, and the reference elsewhere. The same numbers but for the dropout's masks.
 
     Returns:
       float32 logits, `[batch, num_classes]`.

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 from noah_jax.checkpoint import restore_model
 from noah_jax.config import OPERATIONAL_KEYS
 from noah_jax.convert.load import load_torch
-from noah_jax.convert.table import flatten
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
 from noah_jax.report import write_text
@@ -39,10 +39,10 @@ def check(workdir: epath.Path, config: dict[str, Any]) -> None:
             )
         return
     try:
-        theirs = flatten(json.loads(path.read_text()), separator=".")
+        theirs = flatten_dict(json.loads(path.read_text()), sep=".")
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}); choose another --workdir") from error
-    ours = flatten(json.loads(json.dumps(config)), separator=".")
+    ours = flatten_dict(json.loads(json.dumps(config)), sep=".")
     differing = [
         f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
         for key in sorted(theirs.keys() | ours.keys())

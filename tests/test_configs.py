@@ -8,9 +8,9 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from noah_jax.config import UsageError, default_config, parse_command_line
-from noah_jax.convert.table import flatten
 from noah_jax.experiment import build
 from noah_jax.models import get_architecture
 from noah_jax.models.published import published
@@ -39,11 +39,11 @@ def _variants():
 
 def _text() -> str:
     """The defaults, and of each variant what differs and what its model adds."""
-    defaults = flatten(default_config().to_dict(), separator=".")
+    defaults = flatten_dict(default_config().to_dict(), sep=".")
     lines = [f"default {key} = {value!r}" for key, value in defaults.items()]
     for family, variant, config in _variants():
         lines.append(f"\n{family}:{variant}")
-        for key, value in flatten(config.to_dict(), separator=".").items():
+        for key, value in flatten_dict(config.to_dict(), sep=".").items():
             if value != defaults[key]:
                 lines.append(f"  {key} = {value!r}")
         facts = get_architecture(variant)

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 from conftest import make_tiny_config
+from flax.traverse_util import flatten_dict
 
 from noah_jax.config import default_config
-from noah_jax.convert.table import flatten
 from noah_jax.experiment import build
 from noah_jax.optim import make_optimizer
 
@@ -70,7 +70,7 @@ def _decayed(config):
     params = jax.tree.map(lambda x: jnp.ones((1,) * x.ndim), experiment.model.abstract()[0])
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = experiment.optimizer.update(zeros, experiment.optimizer.init(params), params)
-    return {path for path, update in flatten(updates).items() if update.any()}
+    return {path for path, update in flatten_dict(updates, sep="/").items() if update.any()}
 
 
 def test_what_decays_is_the_recipes_unless_configured(class_folders):

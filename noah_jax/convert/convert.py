@@ -20,7 +20,6 @@ installed).
 import argparse
 import ast
 import collections
-import hashlib
 import json
 import os
 import pathlib
@@ -37,7 +36,7 @@ from noah_jax.checkpoint import CheckpointError, save_model
 from noah_jax.convert.destination import free, whole
 from noah_jax.convert.load import Loaded, load_torch
 from noah_jax.convert.names import TABLES
-from noah_jax.convert.released import fetch
+from noah_jax.convert.released import fetch, sha256
 from noah_jax.convert.table import to_torch
 from noah_jax.models import get_architecture
 from noah_jax.models.published import published
@@ -87,7 +86,7 @@ def convert(
         "arguments": loaded.model.arguments,
         "source": {
             "file": os.path.basename(source),
-            "sha256": _sha256(source),
+            "sha256": sha256(source),
             "weights": loaded.weights.weights,
             "layout": loaded.weights.layout,
             "facts": loaded.weights.facts,
@@ -202,11 +201,6 @@ def _restored_counters(
 
 def _is_mean(key: str) -> bool:
     return key.endswith(".running_mean")
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _writer(destination: str) -> Callable[[dict[str, np.ndarray], pathlib.Path, str], None]:

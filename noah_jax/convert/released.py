@@ -69,6 +69,12 @@ def fetch(name: str, *, cache: str | os.PathLike | None = None, url: str | None 
     return str(path)
 
 
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _google_drive_id(name: str) -> str:
     known = published()
     if name in known:
@@ -158,8 +164,7 @@ def _problem(path: pathlib.Path) -> str | None:
 def _verify(path: pathlib.Path, facts: dict[str, str]) -> None:
     """Compares the file with the record of the first download, or makes the record."""
     record = path.with_name(f"{path.name}.json")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if not record.exists():
         facts = {**facts, "bytes": path.stat().st_size, "sha256": found}
         write_text(record, json.dumps(facts, indent=2) + "\n")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from noah_jax.convert.table import match
+from noah_jax.models.mobilenetv2 import STAGES
 
 Rename = tuple[str, str, Callable[[np.ndarray], np.ndarray]]
 
@@ -34,7 +35,7 @@ def _timm_mobilenetv2() -> Iterator[Rename]:
     yield ("conv_stem.weight", "features.0.0.weight", _same)
     yield from _renamed("bn1", "features.0.1", _NORM)
     index = 1
-    for stage, depth in enumerate((1, 2, 3, 4, 3, 3, 1)):
+    for stage, depth in enumerate(depth for _, _, depth, _ in STAGES):
         for block in range(depth):
             theirs, ours = f"blocks.{stage}.{block}", f"features.{index}.conv"
             # The first block does not expand.

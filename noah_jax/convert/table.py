@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 _FIELD = re.compile(r"\{(\w+)\}")
 
@@ -88,7 +89,7 @@ def to_jax(
             del remaining[key]
     out: dict[str, Any] = {}
     problems = []
-    for path, leaf in flatten(abstract).items():
+    for path, leaf in flatten_dict(abstract, sep="/").items():
         key, row = _torch_key(path, rows)
         if key not in remaining:
             problems.append(f"missing key {key}")
@@ -109,7 +110,7 @@ def to_jax(
             f"the state dict does not fit the model, {len(problems)} problem(s): "
             + "; ".join(problems)
         )
-    return unflatten(out)
+    return unflatten_dict(out, sep="/")
 
 
 def expected_shapes(
@@ -117,7 +118,9 @@ def expected_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """The shapes by PyTorch key of the state dict that a tree, as for `to_jax`, comes from."""
     rows = list(table)
-    found = ((leaf, *_torch_key(path, rows)) for path, leaf in flatten(abstract).items())
+    found = (
+        (leaf, *_torch_key(path, rows)) for path, leaf in flatten_dict(abstract, sep="/").items()
+    )
     return {key: _torch_shape(leaf.shape, row) for leaf, key, row in found}
 
 
@@ -130,33 +133,10 @@ def to_torch(tree: Mapping[str, Any], table: Iterable[Row]) -> dict[str, np.ndar
     """Our tree as a PyTorch state dict of contiguous arrays; the inverse of `to_jax`."""
     rows = list(table)
     out = {}
-    for path, leaf in flatten(tree).items():
+    for path, leaf in flatten_dict(tree, sep="/").items():
         key, row = _torch_key(path, rows)
         out[key] = np.ascontiguousarray(TRANSFORMS[row.transform][1](np.asarray(leaf)))
     return out
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "", separator: str = "/") -> dict[str, Any]:
-    """Nested dicts as `{"a/b/c": leaf}`."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}{separator}", separator))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a/b/c": leaf}` as nested dicts."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = leaf
-    return tree
 
 
 def match(pattern: str, text: str) -> dict[str, str] | None:

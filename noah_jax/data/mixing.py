@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 # Of random erasing: the rectangle's share of the image, its aspect, and tries to fit it.
 _AREA = (0.02, 1 / 3)
@@ -49,8 +50,8 @@ def smooth(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
     Returns:
       float32 `[batch, num_classes]`, sums to one.
     """
-    off = smoothing / num_classes
-    return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) * (1 - smoothing) + off
+    one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    return optax.smooth_labels(one_hot, smoothing)
 
 
 def draw_erasing(key: jax.Array, batch: int, size: tuple[int, int], prob: float) -> jax.Array:

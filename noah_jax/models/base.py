@@ -16,7 +16,7 @@ from noah_jax.models.registry import Architecture
 
 Tree = dict[str, Any]
 
-# XLA hands matrix products on CPUs to YNNPACK, with which evaluation takes 1.05 to 1.8 times as
+# XLA hands matrix products on CPUs to YNNPACK, with which evaluation takes 1.05 to 1.9 times as
 # long as with XLA's own (batch 8); nothing in a layer keeps them from it.
 _ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
 

@@ -9,10 +9,10 @@ import tracemalloc
 
 import files
 import pytest
+from flax.traverse_util import flatten_dict
 
 from noah_jax.checkpoint import save_model
 from noah_jax.convert.load import load_torch
-from noah_jax.convert.table import flatten
 
 needs_linux = pytest.mark.skipif(
     not pathlib.Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc"
@@ -45,7 +45,7 @@ def test_weights_are_not_copied_on_their_way(tmp_path):
     source = _file(tmp_path, "resnet34")
     loaded = load_torch(source)
     tree = {"params": loaded.params, "stats": loaded.stats}
-    for path, leaf in flatten(tree).items():
+    for path, leaf in flatten_dict(tree, sep="/").items():
         assert not leaf.flags.owndata, path
     # What TensorStore takes is not Python's and does not count here.
     tracemalloc.start()

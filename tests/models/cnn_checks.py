@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 from noah_jax.convert.golden import golden_images, golden_state_dict
 from noah_jax.convert.names import TABLES
-from noah_jax.convert.table import flatten, to_jax, to_torch
+from noah_jax.convert.table import to_jax, to_torch
 from noah_jax.models import create_model, get_architecture
 from noah_jax.models.base import Model, Tree
 
@@ -64,8 +65,10 @@ def torch_shapes(name: str, **arguments) -> dict[str, tuple[int, ...]]:
     table = TABLES[get_architecture(name).family]
     tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract)
     state = to_torch(tree, table)
-    back = flatten(to_jax(state, table, abstract))
-    assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in flatten(tree).items()}
+    back = flatten_dict(to_jax(state, table, abstract), sep="/")
+    assert {k: v.shape for k, v in back.items()} == {
+        k: v.shape for k, v in flatten_dict(tree, sep="/").items()
+    }
     return {key: value.shape for key, value in state.items()}
 
 

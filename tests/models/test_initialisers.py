@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from jax.extend.random import define_prng_impl
 from torch_rules import (
     GOLDEN,
@@ -20,7 +21,6 @@ from torch_rules import (
 )
 
 from noah_jax import list_models
-from noah_jax.convert.table import flatten
 
 LARGE = 2000  # values that show the shape of a distribution
 SIGMAS = 5  # standard errors that an estimate may be off
@@ -98,7 +98,7 @@ def check(values: np.ndarray, text: str) -> None:
 def check_model(name: str, expected: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
     """Draws a model's initial weights and checks every one of them."""
     params, stats = cached_model(name).init(jax.random.key(0, impl=QUICK_RANDOM))
-    params = flatten(params)
+    params = flatten_dict(params, sep="/")
     assert params.keys() == expected.keys()
     first = {}
     for path, (shape, text) in expected.items():
@@ -113,7 +113,7 @@ def check_model(name: str, expected: Mapping[str, tuple[tuple[int, ...], str]]) 
             value = float(values.flat[0]) / max(_numbers(text.split(" | ")[0].split()[1:]).values())
             assert value not in first, f"{name}: {path} and {first[value]} share a draw"
             first[value] = path
-    for path, values in flatten(stats).items():
+    for path, values in flatten_dict(stats, sep="/").items():
         np.testing.assert_array_equal(values, 1 if path.endswith("/var") else 0)
 
 

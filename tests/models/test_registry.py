@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 from noah_jax import create_model, list_models
-from noah_jax.convert.table import flatten
 
 
 def _counts(golden) -> dict[str, int]:
@@ -130,7 +130,7 @@ _UNPUBLISHED = [
 def test_dimensions_of_ones_own(name, dimensions, path, shape):
     model = create_model(name, num_classes=3, **dimensions)
     params, _ = model.abstract()
-    assert flatten(params)[f"{path}/kernel"].shape == shape
+    assert flatten_dict(params, sep="/")[f"{path}/kernel"].shape == shape
     # What stands in model.json makes the model again; JSON knows no tuples.
     again = create_model(name, **json.loads(json.dumps(model.arguments)))
     assert again.arguments == model.arguments

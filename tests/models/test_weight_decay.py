@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 from torch_rules import GOLDEN, cached_model, expand, read_sections, torch_keys, undecayed_text
 
 from noah_jax import list_models
 from noah_jax.config import default_config
-from noah_jax.convert.table import flatten
 from noah_jax.optim import decay_mask, make_optimizer
 
 STEPS, RATE, DECAY, MOMENTUM = 3, 0.1, 1.0, 0.9
@@ -53,7 +53,9 @@ def test_every_model_spares_what_its_recipe_does(name, undecayed):
     model = cached_model(name)
     params, _ = model.abstract()
     recipe = model.architecture
-    mask = flatten(decay_mask(params, decay_all=recipe.decay_all, no_decay=recipe.no_decay))
+    mask = flatten_dict(
+        decay_mask(params, decay_all=recipe.decay_all, no_decay=recipe.no_decay), sep="/"
+    )
     keys = torch_keys(name, params)
     assert {keys[path] for path, decayed in mask.items() if not decayed} == undecayed[name]
 
@@ -77,7 +79,7 @@ def _after_decay(model, name):
     for _ in range(STEPS):
         updates, state = optimizer.update(zeros, state, after)
         after = optax.apply_updates(after, updates)
-    return flatten(before), flatten(after)
+    return flatten_dict(before, sep="/"), flatten_dict(after, sep="/")
 
 
 def _factor(name):

@@ -16,10 +16,11 @@ import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from noah_jax import create_model
 from noah_jax.convert.names import TABLES
-from noah_jax.convert.table import flatten, to_torch, unflatten
+from noah_jax.convert.table import to_torch
 from noah_jax.models import get_architecture
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "data" / "golden"
@@ -143,16 +144,18 @@ def initialisers(name: str) -> dict[str, tuple[tuple[int, ...], str]]:
     params, _ = cached_model(name).abstract()
     torch = torch_params(name)
     ours = {key: path for path, key in torch_keys(name, params).items()}
-    shapes = flatten(params)
+    shapes = flatten_dict(params, sep="/")
     return {ours[key]: (shapes[ours[key]].shape, initialiser(name, key, torch)) for key in torch}
 
 
 def torch_keys(name: str, params: dict) -> dict[str, str]:
     """The PyTorch key of every parameter, by our path."""
     # Every parameter as its number, in its rank: the conversion table says where it goes.
-    leaves = flatten(params)
+    leaves = flatten_dict(params, sep="/")
     numbers = {path: np.full((1,) * leaf.ndim, i) for i, (path, leaf) in enumerate(leaves.items())}
-    torch = to_torch({"params": unflatten(numbers)}, TABLES[get_architecture(name).family])
+    torch = to_torch(
+        {"params": unflatten_dict(numbers, sep="/")}, TABLES[get_architecture(name).family]
+    )
     paths = list(leaves)
     return {paths[number.item()]: key for key, number in torch.items()}
 
