@@ -19,7 +19,7 @@ The original's hardware was 8 GPUs, 192 images each, which is how many share a d
 cutmix, here too on any number of devices. The published accuracy is that of the raw weights, not
 of their moving average.
 
-On TPU and GPU add --config.model.dtype=bfloat16. Other images: --config.data.name.
+On TPU and GPU add --config.model.dtype=bfloat16. Other images: --config.dataset.
 """
 
 from noah_jax.config import imagenet_config

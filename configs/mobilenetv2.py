@@ -14,7 +14,7 @@ top-1 accuracy in percent:
 The original's hardware was 8 GPUs, 32 images each, without synchronised BatchNorm: statistics of
 32 images, here too on any number of devices.
 
-On TPU and GPU add --config.model.dtype=bfloat16. Other images: --config.data.name.
+On TPU and GPU add --config.model.dtype=bfloat16. Other images: --config.dataset.
 """
 
 from noah_jax.config import imagenet_config

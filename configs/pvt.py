@@ -13,7 +13,7 @@ top-1 accuracy in percent:
 The original's hardware was 8 GPUs, 128 images each, which is how many share a draw of mixup or
 cutmix, here too on any number of devices.
 
-On TPU and GPU add --config.model.dtype=bfloat16. Other images: --config.data.name.
+On TPU and GPU add --config.model.dtype=bfloat16. Other images: --config.dataset.
 """
 
 from noah_jax.config import imagenet_config

@@ -21,7 +21,7 @@ def get_config(variant: str = "noah"):
     config.model.width = 8
     config.model.batch_norm_group = 8  # on one device each, with up to four
 
-    config.data.name = "fashion_mnist_sample"
+    config.dataset = "fashion_mnist_sample"
     config.data.mean = (0.286, 0.286, 0.286)
     config.data.std = (0.353, 0.353, 0.353)
     config.data.crop = "none"

@@ -12,7 +12,7 @@ The original's hardware was 8 GPUs, 128 images each, without synchronised BatchN
 128 images, here too on any number of devices. Weight decay spares biases and parameters of one
 dimension.
 
-On TPU and GPU add --config.model.dtype=bfloat16. Other images: --config.data.name.
+On TPU and GPU add --config.model.dtype=bfloat16. Other images: --config.dataset.
 """
 
 from noah_jax.config import imagenet_config

@@ -19,6 +19,8 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of the weights, the order, the augmentation and the dropout
 
+    config.dataset = "fashion_mnist_sample"  # or the name of a TFDS set, or folder:PATH
+
     config.model = ConfigDict()  # arguments of noah_jax.create_model
     config.model.name = "noah_resnet50"
     config.model.image_size = placeholder(int)  # pixels; None: the published size
@@ -34,7 +36,6 @@ def default_config() -> ConfigDict:
     config.model.dtype = "float32"  # compute dtype; "bfloat16" on TPU and GPU
 
     config.data = ConfigDict()
-    config.data.name = "fashion_mnist_sample"  # or a TFDS name, or a folder with a slash
     config.data.dir = placeholder(str)  # TFDS's data_dir
     config.data.train_split = "train"
     config.data.eval_split = placeholder(str)  # None: validation, val or test
@@ -131,7 +132,7 @@ def imagenet_config(
     config.model.name = variant
     if variant.startswith("noah_"):
         config.model.head_drop_rate = noah_drop_rate
-    config.data.name = "imagenet2012"
+    config.dataset = "imagenet2012"
     config.optim.per_epoch = True
     return config
 

@@ -198,7 +198,10 @@ def build(config: ConfigDict) -> Experiment:
     distributed.check_batch_size("eval_batch_size", eval_batch_size, mesh)
     data = config.data
     train_source, eval_source = open_sources(
-        data.name, data_dir=data.dir, train_split=data.train_split, eval_split=data.eval_split
+        config.dataset,
+        data_dir=data.dir,
+        train_split=data.train_split,
+        eval_split=data.eval_split,
     )
     arguments = {k: v for k, v in config.model.to_dict().items() if v is not None}
     model = create_model(num_classes=len(train_source.class_names), **arguments)

@@ -60,7 +60,7 @@ def make_tiny_config(class_folders: str) -> ConfigDict:
     config.model.batch_norm_group = 4
     config.model.head_num = 2
     config.model.head_drop_rate = 0.3
-    config.data.name = class_folders
+    config.dataset = class_folders
     config.data.crop = "pad"
     config.data.num_threads = 2
     config.smoothing = 0.1

@@ -107,7 +107,7 @@ def test_learning_rates_are_the_originals(golden):
 def test_a_variant_of_each_file_is_built(variant, class_folders, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     family, _, name = variant.partition(":")
-    words = [f"--config=configs/{family}.py:{name}", f"--config.data.name={class_folders}"]
+    words = [f"--config=configs/{family}.py:{name}", f"--config.dataset={class_folders}"]
     words += ["--config.epochs=1500", "--config.optim.warmup_epochs=0"]
     config, _ = parse_command_line(["train", *words])
     experiment = build(config)

@@ -228,7 +228,7 @@ def test_a_set_without_images_ends():
 
 
 def test_a_run_survives_damaged_files(tiny_config, tmp_path, capfd):
-    root = pathlib.Path(tiny_config.data.name)
+    root = pathlib.Path(tiny_config.dataset)
     for split in ("train", "val"):
         for path in sorted((root / split).glob("*/*.png")):
             target = tmp_path / "set" / path.relative_to(root)
@@ -237,7 +237,7 @@ def test_a_run_survives_damaged_files(tiny_config, tmp_path, capfd):
     torn = [tmp_path / "set" / name for name in ("train/bee/03.png", "val/ant/00.png")]
     for path in torn:
         path.write_bytes(path.read_bytes()[:60])
-    tiny_config.data.name = str(tmp_path / "set")
+    tiny_config.dataset = str(tmp_path / "set")
     tiny_config.data.crop = "random_resized"
     tiny_config.data.rand_augment.num_ops = 2
     results = train(tiny_config, str(tmp_path / "run"))

@@ -178,7 +178,7 @@ def test_operational_keys_may_change(tiny_config, tmp_path):
         (lambda c: c.update(log_every=0), "log_every"),
         (lambda c: c.update(eval_every=-1), "eval_every"),
         (lambda c: c.data.update(crop="middle"), "crop"),
-        (lambda c: c.data.update(name="cifar_ten"), "unknown dataset"),
+        (lambda c: c.update(dataset="cifar_ten"), "unknown dataset"),
         (lambda c: c.optim.update(name="adam"), "optim.name"),
         (lambda c: c.optim.update(clip_grad_norm=-1.0), "clip_grad_norm=-1.0"),
         (lambda c: c.update(ema_decay=1.0), "ema_decay must be between 0 and 1"),
@@ -270,7 +270,7 @@ def test_the_program_trains(tmp_path, class_folders, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     command = ["train", "--config=configs/quickstart.py:linear", f"--workdir={tmp_path}"]
     # The data's normalisation and all else as in the quickstart; 5 steps, evaluated on 21.
-    command += [f"--config.data.name={class_folders}", "--config.epochs=2.6"]
+    command += [f"--config.dataset=folder:{class_folders}", "--config.epochs=2.6"]
     command += ["--config.optim.warmup_epochs=0.0", "--config.compilation_cache="]
     assert train_program(command) == 0
     said = capsys.readouterr().out
@@ -299,7 +299,7 @@ def _program(*arguments, **kwargs):
     ("arguments", "words"),
     [
         (["--config.optim.learning_rat=1"], "no key learning_rat; did you mean learning_rate?"),
-        (["--config.data.name=fashion_mnits"], "unknown dataset 'fashion_mnits'"),
+        (["--config.dataset=fashion_mnits"], "unknown dataset 'fashion_mnits'"),
         (["--config.epochs=few"], "could not convert"),
         (["--confg=x"], "confg"),
         (["stray"], "unexpected argument 'stray'"),

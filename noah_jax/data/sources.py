@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 SAMPLE = "fashion_mnist_sample"
+_FOLDER = "folder:"
 _SAMPLE_DIR = os.path.join(os.path.dirname(__file__), "sample")
 _EVAL_SPLITS = ("validation", "val", "test")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -47,8 +48,9 @@ def open_sources(
     """The training and the evaluation split of a dataset.
 
     Args:
-      name: "fashion_mnist_sample" (embedded), the name of a TFDS dataset, or a folder with
-        `SPLIT/CLASS/image` files (local or `gs://`).
+      name: "fashion_mnist_sample" (embedded), the name of a TFDS dataset, or "folder:PATH"
+        with `SPLIT/CLASS/image` files, local or `gs://` (a path that starts with `/`, `.` or
+        `~` will do without the prefix).
       data_dir: where TFDS keeps its prepared data; by default TFDS's own choice.
       train_split: name of the training split.
       eval_split: name of the evaluation split; by default the first that exists of
@@ -57,10 +59,12 @@ def open_sources(
     Raises:
       ValueError: if there is no such dataset or split; says what there is.
     """
-    if "://" in name or name.startswith(("/", ".", "~")) or os.path.isdir(name):
-        root = epath.Path(name).expanduser()
+    folder = name.removeprefix(_FOLDER)
+    starts = ("/", ".", "~")
+    if folder != name or "://" in name or name.startswith(starts) or os.path.isdir(name):
+        root = epath.Path(folder).expanduser()
         if not root.is_dir():
-            raise ValueError(f"data folder {name} does not exist")
+            raise ValueError(f"data folder {folder} does not exist")
         splits = sorted(p.name for p in root.iterdir() if p.is_dir())
         eval_split = _choose_split(name, splits, train_split, eval_split)
         train = FolderSource(root / train_split)
