@@ -33,11 +33,13 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "pillow>=13.0",
         "safetensors>=0.6.2",
+        "simplejpeg>=1.9",
         "tensorboardX>=2.6.5",
         "tensorflow-datasets>=4.9.10",
     ],
     extras_require={
         "test": ["pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17", "gdown>=6.5.1"],
+        "fast": ["opencv-python-headless>=5.0.0.93"],
         "released": ["gdown>=6.5.1"],
         "torch": ["torch>=2.13"],
         "tpu": ["jax[tpu]>=0.10.2", "gcsfs>=2026.9"],

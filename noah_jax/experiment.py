@@ -229,7 +229,7 @@ def build(config: ConfigDict) -> Experiment:
         mesh=mesh,
         model=model,
         data_name=train_source.name,
-        train_source=DecodedSource(train_source, cache=data.cache),
+        train_source=DecodedSource(train_source, fast=data.fast_images, cache=data.cache),
         eval_source=DecodedSource(eval_source, cache=data.cache),
         order=order,
         train_transform=train_transform,
@@ -269,6 +269,7 @@ def _make_transforms(data: ConfigDict, model: Model) -> tuple[TrainTransform, Ev
         color_jitter=data.color_jitter,
         rand_augment=RandAugment(**data.rand_augment) if data.rand_augment.num_ops else None,
         fill=mean_color(data.mean or model.mean),
+        fast=data.fast_images,
     )
     return train_transform, make_eval_transform(
         model.image_size, resize=data.eval_resize, interpolation=eval_interpolation

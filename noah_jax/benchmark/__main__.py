@@ -1,21 +1,24 @@
 """Measures the speed of what is asked for.
 
     python -m noah_jax.benchmark --what eval [--models NAME,NAME...] [--batch 8] [--rounds 7]
+    python -m noah_jax.benchmark --what input [--folder PATH] [--batch 64] [--rounds 7]
     python -m noah_jax.benchmark --what host --config configs/quickstart.py [--steps 100]
 
 `eval`: images a second that models evaluate, and that PyTorch does where it is installed.
+`input`: images a second that get ready for training, and that PyTorch's loader delivers.
 `host`: what a run costs besides the compiled step.
 """
 
 import sys
 from collections.abc import Callable
 
-from noah_jax.benchmark import evaluation, host
+from noah_jax.benchmark import evaluation, host, input
 from noah_jax.config import UsageError
 from noah_jax.report import fail
 
 _BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluation.main,
+    "input": input.main,
     "host": host.main,
 }
 

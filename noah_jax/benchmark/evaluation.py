@@ -7,18 +7,16 @@ pass under `inference_mode` on the CPU; both in float32. They take turns in one 
 that the machine's noise meets both. Without PyTorch only ours is measured.
 """
 
-import argparse
 import importlib.util
 import os
 import statistics
 import time
 from collections.abc import Callable
-from typing import NoReturn
 
 import jax
 import numpy as np
 
-from noah_jax.config import UsageError
+from noah_jax.benchmark.arguments import Parser, positive
 from noah_jax.convert.torch_reference import example_weights, torch_forward, torch_state
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
@@ -125,10 +123,10 @@ def _calls_a_second(call: Callable[[], object], seconds: float) -> float:
 
 def main(argv: list[str]) -> None:
     """Measures what the command line asks for and prints it, a line for a model."""
-    parser = _Parser(prog="--what eval", add_help=False, allow_abbrev=False)
+    parser = Parser("eval")
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--batch", type=_positive, default=8)
-    parser.add_argument("--rounds", type=_positive, default=7)
+    parser.add_argument("--batch", type=positive, default=8)
+    parser.add_argument("--rounds", type=positive, default=7)
     given = parser.parse_args(argv[1:])
     models = [create_model(name) for name in given.models.split(",")]
     torch = importlib.util.find_spec("torch") is not None
@@ -157,15 +155,3 @@ def _row(model: str, *cells: str) -> str:
     return f"{model:34}" + "".join(
         f" {cell:>{width}}" for cell, width in zip(cells, widths, strict=False)
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)

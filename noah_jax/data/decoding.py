@@ -4,11 +4,17 @@ import io
 import threading
 from collections.abc import Callable
 
+import numpy as np
+import simplejpeg
 from PIL import Image
 
 from noah_jax.data.sources import Source
 
+RGBImage = Image.Image | np.ndarray  # what `decode` gives, or `decode_fast`
+
 ON_DAMAGE = ("replace", "stop")
+# In other colour spaces (CMYK, and RGB itself) Pillow's own conversion counts.
+_PLAIN_JPEG = ("YCbCr", "Gray")
 
 
 class DamagedImageError(ValueError):
@@ -36,6 +42,9 @@ def decode(data: bytes, name: str = "the image") -> Image.Image:
     Raises:
       DamagedImageError: if it is truncated, or no image that PIL knows.
     """
+    if (pixels := _decode_jpeg(data, "RGBX")) is not None:
+        height, width, _ = pixels.shape
+        return Image.frombytes("RGB", (width, height), pixels, "raw", "RGBX")
     try:
         return Image.open(io.BytesIO(data)).convert("RGB")
     except MemoryError:
@@ -48,24 +57,49 @@ def decode(data: bytes, name: str = "the image") -> Image.Image:
         raise DamagedImageError(name, reason) from error
 
 
+def decode_fast(data: bytes, name: str = "the image") -> np.ndarray:
+    """As `decode`, but quicker and a level or so off, uint8 `[height, width, 3]`.
+
+    JPEG's inverse cosine transform and the enlargement of the colours are approximate.
+    """
+    pixels = _decode_jpeg(data, "RGB", fastdct=True, fastupsample=True)
+    return np.asarray(decode(data, name)) if pixels is None else pixels
+
+
+def _decode_jpeg(data: bytes, colorspace: str, **options: bool) -> np.ndarray | None:
+    """The pixels of an ordinary, whole JPEG image; `None` is for Pillow to decide.
+
+    Both decoders are libjpeg-turbo; this one takes three quarters of the time, because it
+    decodes into one array at once.
+    """
+    try:
+        if simplejpeg.decode_jpeg_header(data)[2] not in _PLAIN_JPEG:
+            return None
+        return simplejpeg.decode_jpeg(data, colorspace, **options)
+    except ValueError:  # no JPEG, or one that is damaged, which Pillow may still read
+        return None
+
+
 class DecodedSource:
     """A source whose images are decoded, and kept so if asked.
 
     Args:
       source: encoded images and labels by index.
+      fast: whether to decode by `decode_fast`.
       cache: whether to keep every image that was decoded in memory: for sets that fit
         there, it spares reading and decoding (0.3 ms for an image of the sample) from the
         second epoch on.
     """
 
-    def __init__(self, source: Source, *, cache: bool = False):
+    def __init__(self, source: Source, *, fast: bool = False, cache: bool = False):
         self._source = source
-        self._kept: dict[int, tuple[Image.Image, int]] | None = {} if cache else None
+        self._decode = decode_fast if fast else decode
+        self._kept: dict[int, tuple[RGBImage, int]] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[RGBImage, int]:
         """The image and its label.
 
         Raises:
@@ -74,7 +108,7 @@ class DecodedSource:
         if self._kept is not None and index in self._kept:
             return self._kept[index]
         data, label = self._source[index]
-        decoded = decode(data, self._source.describe(index)), label
+        decoded = self._decode(data, self._source.describe(index)), label
         if self._kept is not None:
             self._kept[index] = decoded
         return decoded

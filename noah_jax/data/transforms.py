@@ -1,10 +1,12 @@
 """Image transforms on the host: RGB image in, uint8 `[height, width, 3]` out.
 
-Pillow throughout, so that results are what torchvision and timm compute on PIL images.
-Random choices come from the generator that is passed in, never from global state.
+Pillow throughout, so that results are what torchvision and timm compute on PIL images; for
+training there are quicker crops besides, which OpenCV makes. Random choices come from the
+generator that is passed in, never from global state.
 """
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Callable
 
@@ -13,6 +15,7 @@ from PIL import Image
 
 from noah_jax.data import geometry
 from noah_jax.data.color import Adjustment, color_jitter, draw_color_jitter
+from noah_jax.data.decoding import RGBImage
 from noah_jax.data.randaugment import Fill, Operation, RandAugment, rand_augment
 
 EvalTransform = Callable[[Image.Image], np.ndarray]
@@ -57,10 +60,12 @@ class TrainTransform:
       color_jitter: strength of the random brightness, contrast and saturation; 0 for none.
       rand_augment: the distribution of RandAugment's operations; `None` for none.
       fill: the colour of pixels that RandAugment takes from beyond the image.
+      fast: cut and flip with OpenCV what `decode_fast` gives; only crop="random_resized".
 
     Raises:
-      ValueError: on an unknown crop or interpolation, a value out of its range, or colour
-        jitter together with RandAugment, which replaces it.
+      ValueError: on an unknown crop or interpolation, a value out of its range, colour
+        jitter together with RandAugment, which replaces it, or `fast` with another crop or
+        without OpenCV.
     """
 
     crop: str
@@ -73,6 +78,7 @@ class TrainTransform:
     color_jitter: float = 0.0
     rand_augment: RandAugment | None = None
     fill: Fill = (0, 0, 0)
+    fast: bool = False
 
     def __post_init__(self):
         geometry.check_interpolation(self.interpolation, random=True)
@@ -90,6 +96,11 @@ class TrainTransform:
             raise ValueError(
                 "rand_augment replaces color_jitter: set rand_augment.num_ops or color_jitter to 0"
             )
+        if self.fast:
+            if self.crop != "random_resized":
+                raise ValueError(f"fast_images needs crop=random_resized, got {self.crop}")
+            if importlib.util.find_spec("cv2") is None:
+                raise ValueError("fast_images needs OpenCV: pip install -e '.[fast]'")
 
     def draw(self, image_size: tuple[int, int], random: np.random.Generator) -> TrainChoices:
         """The choices for an image of `(width, height)` pixels."""
@@ -110,8 +121,10 @@ class TrainTransform:
             ),
         )
 
-    def apply(self, image: Image.Image, choices: TrainChoices) -> np.ndarray:
+    def apply(self, image: RGBImage, choices: TrainChoices) -> np.ndarray:
         """The transformed image; a pure function."""
+        if self.fast:
+            return self._apply_fast(image, choices)
         if choices.box is not None:
             image = geometry.resized_crop(image, choices.box, self.size, choices.interpolation)
         else:
@@ -122,12 +135,26 @@ class TrainTransform:
                 image = geometry.center_crop(image, self.size)
         if choices.flip:
             image = geometry.flip(image)
-        image = color_jitter(image, choices.adjustments)
-        return np.asarray(rand_augment(image, choices.operations, self.fill))
+        return np.asarray(self._recolor(image, choices))
 
-    def __call__(self, image: Image.Image, random: np.random.Generator) -> np.ndarray:
+    def _apply_fast(self, pixels: np.ndarray, choices: TrainChoices) -> np.ndarray:
+        from noah_jax.data import fast  # OpenCV is an extra
+
+        pixels = fast.resized_crop(pixels, choices.box, self.size, choices.interpolation)
+        if choices.flip:
+            pixels = fast.flip(pixels)
+        if choices.adjustments or choices.operations:
+            pixels = np.asarray(self._recolor(Image.fromarray(pixels), choices))
+        return pixels
+
+    def _recolor(self, image: Image.Image, choices: TrainChoices) -> Image.Image:
+        image = color_jitter(image, choices.adjustments)
+        return rand_augment(image, choices.operations, self.fill)
+
+    def __call__(self, image: RGBImage, random: np.random.Generator) -> np.ndarray:
         """Draws and applies."""
-        return self.apply(image, self.draw(image.size, random))
+        size = image.shape[1::-1] if self.fast else image.size
+        return self.apply(image, self.draw(size, random))
 
 
 def make_eval_transform(

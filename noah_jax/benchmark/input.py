@@ -1,0 +1,286 @@
+"""How fast images get ready for training, beside PyTorch's DataLoader on the same files.
+
+    python -m noah_jax.benchmark --what input [--folder PATH] [--batch 64] [--rounds 7]
+
+Two recipes: the CNNs' (random crop, flip) beside torchvision's transforms, DeiT's (RandAugment
+besides) beside timm's, as the original composes them, with as many workers as there are
+cores. Below them the floors, on the same threads: decoding alone, and all the transforms
+without batches round them. Everything takes turns in one process, so that the machine's
+noise meets all. What is not installed is left out: `pip install torch torchvision timm`.
+"""
+
+import collections
+import dataclasses
+import functools
+import importlib.util
+import itertools
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from noah_jax.benchmark.arguments import Parser, positive
+from noah_jax.benchmark.photographs import write_class_folder
+from noah_jax.data.batches import num_cores, train_batches
+from noah_jax.data.decoding import DamagedImages, DecodedSource, decode, decode_fast
+from noah_jax.data.order import Order, image_random
+from noah_jax.data.randaugment import RandAugment, mean_color
+from noah_jax.data.sources import Source, open_sources
+from noah_jax.data.transforms import TrainTransform
+from noah_jax.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from noah_jax.report import warn
+
+_SIZE = (224, 224)
+_FILES = 1024  # of the made set: what the system keeps in memory, so that no disk counts
+_SECONDS = 1.5  # of a turn
+_REST = 0.5  # between turns, in which the buffers of the last one fill
+_BUFFERED = 6  # batches that may lie ready when a turn begins: they do not count
+_ENDLESS = 10**9
+
+CNN = TrainTransform("random_resized", _SIZE)
+# Magnitudes without their deviation: where it carries one to 10, timm 1.0 asks Pillow 13 for an
+# image of 0 bits, which is an error there.
+DEIT = TrainTransform(
+    "random_resized",
+    _SIZE,
+    interpolation="bicubic",
+    rand_augment=RandAugment(num_ops=2, magnitude=9.0, magnitude_std=0.0),
+    fill=mean_color(IMAGENET_MEAN),
+)
+
+
+def measure(
+    contenders: dict[str, Iterator[Any]], *, batch: int, rounds: int, seconds: float = _SECONDS
+) -> dict[str, list[float]]:
+    """Images a second of each, in every round.
+
+    Args:
+      contenders: endless batches, by name.
+      batch: images of each.
+      rounds: turns of each.
+      seconds: of one turn.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, batches in contenders.items():
+            for _ in range(_BUFFERED):
+                next(batches)
+            start, count = time.perf_counter(), 0
+            while (elapsed := time.perf_counter() - start) < seconds:
+                next(batches)
+                count += batch
+            if turn:  # the first is for warming up
+                speeds[name].append(count / elapsed)
+            time.sleep(_REST)
+    return speeds
+
+
+def our_batches(
+    source: Source, transform: TrainTransform, *, batch: int, threads: int
+) -> Iterator[Any]:
+    """Batches of the training program, which stay on the host."""
+    return train_batches(
+        DecodedSource(source, fast=transform.fast),
+        transform,
+        Order(0, len(source), batch),
+        start_step=0,
+        total_steps=_ENDLESS,
+        num_threads=threads,
+        put=lambda arrays: arrays,
+        damaged=DamagedImages("stop", tell=warn),
+    )
+
+
+def floor(
+    source: Source, work: Callable[[bytes, int], Any], *, batch: int, threads: int
+) -> Iterator[None]:
+    """Does something to every file's bytes, in threads, and nothing else."""
+    data = [source[index][0] for index in range(len(source))]
+
+    def part(start: int) -> None:
+        for index in range(start, start + batch):
+            work(data[index % len(data)], index)
+
+    with ThreadPoolExecutor(threads) as pool:
+        # Each thread has a batch of its own, and one more waits: none ever runs dry.
+        under_way = collections.deque(pool.submit(part, i * batch) for i in range(threads + 1))
+        for i in itertools.count(threads + 1):
+            under_way.popleft().result()
+            under_way.append(pool.submit(part, i * batch))
+            yield
+
+
+def torch_batches(folder: pathlib.Path, transform: Any, *, batch: int, workers: int) -> Iterator:
+    """torchvision's ImageFolder in a DataLoader with worker processes."""
+    from torch.utils.data import DataLoader, RandomSampler
+    from torchvision.datasets import ImageFolder
+
+    images = ImageFolder(os.fspath(folder / "train"), transform)
+    endless = RandomSampler(images, replacement=True, num_samples=_ENDLESS)
+    # Not forked: this process has threads.
+    loader = DataLoader(
+        images, batch, sampler=endless, num_workers=workers, multiprocessing_context="forkserver"
+    )
+    return iter(loader)
+
+
+def torchvision_transform(to_tensor: Any = None) -> Any:
+    """The original's training transform for CNNs, or one that ends with `to_tensor`."""
+    from torchvision import transforms as tv
+
+    end = [tv.ToTensor(), tv.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    return tv.Compose(
+        [
+            tv.RandomResizedCrop(_SIZE[0]),
+            tv.RandomHorizontalFlip(),
+            *(end if to_tensor is None else [to_tensor]),
+        ]
+    )
+
+
+def timm_transform() -> Any:
+    """The original's training transform for DeiT, erasing left out: ours is in the step."""
+    from timm.data import create_transform
+
+    return create_transform(
+        _SIZE[0],
+        is_training=True,
+        color_jitter=0.4,
+        auto_augment="rand-m9-mstd0-inc1",
+        interpolation="bicubic",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+
+
+def pixel_difference(source: Source, transform: TrainTransform, images: int = 64) -> np.ndarray:
+    """Absolute difference in levels of `fast` and exact pixels, for the same draws."""
+    exact, fast = (dataclasses.replace(transform, fast=f) for f in (False, True))
+    differences = []
+    for index in range(min(images, len(source))):
+        data, _ = source[index]
+        ours = exact(decode(data), image_random(0, 0, index)).astype(np.int16)
+        differences.append(np.abs(ours - fast(decode_fast(data), image_random(0, 0, index))))
+    return np.stack(differences)
+
+
+def main(argv: list[str]) -> None:
+    """Measures what the command line asks for and prints it."""
+    parser = Parser("input")
+    parser.add_argument("--folder", type=pathlib.Path)
+    parser.add_argument("--batch", type=positive, default=64)
+    parser.add_argument("--rounds", type=positive, default=7)
+    given = parser.parse_args(argv[1:])
+    with tempfile.TemporaryDirectory() as made:
+        folder = given.folder or pathlib.Path(made)
+        if given.folder is None:
+            write_class_folder(folder, files=_FILES)
+        source, _ = open_sources(f"folder:{folder}")
+        cores = num_cores()
+        print(
+            f"images/s on {cores} core(s), batch {given.batch}, medians of {given.rounds} turns;"
+            f" {len(source):,} files of {given.folder or 'made photographs, 500 x 375, 110 kB'}"
+        )
+        run = functools.partial(_measure_recipe, folder, source, given.batch, given.rounds, cores)
+        run("CNNs: random crop, flip", CNN, _torchvision_loaders)
+        run("DeiT: RandAugment besides", DEIT, _timm_loaders)
+        _measure_threads(source, given.batch, given.rounds, cores)
+
+
+def _measure_recipe(
+    folder: pathlib.Path,
+    source: Source,
+    batch: int,
+    rounds: int,
+    cores: int,
+    title: str,
+    transform: TrainTransform,
+    loaders: Callable[[], dict[str, Any]],
+) -> None:
+    """Measures a recipe and prints a line for each contender."""
+    fast = _fast(transform)
+    contenders = {
+        name: torch_batches(folder, theirs, batch=batch, workers=cores)
+        for name, theirs in loaders().items()
+    }
+    others = list(contenders)
+    variants = {"noah_jax": transform} | ({"noah_jax, fast_images": fast} if fast else {})
+    for name, ours in variants.items():
+        contenders[name] = our_batches(source, ours, batch=batch, threads=cores)
+        contenders[f"  its transforms alone{name[8:]}"] = floor(
+            source, _transforming(ours), batch=batch, threads=cores
+        )
+        contenders[f"  its decoding alone{name[8:]}"] = floor(
+            source,
+            lambda data, _, decoded=decode_fast if ours.fast else decode: decoded(data),
+            batch=batch,
+            threads=cores,
+        )
+    speeds = measure(contenders, batch=batch, rounds=rounds)
+    print(f"\n{title:44} images/s" + "".join(f"  over {name}" for name in others))
+    for name, values in speeds.items():
+        ratios = [
+            f"{statistics.median(a / b for a, b in zip(values, speeds[o], strict=True)):.2f}"
+            for o in others
+        ]
+        cells = "".join(f"  {r:>{5 + len(o)}}" for r, o in zip(ratios, others, strict=True))
+        print(f"{name:44} {statistics.median(values):8.0f}{cells}", flush=True)
+    if fast:
+        difference = pixel_difference(source, transform)
+        print(
+            f"fast_images differs from Pillow's pixels by {difference.mean():.2f} levels of 255 in"
+            f" the mean, {np.percentile(difference, 99):.0f} at the 99th percentile"
+        )
+    else:
+        print("OpenCV is not installed: fast_images is left out; pip install -e '.[fast]'")
+
+
+def _measure_threads(source: Source, batch: int, rounds: int, cores: int) -> None:
+    counts = sorted({1, *(2**i for i in range(cores.bit_length())), cores})
+    contenders = {
+        str(n): our_batches(source, CNN, batch=batch, threads=n) for n in counts if n <= cores
+    }
+    speeds = measure(contenders, batch=batch, rounds=rounds)
+    one = statistics.median(speeds["1"])
+    print("\nthreads (CNNs' recipe)   images/s   over one")
+    for name, values in speeds.items():
+        median = statistics.median(values)
+        print(f"{name:24} {median:8.0f}   {median / one:8.2f}")
+
+
+def _fast(transform: TrainTransform) -> TrainTransform | None:
+    installed = importlib.util.find_spec("cv2") is not None
+    return dataclasses.replace(transform, fast=True) if installed else None
+
+
+def _transforming(transform: TrainTransform) -> Callable[[bytes, int], Any]:
+    decoded = decode_fast if transform.fast else decode
+    return lambda data, index: transform(decoded(data), image_random(0, 0, index))
+
+
+def _torchvision_loaders() -> dict[str, Any]:
+    if not _installed("torch", "torchvision"):
+        return {}
+    from torchvision import transforms as tv
+
+    return {
+        "torchvision": torchvision_transform(),
+        "torchvision, uint8": torchvision_transform(tv.PILToTensor()),
+    }
+
+
+def _timm_loaders() -> dict[str, Any]:
+    return {"timm": timm_transform()} if _installed("torch", "torchvision", "timm") else {}
+
+
+def _installed(*names: str) -> bool:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"{', '.join(missing)} not installed: nothing to compare with")
+    return not missing
