@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import pathlib
 import shutil
 import struct
@@ -178,3 +177,208 @@ def test_a_killed_run_looks_unfinished_and_goes_on(folders, tmp_path):
     assert len(resumed) == once // 5 + 1
     for folder in resumed:
         assert _digests(folder) == _digests(whole)
+
+
+def _assert_refused(tmp_path, words: str, plan, *arguments) -> None:
+    """That one line is said and nothing is left that looks like a set."""
+    with pytest.raises(ValueError, match=words):
+        prepare.prepare(*plan(*arguments), str(tmp_path / "out"))
+    assert not (tmp_path / "out/imagenet2012/5.1.0").exists()
+    assert not (tmp_path / "out/my_images").exists()
+
+
+def test_a_truncated_tar_is_named_before_any_work(tars, tmp_path):
+    whole = pathlib.Path(tars[0]).read_bytes()
+    short = tmp_path / "short.tar"
+    with tarfile.open(tars[0]) as tar:
+        last = tar.getmembers()[-1]
+    for size, words in (
+        (len(whole) // 2, "short.tar is truncated: it has .* bytes and n.*tar in it goes to byte"),
+        (last.offset_data + 1000, "short.tar is truncated"),
+        (last.offset, r"short.tar has 2 classes, 3 are expected"),
+        (100, "short.tar is no tar file or damaged"),
+        (0, "short.tar is no tar file or damaged: empty file"),
+    ):
+        short.write_bytes(whole[:size])
+        _assert_refused(tmp_path, words, imagenet.plan_tars, str(short), tars[1], FACTS)
+        assert not (tmp_path / "out").exists()
+    short.write_bytes(pathlib.Path(tars[1]).read_bytes()[:-70_000])
+    _assert_refused(
+        tmp_path, "short.tar is truncated", imagenet.plan_tars, tars[0], str(short), FACTS
+    )
+    _assert_refused(
+        tmp_path, "none.tar cannot be read", imagenet.plan_tars, "/none.tar", tars[1], FACTS
+    )
+
+
+def test_damaged_headers_are_named(tars, tmp_path):
+    """Python's tarfile takes them for the end."""
+    data = bytearray(pathlib.Path(tars[0]).read_bytes())
+    with tarfile.open(tars[0]) as tar:
+        outer = tar.getmembers()
+    with tarfile.open(fileobj=io.BytesIO(data[outer[1].offset_data :])) as tar:
+        inner = outer[1].offset_data + tar.getmembers()[1].offset
+    damaged = tmp_path / "damaged.tar"
+    for at, words in (
+        (outer[1].offset, "damaged.tar is damaged at byte"),
+        (inner, f"{outer[1].name} in .*damaged.tar is damaged at byte"),
+    ):
+        changed = data.copy()
+        changed[at] ^= 1
+        damaged.write_bytes(changed)
+        _assert_refused(tmp_path, words, imagenet.plan_tars, str(damaged), tars[1], FACTS)
+
+
+def test_other_classes_and_counts_are_refused(tars, folders, tmp_path):
+    plan = imagenet.plan_tars
+    fewer = imagenet.Facts(["n01440764", "n02105855"], VAL_LABELS, 9)
+    _assert_refused(tmp_path, "holds n15075141, which is none of", plan, *tars, fewer)
+    more = imagenet.Facts(CLASSES, VAL_LABELS, 10)
+    _assert_refused(tmp_path, "train must have 10 images, 9 were found", plan, *tars, more)
+    more = imagenet.Facts(CLASSES, [*VAL_LABELS, CLASSES[0]], 9)
+    _assert_refused(tmp_path, "val.tar has 5 images, 6 are expected", plan, *tars, more)
+    plan = imagenet.plan_imagenet_folders
+    _assert_refused(tmp_path, "val has 5 images, 6 are expected", plan, str(folders), more)
+    more = imagenet.Facts([*CLASSES, "n2"], VAL_LABELS, 9)
+    _assert_refused(tmp_path, "train has 3 classes, 4 are expected", plan, str(folders), more)
+    _assert_refused(tmp_path, "has no folder train/", plan, str(tmp_path), FACTS)
+
+
+@pytest.mark.parametrize("name", ["My-Images", "../up", "", "fashion_mnist_sample"])
+def test_names_that_no_set_can_have(folders, tmp_path, name):
+    _assert_refused(tmp_path, "is no name for a set", prepare.plan_folders, str(folders), name)
+
+
+def test_the_validation_labels_table_may_be_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(tfds.core, "tfds_path", lambda name: tmp_path / name)
+    with pytest.raises(ValueError, match=r"lacks datasets/imagenet2012/labels\.txt"):
+        imagenet.imagenet_facts()
+
+
+def test_what_is_there_is_kept(tars, folders, tmp_path):
+    folder = _from_tars(tars, tmp_path)
+    before = _digests(folder)
+    _from_tars(tars, tmp_path)
+    assert _digests(folder) == before
+    (folders / "train" / CLASSES[0] / "more.JPEG").write_bytes(b"")
+    try:
+        plan = imagenet.plan_imagenet_folders(str(folders), imagenet.Facts(CLASSES, VAL_LABELS, 10))
+    finally:
+        (folders / "train" / CLASSES[0] / "more.JPEG").unlink()
+    with pytest.raises(ValueError, match="holds another set"):
+        prepare.prepare(*plan, str(tmp_path))
+    assert _digests(folder) == before
+    # Half a set of other data is not gone on with either.
+    partial = folder.with_name(".5.1.0.partial")
+    folder.rename(partial)
+    (partial / ".plan.json").write_text('{"train": ["other.tar, 5 bytes", 3]}')
+    with pytest.raises(ValueError, match="unfinished set that was made of other data"):
+        _from_tars(tars, tmp_path)
+    assert {name: _digests(partial)[name] for name in before} == before
+    # A folder that nobody prepared.
+    folder.mkdir()
+    with pytest.raises(ValueError, match="exists and is no prepared set"):
+        _from_tars(tars, tmp_path)
+
+
+def test_two_runs_do_not_meet(tars, tmp_path):
+    partial = tmp_path / "imagenet2012/.5.1.0.partial"
+    partial.mkdir(parents=True)
+    with prepare._only_run(partial), pytest.raises(ValueError, match="another run is writing"):
+        _from_tars(tars, tmp_path)
+    _from_tars(tars, tmp_path)
+
+
+def _frame(record: bytes) -> bytes:
+    """A record as a TFRecord file has it."""
+
+    def checksum(data: bytes) -> bytes:
+        crc = google_crc32c.value(data)
+        return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32)
+
+    length = struct.pack("<Q", len(record))
+    return length + checksum(length) + record + checksum(record)
+
+
+@pytest.fixture
+def tfrecords(tars, tmp_path) -> pathlib.Path:
+    """The set as TFRecord files."""
+    whole = _from_tars(tars, tmp_path / "whole")
+    folder = tmp_path / "old/imagenet2012/5.1.0"
+    folder.mkdir(parents=True)
+    for path in whole.iterdir():
+        name = path.name.replace("array_record", "tfrecord")
+        if "-of-" in name:
+            records = ArrayRecordReader(str(path)).read_all()
+            (folder / name).write_bytes(b"".join(map(_frame, records)))
+        elif name == "dataset_info.json":
+            (folder / name).write_text(path.read_text().replace("array_record", "tfrecord"))
+        else:
+            shutil.copy(path, folder / name)
+    return folder
+
+
+def test_the_checksum_is_tfrecords():
+    # The header of a record of 5 bytes, as TensorFlow writes it.
+    assert _frame(b"hello")[:12].hex() == "0500000000000000" + "eab2043e"
+
+
+def test_a_tfrecord_set_is_converted(tfrecords, folders, tmp_path):
+    before = _digests(tfrecords)
+    with pytest.raises(ValueError, match=f"tfrecord, .*--from-tfrecord {tfrecords} --data-dir NEW"):
+        open_sources("imagenet2012", data_dir=str(tmp_path / "old"))
+    converted = prepare.prepare(*tfrecord.plan_conversion(str(tfrecords)), str(tmp_path / "new"))
+    whole = tmp_path / "whole/imagenet2012/5.1.0"
+    shards = {k: v for k, v in _digests(whole).items() if "-of-" in k}
+    assert len(shards) == 6 and shards.items() <= _digests(converted).items()
+    _assert_same_images(
+        open_sources("imagenet2012", data_dir=str(tmp_path / "new")), open_sources(str(folders))
+    )
+    with pytest.raises(ValueError, match="holds a set in tfrecord format; choose another"):
+        prepare.prepare(*tfrecord.plan_conversion(str(tfrecords)), str(tmp_path / "old"))
+    assert _digests(tfrecords) == before
+
+
+def test_damaged_tfrecords_are_named(tfrecords, tmp_path):
+    path = tfrecords / SHARD.replace("array_record", "tfrecord")
+    whole = path.read_bytes()
+    first = 16 + struct.unpack("<Q", whole[:8])[0]
+    for data, words in (
+        (whole[:-1], f"{path.name} is truncated at the record at byte"),
+        (whole[: first + 5], f"is truncated at the record at byte {first:,}"),
+        (whole[:100] + b"?" + whole[101:], "is damaged at the record at byte 0"),
+        (whole[:first] + b"?" + whole[first + 1 :], f"is damaged at the record at byte {first:,}"),
+        (whole[:first], r"train must have 9 images, \d were found"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=words):
+            prepare.prepare(*tfrecord.plan_conversion(str(tfrecords)), str(tmp_path / "new"))
+        assert not (tmp_path / "new/imagenet2012/5.1.0").exists()
+        shutil.rmtree(tmp_path / "new")
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{path.name} is missing"):
+        tfrecord.plan_conversion(str(tfrecords))
+    with pytest.raises(ValueError, match="is stored as array_record, not as tfrecord"):
+        tfrecord.plan_conversion(str(tmp_path / "whole/imagenet2012/5.1.0"))
+    with pytest.raises(ValueError, match="is no set that TFDS prepared"):
+        tfrecord.plan_conversion(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--tar", "/none.tar", "/none.tar"], "error: /none.tar cannot be read"),
+        (["--folder", "{folders}"], "train has 3 classes, 1,000 are expected"),
+        (["--folder", "/none", "--name", "x"], "/none has no folder train/"),
+        (["--from-tfrecord", "/none"], "/none is no set that TFDS prepared"),
+        (["--folder", "{folders}", "--name", "x", "--data-dir", "gs://b"], "gs://b is no local"),
+    ],
+)
+def test_the_program_answers_bad_input_with_one_line(folders, tmp_path, arguments, words):
+    command = [argument.format(folders=folders) for argument in arguments]
+    if "--data-dir" not in command:
+        command += ["--data-dir", tmp_path / "out"]
+    ran = subprocess.run([sys.executable, SCRIPT, *command], capture_output=True, text=True)
+    assert ran.returncode == 1 and ran.stdout == ""
+    assert len(ran.stderr.splitlines()) == 1 and words in ran.stderr, ran.stderr
+    assert not (tmp_path / "out").exists()

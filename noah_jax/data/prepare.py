@@ -163,7 +163,7 @@ def prepare(info: tfds.core.DatasetInfo, splits: Sequence[Split], data_dir: str)
     partial.mkdir(parents=True, exist_ok=True)
     with _only_run(partial):
         _check_plan(partial, splits)
-        info.set_file_format(_FORMAT, override=True)
+        info.set_file_format(_FORMAT, override=True, override_if_initialized=True)
         info.set_splits(
             tfds.core.splits.SplitDict([_write_split(info.name, s, partial) for s in splits])
         )
