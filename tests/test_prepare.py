@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import pathlib
 import shutil
 import struct
@@ -279,6 +280,29 @@ def test_what_is_there_is_kept(tars, folders, tmp_path):
     folder.mkdir()
     with pytest.raises(ValueError, match="exists and is no prepared set"):
         _from_tars(tars, tmp_path)
+
+
+def test_a_shard_that_was_damaged_since_is_written_again(tars, tmp_path):
+    folder = _from_tars(tars, tmp_path)
+    whole = _digests(folder)
+    partial = folder.with_name(".5.1.0.partial")
+    folder.rename(partial)
+    os.truncate(partial / SHARD, 65_536)
+    assert _digests(_from_tars(tars, tmp_path)) == whole
+
+
+def test_a_full_disk_is_told_and_gone_on_after(folders, tmp_path):
+    command = [sys.executable, str(SCRIPT), "--folder", str(folders), "--name", "my_images"]
+    command += ["--data-dir", str(tmp_path / "out")]
+    limited = ["bash", "-c", 'ulimit -f 200; "$@"', "bash", *command]
+    ran = subprocess.run(limited, capture_output=True, text=True)
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    assert ran.stderr.splitlines()[-1].startswith("error: write() failed: File too large")
+    assert not (tmp_path / "out/my_images/1.0.0").exists()
+    subprocess.run(command, check=True)
+    _assert_same_images(
+        open_sources("my_images", data_dir=str(tmp_path / "out")), open_sources(str(folders))
+    )
 
 
 def test_two_runs_do_not_meet(tars, tmp_path):

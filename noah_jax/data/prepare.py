@@ -180,7 +180,10 @@ def _check_prepared(target: pathlib.Path, splits: Sequence[Split]) -> None:
     if not (target / "dataset_info.json").is_file():
         raise ValueError(f"{target} exists and is no prepared set; {instead}")
     (target / _PLAN).unlink(missing_ok=True)  # of a run killed after its last step but one
-    info = tfds.builder_from_directory(target).info
+    try:
+        info = tfds.builder_from_directory(target).info
+    except Exception as error:  # whatever damaged files make TFDS raise
+        raise ValueError(f"{target} holds a set that cannot be read; {instead}") from error
     if info.file_format != _FORMAT:
         raise ValueError(f"{target} holds a set in {info.file_format.value} format; {instead}")
     there = {name: split.num_examples for name, split in info.splits.items()}
@@ -194,10 +197,11 @@ def _only_run(partial: pathlib.Path) -> Iterator[None]:
     """Holds a lock that ends with the process, however it ends."""
     descriptor = os.open(partial, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another run is writing {partial}; wait for it or stop it") from error
         yield
-    except BlockingIOError as error:
-        raise ValueError(f"another run is writing {partial}; wait for it or stop it") from error
     finally:
         os.close(descriptor)
 
@@ -224,7 +228,7 @@ def _write_split(name: str, split: Split, folder: pathlib.Path) -> tfds.core.Spl
         filetype_suffix=_FORMAT.file_suffix,
     )
     paths = template.sharded_filepaths(len(split.shards))
-    lengths = [_num_records(path) if path.exists() else None for path in paths]
+    lengths = [_num_records(path) for path in paths]  # None where there is work to do
     done = sum(length or 0 for length in lengths)
     if done:
         print(f"{split.name}: going on after {done:,} images", flush=True)
@@ -251,26 +255,31 @@ def _write_split(name: str, split: Split, folder: pathlib.Path) -> tfds.core.Spl
 def _write_shard(path: epath.Path, records: Iterable[bytes], bar: tqdm) -> int:
     """Writes a shard, whole or not at all; returns how many records it has."""
     partial = path.with_name(f"{path.name}.partial")
-    writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
     count = 0
     try:
-        for record in records:
-            writer.write(record)
-            count += 1
-            bar.update()
-    finally:
-        writer.close()
+        with contextlib.closing(ArrayRecordWriter(os.fspath(partial), "group_size:1")) as writer:
+            for record in records:
+                writer.write(record)
+                count += 1
+                bar.update()
+    except RuntimeError as error:  # the writer's word for a full disk
+        raise OSError(f"{error}; the same command goes on from here") from error
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     if _num_records(partial) != count:
         raise OSError(f"{partial} was not written whole; is the disk full?")
-    partial.rename(path)
+    partial.replace(path)
     return count
 
 
-def _num_records(path: epath.Path) -> int:
-    reader = ArrayRecordReader(os.fspath(path))
+def _num_records(path: epath.Path) -> int | None:
+    """How many records a shard has; None if it is not there or damaged."""
+    if not path.exists():
+        return None
     try:
-        return reader.num_records()
-    finally:
+        reader = ArrayRecordReader(os.fspath(path))
+        count = reader.num_records()
         reader.close()
+    except RuntimeError:  # the reader's word for damage
+        return None
+    return count
