@@ -24,6 +24,7 @@ setup(
         "clu>=0.0.12",
         "etils[epath,epy]>=1.15",
         "flax>=0.12.8",
+        "google-crc32c>=1.9",
         "grain>=0.2.18",
         "jax>=0.10.2",
         "ml-collections>=1.1",
@@ -36,6 +37,7 @@ setup(
         "simplejpeg>=1.9",
         "tensorboardX>=2.6.5",
         "tensorflow-datasets>=4.9.10",
+        "tqdm>=4.70",
     ],
     extras_require={
         "test": ["pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17", "gdown>=6.5.1"],

@@ -90,8 +90,8 @@ class TfdsSource:
         except NotImplementedError as error:
             raise ValueError(
                 f"{self.name} is stored as {builder.info.file_format.value}, which has no random"
-                " access; prepare it as array_record (TFDS converts a prepared set with"
-                " `python -m tensorflow_datasets.scripts.convert_format`)"
+                " access; convert it with `python scripts/prepare_imagenet.py --from-tfrecord"
+                f" {builder.data_dir} --data-dir NEW` and give --config.data.dir=NEW"
             ) from error
 
     def __len__(self) -> int:
@@ -181,8 +181,9 @@ def _tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{name} is not prepared under {where} and preparing it failed:"
-            f" {type(error).__name__}: {reason} (TFDS prepares many sets with TensorFlow only:"
-            " pip install tensorflow importlib_resources where you prepare them)"
+            f" {type(error).__name__}: {reason} (scripts/prepare_imagenet.py prepares imagenet2012;"
+            " TFDS prepares many other sets with TensorFlow only: pip install tensorflow"
+            " importlib_resources where you prepare them)"
         ) from error
     return builder
 
