@@ -2,8 +2,9 @@
 
     python scripts/make_bicubic_vectors.py
 
-Needs PyTorch. `ROWSxCOLUMNS` is the embeddings of a grid, `[1, rows * columns, channels]`, and
-`ROWSxCOLUMNS/ROWSxCOLUMNS` what they become on the second one.
+Needs PyTorch, which resizes in float64: its float32 rounds to 3e-6. `ROWSxCOLUMNS` is the
+embeddings of a grid, `[1, rows * columns, channels]`, and `ROWSxCOLUMNS/ROWSxCOLUMNS` what
+they become on the second one.
 """
 
 import pathlib
@@ -25,9 +26,9 @@ GRIDS = (
 
 def resize(x: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
     """Position embeddings `[1, rows * columns, channels]` of another grid."""
-    image = torch.from_numpy(x).reshape(1, *old, -1).permute(0, 3, 1, 2)
+    image = torch.from_numpy(x).double().reshape(1, *old, -1).permute(0, 3, 1, 2)
     image = torch.nn.functional.interpolate(image, size=new, mode="bicubic", align_corners=False)
-    return image.permute(0, 2, 3, 1).flatten(1, 2).numpy()
+    return image.permute(0, 2, 3, 1).flatten(1, 2).float().numpy()
 
 
 def main() -> None:
