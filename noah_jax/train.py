@@ -78,6 +78,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
         say(parameter_overview.get_parameter_overview(state["params"], include_stats=False))
         for line in initial.lines if initial else ():
             say(line)
+    del initial  # on the devices now
     start_step = int(state["step"])
     say(
         f"{model.name}: {model.num_params:,} parameters; {experiment.data_name},"
