@@ -154,10 +154,22 @@ def save_model(directory: str | epath.Path, tree: dict[str, Any]) -> None:
         writer.save(step / "digests", args=ocp.args.JsonSave(found.result()))
 
 
+def any_saved(directory: str | epath.Path) -> bool:
+    """Whether the folder, which need not exist, has a checkpoint, damaged or not."""
+    return any(ocp.path.step.standard_name_format().find_all(directory))
+
+
 def restore_model(
     directory: str | epath.Path, abstract: dict[str, Any], *, ema: bool = False
 ) -> dict[str, Any]:
-    """Parameters and statistics alone, from the newest checkpoint that verifies.
+    """What `restore_model_with_step` gives, without the step."""
+    return restore_model_with_step(directory, abstract, ema=ema)[1]
+
+
+def restore_model_with_step(
+    directory: str | epath.Path, abstract: dict[str, Any], *, ema: bool = False
+) -> tuple[int, dict[str, Any]]:
+    """Parameters and statistics alone, from the newest checkpoint that verifies, and its step.
 
     Args:
       directory: the folder of the checkpoints.
@@ -189,7 +201,7 @@ def restore_model(
             with contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as reader:
                 expected = reader.restore(directory / str(step) / "digests")
             _verify(host_digests({"ema": tree} if ema else tree), expected)
-            return tree
+            return step, tree
         except Exception as error:  # whatever damage makes Orbax raise
             reason = " ".join(str(error).split())[:200]
             logging.warning("checkpoint of step %d cannot be used: %s", step, reason)

@@ -21,6 +21,11 @@ def default_config() -> ConfigDict:
 
     config.dataset = "fashion_mnist_sample"  # or the name of a TFDS set, or folder:PATH
 
+    # The weights to start with: a run's folder, a converted folder or a PyTorch file, as
+    # noah_jax.load_model takes it. Read at the very start alone; None: fresh weights.
+    config.init_from = placeholder(str)
+    config.init_ema = False  # take their moving average
+
     config.model = ConfigDict()  # arguments of noah_jax.create_model
     config.model.name = "noah_resnet50"
     config.model.image_size = placeholder(int)  # pixels; None: the published size
@@ -93,7 +98,11 @@ def default_config() -> ConfigDict:
     config.optim.decay_all = placeholder(bool)
     config.optim.momentum = 0.9  # sgd
     config.optim.nesterov = False  # sgd
-    config.optim.clip_grad_norm = placeholder(float)  # global norm of the gradients
+    config.optim.clip_grad_norm = placeholder(float)  # global norm of the trained gradients
+    # Regular expressions over the parameters' paths, see noah_jax/groups.py. Frozen parameters
+    # stay as they are; BatchNorm's running statistics go on, frozen or not, as in PyTorch.
+    config.optim.freeze = ()  # such as ("^(?!head/)",), all but the head
+    config.optim.groups = ()  # factors of the learning rate, such as (("^head/", 10.0),)
     config.optim.beta1 = 0.9  # adamw
     config.optim.beta2 = 0.999  # adamw
     config.optim.epsilon = 1e-8  # adamw

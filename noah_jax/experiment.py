@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from noah_jax import distributed, optim, report, schedules
+from noah_jax import distributed, finetune, optim, report, schedules
 from noah_jax.data import batches
 from noah_jax.data.decoding import DamagedImages, DecodedSource
 from noah_jax.data.geometry import RANDOM_INTERPOLATION
@@ -21,6 +21,8 @@ from noah_jax.data.order import Order
 from noah_jax.data.randaugment import RandAugment, mean_color
 from noah_jax.data.sources import open_sources
 from noah_jax.data.transforms import EvalTransform, TrainTransform, make_eval_transform
+from noah_jax.finetune import Initial
+from noah_jax.groups import Groups, find_groups
 from noah_jax.metrics import EvalMetrics
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
@@ -47,6 +49,7 @@ class Experiment:
       eval_transform: the evaluation transform.
       damaged: the images that could not be decoded so far, on this host.
       augment: what the step does to the normalised images and their labels.
+      groups: which parameters are frozen or have a learning rate of their own.
       optimizer: the optimizer, with its schedule.
       schedule: the learning rate by step.
       steps_per_epoch: steps of one epoch, not rounded.
@@ -65,6 +68,7 @@ class Experiment:
     eval_transform: EvalTransform
     damaged: DamagedImages
     augment: Augment
+    groups: Groups
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     steps_per_epoch: float
@@ -74,13 +78,23 @@ class Experiment:
     def make_state(self) -> State:
         """A fresh state; to be jitted, see `init_state`."""
         ema = self.config.ema_decay is not None
-        return init_state(self.model, self.optimizer, self.config.seed, ema=ema)
+        return init_state(
+            self.model, self.optimizer, self.config.seed, ema=ema, frozen=self.groups.frozen
+        )
 
-    def init_state(self) -> State:
-        """A fresh state, born on every device."""
+    def load_initial(self) -> Initial | None:
+        """The weights that `config.init_from` names; see `finetune.load_initial`."""
+        path = self.config.init_from
+        if path is None:
+            return None
+        return finetune.load_initial(path, self.model, ema=self.config.init_ema)
+
+    def init_state(self, initial: Initial | None = None) -> State:
+        """A fresh state, born on every device, with the weights of `initial` if given."""
         everywhere = distributed.replicated(self.mesh)
         make = jax.jit(self.make_state, out_shardings=everywhere, compiler_options=QUICK_COMPILE)
-        return make()
+        state = make()
+        return state if initial is None else finetune.take_over(state, initial)
 
     def abstract_state(self) -> State:
         """The state as `jax.ShapeDtypeStruct`s with shardings."""
@@ -130,6 +144,7 @@ class Experiment:
             seed=self.config.seed,
             augment=self.augment,
             ema_decay=self.config.ema_decay,
+            frozen=self.groups.frozen,
             log_every=self.config.log_every,
             **self._pixels,
         )
@@ -192,6 +207,8 @@ def build(config: ConfigDict) -> Experiment:
         raise ValueError(
             f"ema_decay must be between 0 and 1, such as 0.9999, or None; got {config.ema_decay}"
         )
+    if config.init_ema and config.init_from is None:
+        raise ValueError("init_ema=True needs init_from, whose moving average it takes")
     mesh = distributed.make_mesh()
     eval_batch_size = config.eval_batch_size or config.batch_size
     distributed.check_batch_size("batch_size", config.batch_size, mesh)
@@ -221,6 +238,7 @@ def build(config: ConfigDict) -> Experiment:
             f"epochs={config.epochs} of {order.epoch_length} images in batches of"
             f" {config.batch_size} are less than one step"
         )
+    groups = find_groups(config.optim, model.abstract()[0])
     schedule = schedules.make_schedule(
         config.optim, epochs=config.epochs, steps_per_epoch=steps_per_epoch
     )
@@ -241,11 +259,13 @@ def build(config: ConfigDict) -> Experiment:
             batch_size=config.batch_size,
             size=model.image_size,
         ),
+        groups=groups,
         optimizer=optim.make_optimizer(
             config.optim,
             schedule,
             decay_all=model.architecture.decay_all,
             no_decay=model.architecture.no_decay,
+            factors=groups.factors,
         ),
         schedule=schedule,
         steps_per_epoch=steps_per_epoch,

@@ -34,6 +34,7 @@ def make_optimizer(
     *,
     decay_all: bool,
     no_decay: Collection[str] = (),
+    factors: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """SGD or AdamW as PyTorch computes them.
 
@@ -47,6 +48,7 @@ def make_optimizer(
       decay_all: the recipe's answer to what decays, see `decay_mask`; holds where the
         configuration's key of that name is None.
       no_decay: paths of the parameters that the recipe spares besides.
+      factors: of the learning rate of single parameters, by path.
 
     Raises:
       ValueError: on an unknown name, or a limit that leaves no gradient.
@@ -59,18 +61,30 @@ def make_optimizer(
     if limit is not None and limit <= 0:
         raise ValueError(f"optim.clip_grad_norm={limit} must be above 0; None does not clip")
     clip = optax.identity() if limit is None else optax.clip_by_global_norm(limit)
+    rate = optax.scale_by_learning_rate(schedule)
+    if factors:
+        rate = optax.chain(rate, _scale_paths(factors))
     if config["name"] == "sgd":
         return optax.chain(
             clip,
             decay,
             optax.trace(config["momentum"], nesterov=config["nesterov"]),
-            optax.scale_by_learning_rate(schedule),
+            rate,
         )
     if config["name"] == "adamw":
         return optax.chain(
             clip,
             optax.scale_by_adam(config["beta1"], config["beta2"], config["epsilon"]),
             decay,
-            optax.scale_by_learning_rate(schedule),
+            rate,
         )
     raise ValueError(f"optim.name must be sgd or adamw, got {config['name']!r}")
+
+
+def _scale_paths(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies the updates of some paths, decay included, as a learning rate does."""
+
+    def scale(path, update):
+        return update * factors.get("/".join(part.key for part in path), 1.0)
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))

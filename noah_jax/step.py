@@ -4,7 +4,7 @@ The state is a dict of `step`, `params`, `stats`, `opt_state` and `metrics`, and
 a moving average of parameters and statistics is kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from noah_jax.data.mixing import Augment
+from noah_jax.groups import trainable, with_frozen
 from noah_jax.metrics import EvalMetrics, TrainMetrics, per_image
 from noah_jax.models.base import Model
 
@@ -22,7 +23,12 @@ _AUGMENTATION = 2**32 - 1  # folded in apart from every step
 
 
 def init_state(
-    model: Model, optimizer: optax.GradientTransformation, seed: int, *, ema: bool = False
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    *,
+    ema: bool = False,
+    frozen: Collection[str] = (),
 ) -> State:
     """A fresh state; jit it with output shardings and it is born where it belongs.
 
@@ -31,6 +37,7 @@ def init_state(
       optimizer: the optimizer.
       seed: of the weights.
       ema: whether to keep a moving average, which starts at the fresh weights.
+      frozen: paths of the parameters that the optimizer knows nothing of.
     """
     params, stats = model.init(jax.random.key(seed))
     average = {"ema": {"params": params, "stats": stats}} if ema else {}
@@ -38,7 +45,7 @@ def init_state(
         "step": jnp.zeros((), jnp.int32),
         "params": params,
         "stats": stats,
-        "opt_state": optimizer.init(params),
+        "opt_state": optimizer.init(trainable(params, frozen)),
         "metrics": TrainMetrics.empty(),
     }
 
@@ -60,6 +67,7 @@ def make_train_step(
     std: tuple[float, ...],
     augment: Augment | None = None,
     ema_decay: float | None = None,
+    frozen: Collection[str] = (),
     log_every: int = 1,
 ) -> Callable[[State, Batch], tuple[State, TrainMetrics]]:
     """One training step, `(state, batch) -> (state, metrics)`.
@@ -78,6 +86,8 @@ def make_train_step(
       std: of the pixels in 0..1.
       augment: applied to the normalised images, see `data.mixing`; `None` for nothing.
       ema_decay: what the moving average keeps of itself after every step; `None` for none.
+      frozen: paths of the parameters that are not trained: not a bit of them changes, and
+        nothing is computed for their sake.
       log_every: after how many steps the metrics start anew.
     """
 
@@ -90,20 +100,23 @@ def make_train_step(
             augment_key = jax.random.fold_in(augment_root, state["step"])
             images, targets = augment(augment_key, images, batch["label"])
 
-        def loss_fn(params):
+        def loss_fn(trained):
+            params = with_frozen(trained, state["params"])
             logits, stats = model.apply(params, state["stats"], images, train=True, key=key)
             values = per_image(logits, batch["label"], targets)
             return values["loss"].mean(), (stats, values)
 
-        grads, (stats, values) = jax.grad(loss_fn, has_aux=True)(state["params"])
-        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        trained = trainable(state["params"], frozen)
+        grads, (stats, values) = jax.grad(loss_fn, has_aux=True)(trained)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], trained)
+        trained = optax.apply_updates(trained, updates)
         fresh = state["step"] % log_every == 0
         metrics = jax.tree.map(lambda x: jnp.where(fresh, 0, x), state["metrics"])
         values["learning_rate"] = schedule(state["step"])
         metrics = _merge(metrics, TrainMetrics.single_from_model_output(**values))
         new_state = {
             "step": state["step"] + 1,
-            "params": optax.apply_updates(state["params"], updates),
+            "params": with_frozen(trained, state["params"]),
             "stats": stats,
             "opt_state": opt_state,
             "metrics": metrics,

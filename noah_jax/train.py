@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from noah_jax import report
 from noah_jax import workdir as workdirs
-from noah_jax.checkpoint import CheckpointError, Checkpoints
+from noah_jax.checkpoint import CheckpointError, Checkpoints, any_saved
 from noah_jax.config import UsageError, parse_command_line
 from noah_jax.experiment import Experiment, build, enable_compilation_cache, every
 from noah_jax.metrics import EvalMetrics, as_floats
@@ -62,18 +62,23 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
         return results
     experiment = build(config)
     model, total_steps = experiment.model, experiment.total_steps
+    resumed = any_saved(directory / workdirs.CHECKPOINTS)
+    initial = None if resumed else experiment.load_initial()
 
     # ---- Compile both steps, once each.
     enable_compilation_cache(config.compilation_cache)
     train_step, eval_step = experiment.compile_steps()
 
-    # ---- State: resume, or start afresh.
+    # ---- State: resume, or start from other weights, or afresh.
     workdirs.prepare(directory, as_dict, model)
     checkpoints = Checkpoints(directory / workdirs.CHECKPOINTS, keep=config.keep_checkpoints)
     state = checkpoints.restore(experiment.abstract_state())
     if state is None:
-        state = experiment.init_state()
+        state = experiment.init_state(initial)
         say(parameter_overview.get_parameter_overview(state["params"], include_stats=False))
+        for line in initial.lines if initial else ():
+            say(line)
+    del initial  # on the devices now
     start_step = int(state["step"])
     say(
         f"{model.name}: {model.num_params:,} parameters; {experiment.data_name},"
@@ -81,6 +86,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
         f" evaluation images; {total_steps} steps of {config.batch_size} on"
         f" {experiment.mesh.size} {jax.devices()[0].device_kind} device(s)"
     )
+    for line in experiment.groups.describe(state["params"]):
+        say(line)
     if start_step:
         say(f"going on after step {start_step} of {total_steps}")
     writer = report.MetricWriter(directory, start_step=start_step)

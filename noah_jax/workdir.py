@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from noah_jax.checkpoint import restore_model
+from noah_jax.checkpoint import restore_model_with_step
 from noah_jax.config import OPERATIONAL_KEYS
 from noah_jax.convert.load import load_torch
 from noah_jax.models import create_model
@@ -91,10 +91,17 @@ def load_model(path: str, *, ema: bool = False) -> tuple[Model, dict[str, Any], 
       ValueError: if a file cannot be read or holds no moving average, or no registered model
         fits it.
     """
+    return load_with_step(path, ema=ema)[1:]
+
+
+def load_with_step(
+    path: str, *, ema: bool = False
+) -> tuple[int, Model, dict[str, Any], dict[str, Any]]:
+    """What `load_model` gives, after the step of the checkpoint; 0 for weights from PyTorch."""
     workdir = epath.Path(path)
     if workdir.is_file():
         loaded = load_torch(path, ema=ema)
-        return loaded.model, *jax.tree.map(jnp.asarray, (loaded.params, loaded.stats))
+        return 0, loaded.model, *jax.tree.map(jnp.asarray, (loaded.params, loaded.stats))
     if not (workdir / MODEL_FILE).exists():
         near = ""
         if workdir.parent.is_dir():
@@ -105,5 +112,7 @@ def load_model(path: str, *, ema: bool = False) -> tuple[Model, dict[str, Any], 
     facts = json.loads((workdir / MODEL_FILE).read_text())
     model = create_model(facts["name"], **facts["arguments"])
     params, stats = model.abstract()
-    tree = restore_model(workdir / CHECKPOINTS, {"params": params, "stats": stats}, ema=ema)
-    return model, tree["params"], tree.get("stats", {})
+    step, tree = restore_model_with_step(
+        workdir / CHECKPOINTS, {"params": params, "stats": stats}, ema=ema
+    )
+    return step, model, tree["params"], tree.get("stats", {})

@@ -78,6 +78,12 @@ class Model:
         """How many parameters there are; statistics do not count."""
         return sum(x.size for x in jax.tree.leaves(self.abstract()[0]))
 
+    @property
+    def position_grids(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of every learnt position embedding, by its path in the parameters."""
+        module = nnx.merge(self._graphdef, *self._abstract)
+        return getattr(module, "position_grids", {})
+
     def evaluation_options(self) -> dict[str, str] | None:
         """What `jax.jit(..., compiler_options=)` of an evaluation should get on this platform.
 

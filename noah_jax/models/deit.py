@@ -131,6 +131,11 @@ class DeiT(nnx.Module):
         )
         self.head = head.make(features, linear_kernel_init=normal_002, rngs=rngs)
 
+    @property
+    def position_grids(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of each position embedding, by its name."""
+        return {"pos_embed": self.grid}
+
     def _tokens(self, images: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
         """`[batch, tokens, channels]`; the class token, if there is one, is the first."""
         check_image_size(images, self.image_size)

@@ -161,6 +161,11 @@ class PVT(nnx.Module):
         self.norm = LayerNorm(in_features, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.head = head.make(in_features, linear_kernel_init=normal_002, rngs=rngs)
 
+    @property
+    def position_grids(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of each position embedding, by its name."""
+        return {f"pos_embed{stage}": grid for stage, grid in enumerate(self.grids, start=1)}
+
     def _encode(
         self, images: jax.Array, *, train: bool, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
