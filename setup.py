@@ -40,7 +40,13 @@ setup(
         "tqdm>=4.70",
     ],
     extras_require={
-        "test": ["pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17", "gdown>=6.5.1"],
+        "test": [
+            "gdown>=6.5.1",
+            "opencv-python-headless>=5.0.0.93",
+            "pytest>=9.0",
+            "pytest-xdist>=3.8",
+            "ruff>=0.17",
+        ],
         "fast": ["opencv-python-headless>=5.0.0.93"],
         "released": ["gdown>=6.5.1"],
         "torch": ["torch>=2.13"],

@@ -66,6 +66,7 @@ def default_config() -> ConfigDict:
     config.data.cache = False  # keep decoded images in memory: for small sets
     config.data.fast_images = False  # quicker training images, no longer Pillow's pixels
     config.data.num_threads = placeholder(int)  # None: one for every core
+    config.data.num_workers = placeholder(int)  # processes with these threads; 0: this one
 
     config.epochs = 100.0
     config.batch_size = 256  # images per step over all devices
@@ -157,6 +158,7 @@ OPERATIONAL_KEYS = frozenset(
         "data.cache",
         "data.dir",
         "data.num_threads",
+        "data.num_workers",
         "data.on_damage",
     }
 )

@@ -116,6 +116,7 @@ class Experiment:
             start_step=start_step,
             total_steps=self.total_steps,
             num_threads=self.config.data.num_threads,
+            num_workers=self.config.data.num_workers,
             put=functools.partial(distributed.put_batch, mesh=self.mesh),
             damaged=self.damaged,
             process_index=jax.process_index(),
@@ -203,6 +204,9 @@ def build(config: ConfigDict) -> Experiment:
     for key in ("eval_every", "checkpoint_every"):
         if config[key] is not None and config[key] < 1:
             raise ValueError(f"{key} must be at least 1 step, got {config[key]}")
+    for key, least in (("num_threads", 1), ("num_workers", 0)):
+        if config.data[key] is not None and config.data[key] < least:
+            raise ValueError(f"data.{key} must be at least {least}, got {config.data[key]}")
     if config.ema_decay is not None and not 0 < config.ema_decay < 1:
         raise ValueError(
             f"ema_decay must be between 0 and 1, such as 0.9999, or None; got {config.ema_decay}"

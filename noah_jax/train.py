@@ -114,7 +114,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
     evaluated: dict[str, dict[str, float]] = {}
     with _StopRequest() as stop:
         for step in range(start_step + 1, total_steps + 1):
-            with progress.host_time():
+            with progress.host_time(), progress.input_wait():
                 batch = next(batches)
             state, metrics = train_step(state, batch)
             with progress.host_time():
@@ -200,6 +200,7 @@ class _Progress:
         self._seconds = 0.0  # of training since the last log line, pauses left out
         self._since = time.perf_counter()
         self._host_seconds = 0.0
+        self._wait_seconds = 0.0
 
     @contextlib.contextmanager
     def host_time(self) -> Iterator[None]:
@@ -208,16 +209,27 @@ class _Progress:
         yield
         self._host_seconds += time.thread_time() - begin
 
+    @contextlib.contextmanager
+    def input_wait(self) -> Iterator[None]:
+        """Counts the time until a batch is there: next to none unless the input is too slow."""
+        begin = time.perf_counter()
+        yield
+        self._wait_seconds += time.perf_counter() - begin
+
     def log(self, step: int, metrics: Any) -> None:
         """Tells what was logged before, keeps `metrics` for the next time."""
         now = time.perf_counter()
         seconds = self._seconds + now - self._since
         self._seconds, self._since = 0.0, now
         steps = step - self._last_step
-        host_ms = 1000 * self._host_seconds / steps
-        self._last_step, self._host_seconds = step, 0.0
+        speeds = {
+            "images_per_second": steps * self._experiment.config.batch_size / seconds,
+            "input_wait": self._wait_seconds / seconds,
+            "host_ms": 1000 * self._host_seconds / steps,
+        }
+        self._last_step, self._host_seconds, self._wait_seconds = step, 0.0, 0.0
         self._flush()
-        self._pending = (step, metrics, steps / seconds, host_ms)
+        self._pending = (step, metrics, steps / seconds, speeds)
 
     def pause(self) -> None:
         """Tells what is pending and stops the clock: what follows is not training."""
@@ -231,12 +243,11 @@ class _Progress:
     def _flush(self) -> None:
         if self._pending is None:
             return
-        step, metrics, steps_per_second, host_ms = self._pending
+        step, metrics, steps_per_second, speeds = self._pending
         self._pending = None
         values = as_floats(metrics)
         accuracy = 100 * values["accuracy"]
         epoch = step / self._experiment.steps_per_epoch
-        speed = steps_per_second * self._experiment.config.batch_size
         left = (self._experiment.total_steps - step) / steps_per_second
         self._writer.write(
             step,
@@ -246,14 +257,14 @@ class _Progress:
                 "loss": values["loss"],
                 "accuracy": accuracy,
                 "learning_rate": values["learning_rate"],
-                "images_per_second": speed,
-                "host_ms": host_ms,
+                **speeds,
             },
         )
         say(
             f"step {step}/{self._experiment.total_steps}  epoch {epoch:.1f}"
             f"  loss {values['loss']:.4f}  accuracy {accuracy:.2f} %"
-            f"  {speed:,.0f} images/s  {report.duration(left)} left"
+            f"  {speeds['images_per_second']:,.0f} images/s"
+            f"  input wait {100 * speeds['input_wait']:.0f} %  {report.duration(left)} left"
         )
 
 

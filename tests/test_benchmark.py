@@ -1,11 +1,15 @@
 """The benchmarks as a user runs them."""
 
 import importlib.util
+import re
+import time
 
 import pytest
 
-from noah_jax.benchmark import evaluation
+from noah_jax.benchmark import evaluation, input
 from noah_jax.benchmark.__main__ import main
+from noah_jax.benchmark.photographs import make_photograph, write_class_folder
+from noah_jax.data.decoding import decode
 from noah_jax.models import create_model, list_models
 
 
@@ -43,6 +47,40 @@ def test_without_pytorch_it_says_so(monkeypatch, capsys):
     assert "PyTorch is not installed" in out and "1.0" in out
 
 
+def test_the_input_is_measured_beside_its_floors(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(input, "_SECONDS", 0.01)
+    monkeypatch.setattr(input, "_REST", 0.0)
+    monkeypatch.setattr(input, "_loaders_of", lambda *names: {})  # PyTorch's take seconds to start
+    write_class_folder(tmp_path, files=8, different=2)
+    assert run("--what", "input", "--folder", str(tmp_path), "--batch", "4", "--rounds", "2") == 0
+    out = capsys.readouterr().out
+    assert "8 files" in out and "threads" in out
+    speeds = {
+        name: int(speed.replace(",", ""))
+        for name, speed in re.findall(r"^ *(\S.*?)  +([\d,]+)$", out, re.MULTILINE)
+    }
+    for name in ("noah_jax", "its decoding alone", "its transforms alone"):
+        assert speeds[name] > 0 and speeds[f"{name}, fast_images"] > 0
+    assert out.count("fast_images differs from Pillow's pixels by") == 2
+
+
+def test_turns_are_counted_in_images():
+    def batches():
+        while True:
+            time.sleep(0.002)
+            yield
+
+    speeds = input.measure({"slow": batches()}, batch=10, rounds=3, seconds=0.05)
+    assert len(speeds["slow"]) == 3
+    assert all(1000 < speed < 5000 for speed in speeds["slow"])
+
+
+def test_made_photographs_are_of_imagenets_kind():
+    data = make_photograph(0)
+    assert 100_000 < len(data) < 140_000 and decode(data).size == (500, 375)
+    assert make_photograph(0) == data != make_photograph(1)
+
+
 def test_the_default_models_exist():
     assert set(evaluation.MODELS) <= set(list_models("noah_*"))
 
@@ -51,11 +89,15 @@ def test_the_default_models_exist():
     ("arguments", "words"),
     [
         ([], "say what to measure: --what eval or --what input or --what host"),
-        (["--what", "evel"], "cannot measure 'evel'; say --what eval or --what input or --what host"),
+        (
+            ["--what", "evel"],
+            "cannot measure 'evel'; say --what eval or --what input or --what host",
+        ),
         (["--what"], "cannot measure ''"),
         (["--what", "eval", "--models", "noah_resnet19"], "did you mean noah_resnet18"),
         (["--what", "eval", "--batch", "0"], "--batch"),
         (["--what", "eval", "--config", "x"], "unrecognized arguments: --config x"),
+        (["--what", "input", "--folder", "/no/such"], "data folder /no/such does not exist"),
         (["--what", "host"], "--config FILE is needed"),
     ],
 )

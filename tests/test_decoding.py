@@ -2,13 +2,20 @@
 
 import io
 import pathlib
+import pickle
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from noah_jax.data.batches import eval_batches, train_batches
-from noah_jax.data.decoding import DamagedImageError, DamagedImages, DecodedSource, decode
+from noah_jax.data.decoding import (
+    DamagedImageError,
+    DamagedImages,
+    DecodedSource,
+    decode,
+    decode_fast,
+)
 from noah_jax.data.order import Order, permutation
 from noah_jax.data.sources import SAMPLE, open_sources
 from noah_jax.data.transforms import TrainTransform, make_eval_transform
@@ -66,6 +73,55 @@ def test_sixteen_bits_become_what_pillow_makes_of_them():
         assert raw.mode == "I;16"
         expected = np.asarray(raw.convert("RGB"))
     np.testing.assert_array_equal(np.asarray(decode(_encoded(deep))), expected)
+
+
+def _jpeg(golden, **options) -> bytes:
+    with Image.open(golden / "images" / "flower_portrait.jpg") as photograph:
+        image = photograph.resize((93, 131)).convert(options.pop("mode", "RGB"))
+    return _encoded(image, "JPEG", **options)
+
+
+JPEGS = {
+    "4:4:4": dict(subsampling=0),
+    "4:2:2": dict(subsampling=1),
+    "4:2:0": dict(subsampling=2),
+    "progressive": dict(progressive=True, quality=40),
+    "coarse": dict(quality=5),
+    "optimised": dict(optimize=True, quality=95),
+    "restarts": dict(restart_marker_blocks=3),
+    "gray": dict(mode="L"),
+    "cmyk": dict(mode="CMYK"),
+    "rgb": dict(keep_rgb=True),
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_jpegs_are_decoded_as_pillow_does(golden, kind):
+    data = _jpeg(golden, **JPEGS[kind])
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(decode(data)), expected)
+    fast = decode_fast(data)
+    assert fast.dtype == np.uint8 and fast.shape == expected.shape
+    assert np.abs(fast - expected.astype(int)).mean() < 3
+
+
+def test_only_pillow_decides_what_is_damaged(golden):
+    data = _jpeg(golden)
+    # Bytes between a segment and the next marker: libjpeg warns, Pillow reads on.
+    start = data.index(b"\xff\xda")
+    odd = data[:start] + b"\x00\x00\x00" + data[start:] + b"more"
+    expected = np.asarray(Image.open(io.BytesIO(odd)).convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(decode(odd)), expected)
+    np.testing.assert_array_equal(decode_fast(odd), expected)
+    for length in (len(data) // 2, len(data) - 40, 30):
+        for read in (decode, decode_fast):
+            with pytest.raises(DamagedImageError, match="cannot be decoded"):
+                read(data[:length])
+
+
+def test_the_error_survives_a_way_between_processes():
+    error = pickle.loads(pickle.dumps(DamagedImageError("a.jpg", "it is empty")))
+    assert (error.name, str(error)) == ("a.jpg", "a.jpg cannot be decoded: it is empty")
 
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (32, 32, 3), np.uint8)

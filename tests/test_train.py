@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -15,7 +17,7 @@ from conftest import make_tiny_config
 from noah_jax import load_model
 from noah_jax.benchmark.host import benchmark_host
 from noah_jax.checkpoint import CheckpointError
-from noah_jax.experiment import build
+from noah_jax.experiment import Experiment, build
 from noah_jax.train import main as train_program
 from noah_jax.train import train
 
@@ -47,7 +49,7 @@ np.savez(sys.argv[3], *leaves, losses=losses, devices=jax.device_count())
 def _lines(workdir) -> list[dict]:
     """The metrics without the timings."""
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    timings = ("images_per_second", "host_ms")
+    timings = ("images_per_second", "input_wait", "host_ms")
     return [{k: v for k, v in line.items() if k not in timings} for line in lines]
 
 
@@ -105,6 +107,25 @@ def test_a_run_leaves_everything(finished, capsys):
     assert train(config, str(workdir)) == results
     assert "is finished" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_log_tells_what_waits_for_input(run_once, tmp_path, monkeypatch, capsys):
+    def slow(experiment, start_step):
+        for batch in prompt(experiment, start_step):
+            time.sleep(0.25)
+            yield batch
+
+    def waits(workdir) -> list[float]:
+        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        return [line["input_wait"] for line in lines if line["split"] == "train"]
+
+    config, whole, _ = run_once
+    assert all(0 <= share < 1 for share in waits(whole))
+    prompt = Experiment.train_batches
+    monkeypatch.setattr(Experiment, "train_batches", slow)
+    train(config, str(tmp_path / "run"))
+    assert all(0.75 < share < 1 for share in waits(tmp_path / "run"))
+    assert re.search(r"  input wait (7[5-9]|[89]\d) %  ", capsys.readouterr().out)
 
 
 def test_resuming_at_any_checkpoint_is_exact(finished, tmp_path):
@@ -178,6 +199,8 @@ def test_operational_keys_may_change(tiny_config, tmp_path):
         (lambda c: c.update(log_every=0), "log_every"),
         (lambda c: c.update(eval_every=-1), "eval_every"),
         (lambda c: c.data.update(crop="middle"), "crop"),
+        (lambda c: c.data.update(num_threads=0), "data.num_threads must be at least 1"),
+        (lambda c: c.data.update(fast_images=True), "fast_images needs crop=random_resized"),
         (lambda c: c.update(dataset="cifar_ten"), "unknown dataset"),
         (lambda c: c.optim.update(name="adam"), "optim.name"),
         (lambda c: c.optim.update(clip_grad_norm=-1.0), "clip_grad_norm=-1.0"),

@@ -56,7 +56,7 @@ DEIT = TrainTransform(
 
 
 def measure(
-    contenders: dict[str, Iterator[Any]], *, batch: int, rounds: int, seconds: float = _SECONDS
+    contenders: dict[str, Iterator[Any]], *, batch: int, rounds: int, seconds: float | None = None
 ) -> dict[str, list[float]]:
     """Images a second of each, in every round.
 
@@ -64,8 +64,9 @@ def measure(
       contenders: endless batches, by name.
       batch: images of each.
       rounds: turns of each.
-      seconds: of one turn.
+      seconds: of one turn; by default 1.5.
     """
+    seconds = seconds or _SECONDS
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, batches in contenders.items():
@@ -188,8 +189,8 @@ def main(argv: list[str]) -> None:
             f" {len(source):,} files of {given.folder or 'made photographs, 500 x 375, 110 kB'}"
         )
         run = functools.partial(_measure_recipe, folder, source, given.batch, given.rounds, cores)
-        run("CNNs: random crop, flip", CNN, _torchvision_loaders)
-        run("DeiT: RandAugment besides", DEIT, _timm_loaders)
+        run("CNNs: random crop, flip", CNN, ("torch", "torchvision"))
+        run("DeiT: RandAugment besides", DEIT, ("torch", "torchvision", "timm"))
         _measure_threads(source, given.batch, given.rounds, cores)
 
 
@@ -201,13 +202,13 @@ def _measure_recipe(
     cores: int,
     title: str,
     transform: TrainTransform,
-    loaders: Callable[[], dict[str, Any]],
+    packages: tuple[str, ...],
 ) -> None:
     """Measures a recipe and prints a line for each contender."""
     fast = _fast(transform)
     contenders = {
         name: torch_batches(folder, theirs, batch=batch, workers=cores)
-        for name, theirs in loaders().items()
+        for name, theirs in _loaders_of(*packages).items()
     }
     others = list(contenders)
     variants = {"noah_jax": transform} | ({"noah_jax, fast_images": fast} if fast else {})
@@ -264,23 +265,18 @@ def _transforming(transform: TrainTransform) -> Callable[[bytes, int], Any]:
     return lambda data, index: transform(decoded(data), image_random(0, 0, index))
 
 
-def _torchvision_loaders() -> dict[str, Any]:
-    if not _installed("torch", "torchvision"):
+def _loaders_of(*names: str) -> dict[str, Any]:
+    """What to compare with, by name: transforms made of these packages, where they are."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"{', '.join(missing)} not installed: nothing to compare with")
         return {}
+    if "timm" in names:
+        return {"timm": timm_transform()}
     from torchvision import transforms as tv
 
+    # The original's loader makes float32 of the pixels; another could leave that to the device.
     return {
         "torchvision": torchvision_transform(),
         "torchvision, uint8": torchvision_transform(tv.PILToTensor()),
     }
-
-
-def _timm_loaders() -> dict[str, Any]:
-    return {"timm": timm_transform()} if _installed("torch", "torchvision", "timm") else {}
-
-
-def _installed(*names: str) -> bool:
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f"{', '.join(missing)} not installed: nothing to compare with")
-    return not missing

@@ -1,11 +1,14 @@
-"""Batches: this host's share of every global batch, read ahead by Grain's threads."""
+"""Batches: this host's share of every global batch, read ahead by Grain."""
 
+import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 from grain.experimental import ThreadPrefetchIterDataset
 from PIL import Image
 
@@ -15,12 +18,16 @@ from noah_jax.data.transforms import EvalTransform, TrainTransform
 
 Batch = dict[str, np.ndarray]
 Put = Callable[[Batch], Any]
+Loaded = tuple[Batch, list[DamagedImageError]]
 
 # So many damaged images in a row are no accident but another kind of set.
 _MAX_DAMAGED_IN_A_ROW = 100
 
 _PART = 32  # images that a thread prepares in one go
 _BATCHES_AHEAD = 2
+# Of all that is done for an image Python does about a thirtieth, under a lock that the
+# threads of a process share.
+_THREADS_PER_PROCESS = 16
 
 
 def num_cores() -> int:
@@ -38,6 +45,7 @@ def train_batches(
     num_threads: int | None,
     put: Put,
     damaged: DamagedImages,
+    num_workers: int | None = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Any]:
@@ -57,6 +65,8 @@ def train_batches(
         devices; at most two wait there, and as many are being prepared.
       damaged: what to do about images that cannot be decoded: the next one of the source
         takes its place, or the error is raised.
+      num_workers: processes that share the threads; 0 is this one, `None` as many as the
+        cores call for. What stands in a batch does not depend on it.
       process_index: this host's index.
       process_count: number of hosts; must divide the order's batch.
 
@@ -64,14 +74,12 @@ def train_batches(
       What `put` gives for `image` uint8 `[local, height, width, 3]`, `label` int32 `[local]`.
     """
     local = _local_size(order.batch_size, process_count)
-
-    def load(step: int, row: int) -> Batch:
-        _, index, rng = order.at(step, process_index * local + row)
-        image, label = _next_readable(source, index, damaged)
-        image = transform(image, rng)
-        return {"image": image, "label": np.int32(label)}
-
-    return _iterate(start_step, total_steps, load, local, num_threads, put)
+    load = functools.partial(_load_for_training, source, transform, order, process_index * local)
+    if num_workers is None:
+        num_workers = 0 if source.cached else num_cores() // _THREADS_PER_PROCESS
+    return _iterate(
+        start_step, total_steps, load, local, num_threads, put, damaged, num_workers=num_workers
+    )
 
 
 def eval_batches(
@@ -108,35 +116,59 @@ def eval_batches(
     local = _local_size(batch_size, process_count)
     blank = np.zeros_like(transform(Image.new("RGB", (1, 1))))
     filling = {"image": blank, "label": np.int32(0), "mask": np.bool_(False)}
-
-    def load(step: int, row: int) -> Batch:
-        index = step * batch_size + process_index * local + row
-        if index >= len(source):
-            return filling
-        try:
-            image, label = source[index]
-        except DamagedImageError as error:
-            damaged.add(error)
-            return filling
-        return {"image": transform(image), "label": np.int32(label), "mask": np.bool_(True)}
-
+    load = functools.partial(
+        _load_for_evaluation, source, transform, filling, batch_size, process_index * local
+    )
     steps = -(-len(source) // batch_size)
-    return _iterate(0, steps, load, local, num_threads, put)
+    return _iterate(0, steps, load, local, num_threads, put, damaged)
+
+
+def _load_for_training(
+    source: DecodedSource,
+    transform: TrainTransform,
+    order: Order,
+    first_row: int,
+    step: int,
+    row: int,
+) -> Loaded:
+    _, index, rng = order.at(step, first_row + row)
+    image, label, errors = _next_readable(source, index)
+    return {"image": transform(image, rng), "label": np.int32(label)}, errors
+
+
+def _load_for_evaluation(
+    source: DecodedSource,
+    transform: EvalTransform,
+    filling: Batch,
+    batch_size: int,
+    first_row: int,
+    step: int,
+    row: int,
+) -> Loaded:
+    index = step * batch_size + first_row + row
+    if index >= len(source):
+        return filling, []
+    try:
+        image, label = source[index]
+    except DamagedImageError as error:
+        return filling, [error]
+    image = transform(image)
+    return {"image": image, "label": np.int32(label), "mask": np.bool_(True)}, []
 
 
 def _next_readable(
-    source: DecodedSource, index: int, damaged: DamagedImages
-) -> tuple[RGBImage, int]:
-    """The first image from `index` on that can be decoded, and its label."""
+    source: DecodedSource, index: int
+) -> tuple[RGBImage, int, list[DamagedImageError]]:
+    """The first image from `index` on that can be decoded, its label, and what could not."""
     # Goes by the source's order, so that what stands in for an image is always the same.
+    errors: list[DamagedImageError] = []
     count = min(len(source), _MAX_DAMAGED_IN_A_ROW)
     for offset in range(count):
         try:
-            return source[(index + offset) % len(source)]
+            return *source[(index + offset) % len(source)], errors
         except DamagedImageError as error:
-            damaged.add(error)
-            last = error
-    raise ValueError(f"{count} images in a row cannot be decoded; the last: {last}")
+            errors.append(error)
+    raise ValueError(f"{count} images in a row cannot be decoded; the last: {errors[-1]}")
 
 
 def _local_size(batch_size: int, process_count: int) -> int:
@@ -145,36 +177,59 @@ def _local_size(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
+@dataclasses.dataclass(frozen=True)
+class _LoadPart:
+    """Part of a batch, by its number in the endless row of parts; goes to worker processes."""
+
+    load: Callable[[int, int], Loaded]
+    local: int
+    parts: int
+
+    def __call__(self, element: int) -> Loaded:
+        step, part = divmod(element, self.parts)
+        rows = range(part * self.local // self.parts, (part + 1) * self.local // self.parts)
+        loaded = [self.load(step, row) for row in rows]
+        return _join(np.stack, loaded)
+
+
 def _iterate(
     start: int,
     stop: int,
-    load: Callable[[int, int], Batch],
+    load: Callable[[int, int], Loaded],
     local: int,
     num_threads: int | None,
     put: Put,
+    damaged: DamagedImages,
+    *,
+    num_workers: int = 0,
 ) -> Iterator[Any]:
     # An element is a part of a batch: Grain takes 45 us an element, and threads that prepare
     # whole batches would hold many of them in memory.
     parts = -(-local // _PART)
-
-    def load_part(element: int) -> Batch:
-        step, part = divmod(element, parts)
-        return _join(
-            np.stack,
-            [load(step, row) for row in range(part * local // parts, (part + 1) * local // parts)],
-        )
-
     threads = num_threads or num_cores()
-    options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=_BATCHES_AHEAD * parts + threads
-    )
+    if num_workers:
+        threads = -(-threads // num_workers)
+    ahead = -(-_BATCHES_AHEAD * parts // max(1, num_workers))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead + threads)
     # Sliced by step: Grain's iterator state is never saved nor restored.
-    dataset = grain.MapDataset.range(start * parts, stop * parts).map(load_part)
-    joined = dataset.to_iter_dataset(options).batch(
-        parts, batch_fn=lambda x: _join(np.concatenate, x)
-    )
-    return iter(ThreadPrefetchIterDataset(joined.map(put), prefetch_buffer_size=_BATCHES_AHEAD))
+    elements = grain.MapDataset.range(start * parts, stop * parts)
+    loaded = elements.map(_LoadPart(load, local, parts)).to_iter_dataset(options)
+    if num_workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain hands them to the workers
+        loaded = loaded.mp_prefetch(grain.MultiprocessingOptions(num_workers))
+
+    def place(whole: Loaded) -> Any:
+        batch, errors = whole
+        for error in errors:
+            damaged.add(error)
+        return put(batch)
+
+    joined = loaded.batch(parts, batch_fn=functools.partial(_join, np.concatenate))
+    return iter(ThreadPrefetchIterDataset(joined.map(place), prefetch_buffer_size=_BATCHES_AHEAD))
 
 
-def _join(how: Callable[[list[np.ndarray]], np.ndarray], batches: Sequence[Batch]) -> Batch:
-    return {key: how([batch[key] for batch in batches]) for key in batches[0]}
+def _join(how: Callable[[list[np.ndarray]], np.ndarray], loaded: Sequence[Loaded]) -> Loaded:
+    batches = [batch for batch, _ in loaded]
+    joined = {key: how([batch[key] for batch in batches]) for key in batches[0]}
+    return joined, [error for _, errors in loaded for error in errors]

@@ -1,7 +1,6 @@
 """From encoded bytes to RGB images."""
 
 import io
-import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -22,11 +21,16 @@ class DamagedImageError(ValueError):
 
     Attributes:
       name: which image: its path, or its number in its set.
+      reason: what is wrong with it.
     """
 
     def __init__(self, name: str, reason: str):
-        super().__init__(f"{name} cannot be decoded: {reason}")
+        super().__init__(name, reason)  # all that a copy in another process is made of
         self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name} cannot be decoded: {self.reason}"
 
 
 def decode(data: bytes, name: str = "the image") -> Image.Image:
@@ -96,6 +100,11 @@ class DecodedSource:
         self._decode = decode_fast if fast else decode
         self._kept: dict[int, tuple[RGBImage, int]] | None = {} if cache else None
 
+    @property
+    def cached(self) -> bool:
+        """Whether images are kept."""
+        return self._kept is not None
+
     def __len__(self) -> int:
         return len(self._source)
 
@@ -131,7 +140,6 @@ class DamagedImages:
         self._policy = policy
         self._tell = tell
         self._names: set[str] = set()
-        self._lock = threading.Lock()  # the batches' threads all write here
 
     def __len__(self) -> int:
         return len(self._names)
@@ -144,9 +152,6 @@ class DamagedImages:
         """
         if self._policy == "stop":
             raise error
-        with self._lock:
-            if error.name in self._names:
-                return
+        if error.name not in self._names:
             self._names.add(error.name)
-            count = len(self._names)
-        self._tell(f"damaged image {count}: {error}")
+            self._tell(f"damaged image {len(self._names)}: {error}")
