@@ -77,7 +77,7 @@ def test_turns_are_counted_in_images():
 
 def test_made_photographs_are_of_imagenets_kind():
     data = make_photograph(0)
-    assert 100_000 < len(data) < 140_000 and decode(data).size == (500, 375)
+    assert 100_000 < len(data) < 140_000 and decode(data).shape == (375, 500, 3)
     assert make_photograph(0) == data != make_photograph(1)
 
 

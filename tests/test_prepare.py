@@ -103,9 +103,7 @@ def _assert_same_images(prepared: tuple, original: tuple) -> None:
     for a, b in zip(prepared, original, strict=True):
         assert a.class_names == b.class_names
         assert _content(a) == _content(b)
-    np.testing.assert_array_equal(
-        np.asarray(decode(prepared[0][0][0])), np.asarray(decode(original[0][0][0]))
-    )
+    np.testing.assert_array_equal(decode(prepared[0][0][0]), decode(original[0][0][0]))
 
 
 def test_tars_and_folders_come_to_the_same_set(tars, folders, tmp_path):

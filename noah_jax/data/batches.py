@@ -10,9 +10,8 @@ import grain
 import numpy as np
 from absl import flags
 from grain.experimental import ThreadPrefetchIterDataset
-from PIL import Image
 
-from noah_jax.data.decoding import DamagedImageError, DamagedImages, DecodedSource, RGBImage
+from noah_jax.data.decoding import DamagedImageError, DamagedImages, DecodedSource
 from noah_jax.data.order import Order
 from noah_jax.data.transforms import EvalTransform, TrainTransform
 
@@ -114,7 +113,7 @@ def eval_batches(
       `mask` bool `[local]`, false for the filling and for damaged images.
     """
     local = _local_size(batch_size, process_count)
-    blank = np.zeros_like(transform(Image.new("RGB", (1, 1))))
+    blank = np.zeros_like(transform(np.zeros((1, 1, 3), np.uint8)))
     filling = {"image": blank, "label": np.int32(0), "mask": np.bool_(False)}
     load = functools.partial(
         _load_for_evaluation, source, transform, filling, batch_size, process_index * local
@@ -158,7 +157,7 @@ def _load_for_evaluation(
 
 def _next_readable(
     source: DecodedSource, index: int
-) -> tuple[RGBImage, int, list[DamagedImageError]]:
+) -> tuple[np.ndarray, int, list[DamagedImageError]]:
     """The first image from `index` on that can be decoded, its label, and what could not."""
     # Goes by the source's order, so that what stands in for an image is always the same.
     errors: list[DamagedImageError] = []

@@ -9,8 +9,6 @@ from PIL import Image
 
 from noah_jax.data.sources import Source
 
-RGBImage = Image.Image | np.ndarray  # what `decode` gives, or `decode_fast`
-
 ON_DAMAGE = ("replace", "stop")
 # In other colour spaces (CMYK, and RGB itself) Pillow's own conversion counts.
 _PLAIN_JPEG = ("YCbCr", "Gray")
@@ -33,11 +31,12 @@ class DamagedImageError(ValueError):
         return f"{self.name} cannot be decoded: {self.reason}"
 
 
-def decode(data: bytes, name: str = "the image") -> Image.Image:
-    """An encoded image as RGB; the EXIF orientation is ignored, as the original does.
+def decode(data: bytes, name: str = "the image") -> np.ndarray:
+    """An encoded image as uint8 `[height, width, 3]`, its EXIF orientation ignored.
 
     Whatever PIL reads goes, by its content and not its name: other colour spaces, palettes
-    and depths become RGB as PIL's `convert("RGB")` makes them.
+    and depths become RGB as PIL's `convert("RGB")` makes them. The original ignores the
+    orientation too.
 
     Args:
       data: the encoded image.
@@ -46,11 +45,10 @@ def decode(data: bytes, name: str = "the image") -> Image.Image:
     Raises:
       DamagedImageError: if it is truncated, or no image that PIL knows.
     """
-    if (pixels := _decode_jpeg(data, "RGBX")) is not None:
-        height, width, _ = pixels.shape
-        return Image.frombytes("RGB", (width, height), pixels, "raw", "RGBX")
+    if (pixels := _decode_jpeg(data)) is not None:
+        return pixels
     try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     except MemoryError:
         raise  # the machine's trouble, not the image's
     except Image.UnidentifiedImageError as error:
@@ -62,15 +60,15 @@ def decode(data: bytes, name: str = "the image") -> Image.Image:
 
 
 def decode_fast(data: bytes, name: str = "the image") -> np.ndarray:
-    """As `decode`, but quicker and a level or so off, uint8 `[height, width, 3]`.
+    """As `decode`, but quicker and a level or so off.
 
     JPEG's inverse cosine transform and the enlargement of the colours are approximate.
     """
-    pixels = _decode_jpeg(data, "RGB", fastdct=True, fastupsample=True)
-    return np.asarray(decode(data, name)) if pixels is None else pixels
+    pixels = _decode_jpeg(data, fastdct=True, fastupsample=True)
+    return decode(data, name) if pixels is None else pixels
 
 
-def _decode_jpeg(data: bytes, colorspace: str, **options: bool) -> np.ndarray | None:
+def _decode_jpeg(data: bytes, **options: bool) -> np.ndarray | None:
     """The pixels of an ordinary, whole JPEG image; `None` is for Pillow to decide.
 
     Both decoders are libjpeg-turbo; this one takes three quarters of the time, because it
@@ -79,7 +77,7 @@ def _decode_jpeg(data: bytes, colorspace: str, **options: bool) -> np.ndarray | 
     try:
         if simplejpeg.decode_jpeg_header(data)[2] not in _PLAIN_JPEG:
             return None
-        return simplejpeg.decode_jpeg(data, colorspace, **options)
+        return simplejpeg.decode_jpeg(data, **options)
     except ValueError:  # no JPEG, or one that is damaged, which Pillow may still read
         return None
 
@@ -98,7 +96,7 @@ class DecodedSource:
     def __init__(self, source: Source, *, fast: bool = False, cache: bool = False):
         self._source = source
         self._decode = decode_fast if fast else decode
-        self._kept: dict[int, tuple[RGBImage, int]] | None = {} if cache else None
+        self._kept: dict[int, tuple[np.ndarray, int]] | None = {} if cache else None
 
     @property
     def cached(self) -> bool:
@@ -108,7 +106,7 @@ class DecodedSource:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> tuple[RGBImage, int]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """The image and its label.
 
         Raises:

@@ -78,19 +78,21 @@ def draw_crop(
 
 
 def resized_crop(
-    image: Image.Image, box: Box, size: tuple[int, int], interpolation: str
+    pixels: np.ndarray, box: Box, size: tuple[int, int], interpolation: str
 ) -> Image.Image:
     """The box of an image, resized.
 
     Args:
-      image: the image.
+      pixels: uint8 `[height, width, 3]`.
       box: what to cut out.
       size: `(height, width)` of the result in pixels.
       interpolation: "bilinear" or "bicubic".
     """
     # Not `resize(box=box)`: there the filter reads pixels beyond the box, which changes the
     # result along its edges.
-    return image.crop(box).resize(size[::-1], INTERPOLATIONS[interpolation])
+    left, top, right, bottom = box
+    image = Image.fromarray(pixels[top:bottom, left:right])
+    return image.resize(size[::-1], INTERPOLATIONS[interpolation])
 
 
 def draw_offset(pad: int, random: np.random.Generator) -> tuple[int, int]:

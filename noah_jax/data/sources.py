@@ -140,7 +140,10 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         path, label = self._files[index]
-        return epath.Path(path).read_bytes(), label
+        if "://" in path:
+            return epath.Path(path).read_bytes(), label
+        with open(path, "rb") as file:  # half the time of epath's
+            return file.read(), label
 
     def describe(self, index: int) -> str:
         return self._files[index][0]

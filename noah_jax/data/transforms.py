@@ -1,4 +1,4 @@
-"""Image transforms on the host: RGB image in, uint8 `[height, width, 3]` out.
+"""Image transforms on the host: uint8 `[height, width, 3]` in and out.
 
 Pillow throughout, so that results are what torchvision and timm compute on PIL images; for
 training there are quicker crops besides, which OpenCV makes. Random choices come from the
@@ -15,10 +15,9 @@ from PIL import Image
 
 from noah_jax.data import geometry
 from noah_jax.data.color import Adjustment, color_jitter, draw_color_jitter
-from noah_jax.data.decoding import RGBImage
 from noah_jax.data.randaugment import Fill, Operation, RandAugment, rand_augment
 
-EvalTransform = Callable[[Image.Image], np.ndarray]
+EvalTransform = Callable[[np.ndarray], np.ndarray]
 
 _CROPS = ("random_resized", "pad", "none")
 
@@ -121,14 +120,14 @@ class TrainTransform:
             ),
         )
 
-    def apply(self, image: RGBImage, choices: TrainChoices) -> np.ndarray:
+    def apply(self, pixels: np.ndarray, choices: TrainChoices) -> np.ndarray:
         """The transformed image; a pure function."""
         if self.fast:
-            return self._apply_fast(image, choices)
+            return self._apply_fast(pixels, choices)
         if choices.box is not None:
-            image = geometry.resized_crop(image, choices.box, self.size, choices.interpolation)
+            image = geometry.resized_crop(pixels, choices.box, self.size, choices.interpolation)
         else:
-            image = geometry.fit(image, self.size, choices.interpolation)
+            image = geometry.fit(Image.fromarray(pixels), self.size, choices.interpolation)
             if choices.offset is not None:
                 image = geometry.shifted_crop(image, self.size, choices.offset)
             else:
@@ -151,10 +150,9 @@ class TrainTransform:
         image = color_jitter(image, choices.adjustments)
         return rand_augment(image, choices.operations, self.fill)
 
-    def __call__(self, image: RGBImage, random: np.random.Generator) -> np.ndarray:
+    def __call__(self, pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Draws and applies."""
-        size = image.shape[1::-1] if self.fast else image.size
-        return self.apply(image, self.draw(size, random))
+        return self.apply(pixels, self.draw(pixels.shape[1::-1], random))
 
 
 def make_eval_transform(
@@ -175,7 +173,8 @@ def make_eval_transform(
     if resize is not None and resize < 1:
         raise ValueError(f"eval_resize must be at least 1 pixel, got {resize}")
 
-    def transform(image: Image.Image) -> np.ndarray:
+    def transform(pixels: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(pixels)
         if resize is None:
             image = geometry.fit(image, size, interpolation)
         else:

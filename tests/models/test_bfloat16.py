@@ -70,7 +70,7 @@ def _sample(size: int) -> tuple[np.ndarray, np.ndarray]:
     """The embedded test images as the checkpoints were trained on them, and their labels."""
     _, source = open_sources("fashion_mnist_sample")
     images, labels = zip(*map(DecodedSource(source).__getitem__, range(len(source))), strict=True)
-    pixels = np.stack([np.asarray(image.convert("L")) for image in images])
+    pixels = np.stack([image[..., 0] for image in images])
     nearest = np.arange(size) * 28 // size
     normalised = (pixels[:, nearest][:, :, nearest].astype(np.float32) / 255 - 0.286) / 0.353
     return normalised[..., None].repeat(3, axis=-1), np.array(labels)
