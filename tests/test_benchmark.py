@@ -49,7 +49,6 @@ def test_without_pytorch_it_says_so(monkeypatch, capsys):
 
 def test_the_input_is_measured_beside_its_floors(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(input, "_SECONDS", 0.01)
-    monkeypatch.setattr(input, "_REST", 0.0)
     monkeypatch.setattr(input, "_loaders_of", lambda *names: {})  # PyTorch's take seconds to start
     write_class_folder(tmp_path, files=8, different=2)
     assert run("--what", "input", "--folder", str(tmp_path), "--batch", "4", "--rounds", "2") == 0

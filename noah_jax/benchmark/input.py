@@ -39,8 +39,7 @@ from noah_jax.report import warn
 _SIZE = (224, 224)
 _FILES = 1024  # of the made set: what the system keeps in memory, so that no disk counts
 _SECONDS = 1.5  # of a turn
-_REST = 0.5  # between turns, in which the buffers of the last one fill
-_BUFFERED = 6  # batches that may lie ready when a turn begins: they do not count
+_BUFFERED = 7  # batches that may lie ready when a turn begins: they do not count
 _ENDLESS = 10**9
 
 CNN = TrainTransform("random_resized", _SIZE)
@@ -78,7 +77,7 @@ def measure(
                 count += batch
             if turn:  # the first is for warming up
                 speeds[name].append(count / elapsed)
-            time.sleep(_REST)
+            time.sleep(_BUFFERED * elapsed / (count / batch))  # till the buffers are full again
     return speeds
 
 
