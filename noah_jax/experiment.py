@@ -251,7 +251,7 @@ def build(config: ConfigDict) -> Experiment:
         mesh=mesh,
         model=model,
         data_name=train_source.name,
-        train_source=DecodedSource(train_source, fast=data.fast_images, cache=data.cache),
+        train_source=DecodedSource(train_source, cache=data.cache),
         eval_source=DecodedSource(eval_source, cache=data.cache),
         order=order,
         train_transform=train_transform,

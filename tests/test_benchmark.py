@@ -58,7 +58,7 @@ def test_the_input_is_measured_beside_its_floors(capsys, monkeypatch, tmp_path):
         name: int(speed.replace(",", ""))
         for name, speed in re.findall(r"^ *(\S.*?)  +([\d,]+)$", out, re.MULTILINE)
     }
-    for name in ("noah_jax", "its decoding alone", "its transforms alone"):
+    for name in ("noah_jax", "decoding whole images alone", "its transforms alone"):
         assert speeds[name] > 0 and speeds[f"{name}, fast_images"] > 0
     assert out.count("fast_images differs from Pillow's pixels by") == 2
 

@@ -18,6 +18,8 @@ from noah_jax.data.transforms import TrainTransform, make_eval_transform
 class _Numbers:
     """A source whose image i is filled with i."""
 
+    cached = False
+
     def __init__(self, length: int):
         self._length = length
 
@@ -26,6 +28,10 @@ class _Numbers:
 
     def __getitem__(self, index):
         return np.full((4, 4, 3), index, np.uint8), index % 7
+
+    def transformed(self, index, transform, random):
+        pixels, label = self[index]
+        return transform(pixels, random), label
 
 
 def _take(source, transform=None, batch_size=8, **kwargs):

@@ -14,8 +14,9 @@ from noah_jax.data.decoding import (
     DamagedImages,
     DecodedSource,
     decode,
-    decode_fast,
+    decode_and_transform,
 )
+from noah_jax.data.jpeg import decode_jpeg, read_header
 from noah_jax.data.order import Order, permutation
 from noah_jax.data.sources import SAMPLE, open_sources
 from noah_jax.data.transforms import TrainTransform, make_eval_transform
@@ -99,9 +100,35 @@ def test_jpegs_are_decoded_as_pillow_does(golden, kind):
     data = _jpeg(golden, **JPEGS[kind])
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(decode(data), expected)
-    fast = decode_fast(data)
-    assert fast.dtype == np.uint8 and fast.shape == expected.shape
-    assert np.abs(fast - expected.astype(int)).mean() < 3
+    if (header := read_header(data)) is not None:
+        fast = decode_jpeg(data, header, fast=True)
+        assert fast.dtype == np.uint8 and fast.shape == expected.shape
+        assert np.abs(fast - expected.astype(int)).mean() < 3
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_no_row_below_is_needed(golden, kind):
+    data = _jpeg(golden, **JPEGS[kind])
+    header = read_header(data)
+    if kind in ("cmyk", "rgb"):
+        assert header is None
+        return
+    assert header[:2] == (93, 131) and (header.height_at is None) == (kind == "progressive")
+    whole = decode(data)
+    for rows in range(1, 132):
+        part = decode_jpeg(data, header, rows=rows)
+        assert len(part) == (131 if header.height_at is None else min(rows + 8, 131))
+        np.testing.assert_array_equal(part[:rows], whole[:rows])
+
+
+def test_crops_are_those_of_whole_images(golden):
+    transform = TrainTransform("random_resized", (20, 24), interpolation="random")
+    for data in (_jpeg(golden), _jpeg(golden, mode="CMYK"), _photograph(golden, "china.jpg")):
+        for seed in range(9):
+            np.testing.assert_array_equal(
+                decode_and_transform(data, transform, np.random.default_rng(seed)),
+                transform(decode(data), np.random.default_rng(seed)),
+            )
 
 
 def test_only_pillow_decides_what_is_damaged(golden):
@@ -111,11 +138,14 @@ def test_only_pillow_decides_what_is_damaged(golden):
     odd = data[:start] + b"\x00\x00\x00" + data[start:] + b"more"
     expected = np.asarray(Image.open(io.BytesIO(odd)).convert("RGB"))
     np.testing.assert_array_equal(decode(odd), expected)
-    np.testing.assert_array_equal(decode_fast(odd), expected)
+    # Truncated files are refused even where all that is missing lies below the crop.
+    top = TrainTransform("random_resized", (8, 8), area=(0.01, 0.02))
     for length in (len(data) // 2, len(data) - 40, 30):
-        for read in (decode, decode_fast):
+        with pytest.raises(DamagedImageError, match="cannot be decoded"):
+            decode(data[:length])
+        for seed in range(5):
             with pytest.raises(DamagedImageError, match="cannot be decoded"):
-                read(data[:length])
+                decode_and_transform(data[:length], top, np.random.default_rng(seed))
 
 
 def test_the_error_survives_a_way_between_processes():

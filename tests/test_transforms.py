@@ -11,7 +11,7 @@ from PIL import Image
 from noah_jax.config import default_config
 from noah_jax.data import geometry, order
 from noah_jax.data.color import color_jitter, draw_color_jitter
-from noah_jax.data.decoding import decode, decode_fast
+from noah_jax.data.decoding import decode, decode_and_transform
 from noah_jax.data.randaugment import RandAugment, rand_augment
 from noah_jax.data.transforms import TrainTransform, make_eval_transform
 from noah_jax.experiment import build
@@ -216,7 +216,7 @@ def test_fast_images_are_nearly_the_same(golden, interpolation, flip, side):
         exact.draw((375, 500), np.random.default_rng(0)), box=(90, 120, 90 + side, 120 + side)
     )
     choices = dataclasses.replace(choices, flip=flip)
-    fast = dataclasses.replace(exact, fast=True).apply(decode_fast(data), choices)
+    fast = dataclasses.replace(exact, fast=True).apply(decode(data), choices)
     pixels = exact.apply(decode(data), choices)
     assert fast.dtype == np.uint8 and fast.shape == pixels.shape == (80, 90, 3)
     assert 0 < np.abs(fast - pixels.astype(int)).mean() < 2.5
@@ -229,8 +229,8 @@ def test_fast_images_take_every_augmentation(golden):
     # An inversion or a rotation that one of them missed would be 50 levels off.
     for seed in range(12):
         ours, theirs = (
-            transform(read(data), np.random.default_rng(seed)).astype(int)
-            for transform, read in ((fast, decode_fast), (exact, decode))
+            decode_and_transform(data, transform, np.random.default_rng(seed)).astype(int)
+            for transform in (fast, exact)
         )
         assert np.abs(ours - theirs).mean() < 12
 

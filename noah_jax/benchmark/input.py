@@ -28,7 +28,8 @@ import numpy as np
 from noah_jax.benchmark.arguments import Parser, positive
 from noah_jax.benchmark.photographs import write_class_folder
 from noah_jax.data.batches import num_cores, train_batches
-from noah_jax.data.decoding import DamagedImages, DecodedSource, decode, decode_fast
+from noah_jax.data.decoding import DamagedImages, DecodedSource, decode_and_transform
+from noah_jax.data.jpeg import decode_jpeg, read_header
 from noah_jax.data.order import Order, image_random
 from noah_jax.data.randaugment import RandAugment, mean_color
 from noah_jax.data.sources import Source, open_sources
@@ -86,7 +87,7 @@ def our_batches(
 ) -> Iterator[Any]:
     """Batches of the training program, which stay on the host."""
     return train_batches(
-        DecodedSource(source, fast=transform.fast),
+        DecodedSource(source),
         transform,
         Order(0, len(source), batch),
         start_step=0,
@@ -165,8 +166,11 @@ def pixel_difference(source: Source, transform: TrainTransform, images: int = 64
     differences = []
     for index in range(min(images, len(source))):
         data, _ = source[index]
-        ours = exact(decode(data), image_random(0, 0, index)).astype(np.int16)
-        differences.append(np.abs(ours - fast(decode_fast(data), image_random(0, 0, index))))
+        pixels = [
+            decode_and_transform(data, how, image_random(0, 0, index)).astype(np.int16)
+            for how in (exact, fast)
+        ]
+        differences.append(np.abs(pixels[0] - pixels[1]))
     return np.stack(differences)
 
 
@@ -216,9 +220,9 @@ def _measure_recipe(
         contenders[f"  its transforms alone{name[8:]}"] = floor(
             source, _transforming(ours), batch=batch, threads=cores
         )
-        contenders[f"  its decoding alone{name[8:]}"] = floor(
+        contenders[f"  decoding whole images alone{name[8:]}"] = floor(
             source,
-            lambda data, _, decoded=decode_fast if ours.fast else decode: decoded(data),
+            functools.partial(_decode_whole, fast=ours.fast),
             batch=batch,
             threads=cores,
         )
@@ -259,9 +263,13 @@ def _fast(transform: TrainTransform) -> TrainTransform | None:
     return dataclasses.replace(transform, fast=True) if installed else None
 
 
+def _decode_whole(data: bytes, index: int, *, fast: bool) -> None:
+    if (header := read_header(data)) is not None:
+        decode_jpeg(data, header, fast=fast)
+
+
 def _transforming(transform: TrainTransform) -> Callable[[bytes, int], Any]:
-    decoded = decode_fast if transform.fast else decode
-    return lambda data, index: transform(decoded(data), image_random(0, 0, index))
+    return lambda data, index: decode_and_transform(data, transform, image_random(0, 0, index))
 
 
 def _loaders_of(*names: str) -> dict[str, Any]:

@@ -130,9 +130,20 @@ def _load_for_training(
     step: int,
     row: int,
 ) -> Loaded:
-    _, index, rng = order.at(step, first_row + row)
-    image, label, errors = _next_readable(source, index)
-    return {"image": transform(image, rng), "label": np.int32(label)}, errors
+    # An image that cannot be decoded is replaced by the next one of the source, not of the
+    # order, so that what stands in for it is always the same.
+    errors: list[DamagedImageError] = []
+    count = min(len(source), _MAX_DAMAGED_IN_A_ROW)
+    for offset in range(count):
+        # Drawn anew each time: an image that failed may have used its choices.
+        _, index, random = order.at(step, first_row + row)
+        try:
+            image, label = source.transformed((index + offset) % len(source), transform, random)
+        except DamagedImageError as error:
+            errors.append(error)
+        else:
+            return {"image": image, "label": np.int32(label)}, errors
+    raise ValueError(f"{count} images in a row cannot be decoded; the last: {errors[-1]}")
 
 
 def _load_for_evaluation(
@@ -153,21 +164,6 @@ def _load_for_evaluation(
         return filling, [error]
     image = transform(image)
     return {"image": image, "label": np.int32(label), "mask": np.bool_(True)}, []
-
-
-def _next_readable(
-    source: DecodedSource, index: int
-) -> tuple[np.ndarray, int, list[DamagedImageError]]:
-    """The first image from `index` on that can be decoded, its label, and what could not."""
-    # Goes by the source's order, so that what stands in for an image is always the same.
-    errors: list[DamagedImageError] = []
-    count = min(len(source), _MAX_DAMAGED_IN_A_ROW)
-    for offset in range(count):
-        try:
-            return *source[(index + offset) % len(source)], errors
-        except DamagedImageError as error:
-            errors.append(error)
-    raise ValueError(f"{count} images in a row cannot be decoded; the last: {errors[-1]}")
 
 
 def _local_size(batch_size: int, process_count: int) -> int:

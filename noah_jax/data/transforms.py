@@ -59,7 +59,7 @@ class TrainTransform:
       color_jitter: strength of the random brightness, contrast and saturation; 0 for none.
       rand_augment: the distribution of RandAugment's operations; `None` for none.
       fill: the colour of pixels that RandAugment takes from beyond the image.
-      fast: cut and flip with OpenCV what `decode_fast` gives; only crop="random_resized".
+      fast: decode approximately, cut and flip with OpenCV; only crop="random_resized".
 
     Raises:
       ValueError: on an unknown crop or interpolation, a value out of its range, colour
