@@ -51,7 +51,10 @@ def test_the_default_models_exist():
     ("arguments", "words"),
     [
         ([], "say what to measure: --what eval or --what input or --what host"),
-        (["--what", "evel"], "cannot measure 'evel'; say --what eval or --what input or --what host"),
+        (
+            ["--what", "evel"],
+            "cannot measure 'evel'; say --what eval or --what input or --what host",
+        ),
         (["--what"], "cannot measure ''"),
         (["--what", "eval", "--models", "noah_resnet19"], "did you mean noah_resnet18"),
         (["--what", "eval", "--batch", "0"], "--batch"),
