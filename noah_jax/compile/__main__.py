@@ -23,6 +23,7 @@ import pathlib
 import sys
 from typing import NoReturn
 
+import jax
 from ml_collections import ConfigDict
 
 from noah_jax.compile import text
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
         if form == "table":
             say(text.HEADER)
         fit = [_compile(config, target, form) for config in configs for target in targets]
-    except (UsageError, ValueError) as error:
+    except (UsageError, ValueError, jax.errors.JaxRuntimeError) as error:
         if "NOAH_TRACEBACK" in os.environ:
             raise
         return fail(error)
@@ -74,7 +75,7 @@ def _compile(config: ConfigDict, target: Target, form: str) -> bool:
     name = config.model.name
     try:
         report = compile_for(config, target)
-    except ValueError as error:
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
         if form != "table":
             raise
         say(text.failed_row(name, target.name, error))

@@ -27,6 +27,7 @@ class Collective(NamedTuple):
       kind: such as "all-reduce".
       bytes: of one of them, what a device holds of its result; of a reduce-scatter, of its
         operand.
+      dtypes: of what is exchanged.
       group_size: devices that take part together; 2 for a permute.
       source: the operation of the model that it comes from, as far as XLA tells.
       count: how many there are.
@@ -34,6 +35,7 @@ class Collective(NamedTuple):
 
     kind: str
     bytes: int
+    dtypes: str
     group_size: int
     source: str
     count: int = 1
@@ -55,8 +57,9 @@ def collectives(text: str, num_devices: int) -> list[Collective]:
             result = _top_level(result)[1]  # of (operands, results, ...)
         group_size = _group_size(line, num_devices)
         size = _num_bytes(result) * (group_size if kind == "reduce-scatter" else 1)
+        dtypes = ", ".join(sorted({dtype for dtype, _ in _SHAPE.findall(result)}))
         source = re.search(r'op_name="([^"]*)"', line)
-        found[kind, size, group_size, source[1][:80] if source else ""] += 1
+        found[kind, size, dtypes, group_size, source[1][:80] if source else ""] += 1
     alike = [Collective(*key, count) for key, count in found.items()]
     return sorted(alike, key=lambda c: -c.bytes * c.count)
 

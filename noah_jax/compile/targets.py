@@ -15,6 +15,17 @@ _TPU_HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 # Without it a chip of v4 counts as two devices of a core each.
 _MEGACORE = {"chip_config_name": "megacore", "num_slices": 1, "wrap": (False,) * 3}
 
+# No TPU is asked for, another process may have the library open, and nothing is logged: libtpu
+# complains of a worker and a type of accelerator that it cannot find.
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+
 _H100_MEMORY = 84_942_979_072  # bytes
 _H100_PER_HOST = 8
 # What XLA's compiler asks about a GPU (H100 SXM, 80 GB), as its GpuTargetConfigProto.
@@ -103,10 +114,7 @@ def _tpu(name: str) -> Target:
     kind, size = _parse(name)
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(f"{name} needs the TPU's compiler: pip install libtpu")
-    # No TPU is asked for, and another process may have the library open.
-    quiet = {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TPU_WORKER_HOSTNAMES": ""}
-    alone = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    for key, value in (quiet | alone).items():
+    for key, value in _LIBTPU.items():
         os.environ.setdefault(key, value)
     chips = [int(length) for length in size.split("x")]
     per_host = [min(length, 2) for length in chips[:2]] + [1]

@@ -57,7 +57,8 @@ def describe(report: Report, smaller: Report | None) -> str:
         ]
     for c in report.collectives or ():
         lines += [
-            f"  {c.count} x {c.kind} of {_size(c.bytes)} among {c.group_size} devices  {c.source}"
+            f"  {c.count} x {c.kind} of {_size(c.bytes)} ({c.dtypes}) among {c.group_size} devices "
+            f" {c.source}".rstrip()
         ]
     lines += [_line("compiled in", f"{report.compile_seconds:.0f} s")]
     lines += [f"note: {note}" for note in report.notes]
