@@ -79,7 +79,7 @@ class Report:
       parameter_bytes: of the trainable parameters, and so of their gradients.
       statistics_bytes: of BatchNorm's running statistics.
       memory: what it takes.
-      compile_seconds: on this machine.
+      compile_seconds: XLA's, on this machine.
       notes: what to know of the figures.
       flops: floating point operations of a step; None, as all below, where XLA gave up.
       bytes_accessed: memory traffic of a step; None on GPUs too.
@@ -135,6 +135,7 @@ def compile_for(config: ConfigDict, target: Target) -> Report:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         compiled, memory = None, _exhausted(error)
+    seconds = time.perf_counter() - start
     state = experiment.abstract_state()
     found: dict[str, Any] = {}
     if compiled is not None:
@@ -164,7 +165,7 @@ def compile_for(config: ConfigDict, target: Target) -> Report:
         parameter_bytes=_num_bytes(trainable(state["params"], experiment.groups.frozen)),
         statistics_bytes=_num_bytes(state["stats"]),
         memory=memory,
-        compile_seconds=time.perf_counter() - start,
+        compile_seconds=seconds,
         notes=target.notes,
         **found,
     )
