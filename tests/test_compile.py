@@ -5,8 +5,10 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
+from ml_collections import ConfigDict
 
 from noah_jax.compile import analysis, hlo, targets
 from noah_jax.compile.__main__ import main
@@ -18,14 +20,19 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = """
 from noah_jax.config import default_config
 
-def get_config():
+def get_config(variant):
     config = default_config()
-    config.model.name = "noah_resnet18"
-    config.model.image_size = 16
-    config.model.stem = "small"
-    config.model.width = 4
-    config.model.depths = (1, 1, 1, 1)
-    config.model.batch_norm_group = 8
+    if variant == "resnet":
+        config.model.name = "noah_resnet18"
+        config.model.image_size = 16
+        config.model.stem = "small"
+        config.model.width = 4
+        config.model.depths = (1, 1, 1, 1)
+        config.model.batch_norm_group = 8
+    else:
+        config.model.name = "deit_tiny_050_patch16_224"
+        config.model.image_size = 32
+        config.model.depth = 1
     config.batch_size = config.eval_batch_size = 64
     config.mixup = 0.8
     config.cutmix = 1.0
@@ -41,9 +48,10 @@ def start(tmp_path):
     """The program in a process of its own: virtual devices are counted once in a process."""
     (tmp_path / "tiny.py").write_text(CONFIG)
 
-    def run(*words):
+    def run(variant, *words):
+        config = f"--config={tmp_path}/tiny.py:{variant}"
         return subprocess.Popen(
-            [sys.executable, "-m", "noah_jax.compile", f"--config={tmp_path}/tiny.py", *words],
+            [sys.executable, "-m", "noah_jax.compile", config, *words],
             cwd=ROOT,
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
@@ -61,7 +69,7 @@ def output_of(process, *, code):
 
 
 def test_a_step_on_eight_devices_exchanges_gradients_and_statistics_alone(start):
-    within = start("--topology=cpu:8", "--json")
+    within = start("resnet", "--topology=cpu:8", "--json")
     report = json.loads(output_of(within, code=0))
     assert report["num_devices"] == 8 and report["fits"]
     assert {c["kind"] for c in report["collectives"]} == {"all-reduce"}
@@ -81,13 +89,51 @@ def test_a_step_on_eight_devices_exchanges_gradients_and_statistics_alone(start)
 
 
 def test_groups_that_span_devices_exchange_more(start):
-    spanning = start("--topology=cpu:8", "--config.mix_group=16", "--json")
+    spanning = start("deit", "--topology=cpu:8", "--config.mix_group=16", "--json")
     report = json.loads(output_of(spanning, code=0))
     assert {c["kind"] for c in report["collectives"]} > {"all-reduce"}
 
 
+@pytest.mark.parametrize(
+    ("group", "unforeseen", "through", "expected"),
+    [
+        (64, 0, [256], 256),  # as foreseen: a quarter
+        (64, 1000, [256, 128], 128),
+        (64, 3000, [256, 128, 64], None),
+        (512, 0, [256], None),
+    ],
+)
+def test_a_smaller_batch_is_compiled_until_one_fits(
+    group, unforeseen, through, expected, monkeypatch
+):
+    tried = []
+
+    def compile_for(config, target):
+        tried.append(config.batch_size)
+        if config.batch_size % group:
+            raise ValueError("mix_group does not divide the batch")
+        needed = 100 + 10 * config.batch_size + unforeseen * (config.batch_size < 1024)
+        memory = analysis.Memory(needed=needed, limit=3000)
+        return types.SimpleNamespace(
+            batch_size=config.batch_size,
+            num_devices=64,
+            state_bytes=100,
+            memory=memory,
+            fits=memory.fits,
+        )
+
+    monkeypatch.setattr(analysis, "compile_for", compile_for)
+    config = ConfigDict({"batch_size": 1024})
+    unfit = compile_for(config, None)
+    tried.clear()
+    smaller = analysis.smaller_batch(config, None, unfit)
+    assert (smaller and smaller.batch_size) == expected and tried == through
+    assert config.batch_size == 1024
+
+
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_names_one_that_does(start):
-    unfit = start("--topology=cpu:8", f"--config.batch_size={2**26}", "--config.epochs=1e9")
+    unfit = start("deit", "--topology=cpu:8", f"--config.batch_size={2**26}", "--config.epochs=1e9")
     out = output_of(unfit, code=1)
     assert "DOES NOT FIT" in out
     smaller = int(out.rpartition("batch_size=")[2].split()[0])
