@@ -19,7 +19,7 @@ from noah_jax.data.geometry import RANDOM_INTERPOLATION
 from noah_jax.data.mixing import Augment, make_augment
 from noah_jax.data.order import Order
 from noah_jax.data.randaugment import RandAugment, mean_color
-from noah_jax.data.sources import open_sources
+from noah_jax.data.sources import Source, open_sources
 from noah_jax.data.transforms import EvalTransform, TrainTransform, make_eval_transform
 from noah_jax.finetune import Initial
 from noah_jax.groups import Groups, find_groups
@@ -166,20 +166,30 @@ class Experiment:
           `eval_step(params, stats, batch, metrics) -> metrics`. Calling them with other
           shapes is an error, never another compilation.
         """
-        config = self.config
         eval_step = make_eval_step(self.model, **self._pixels)
         everywhere = distributed.replicated(self.mesh)
         state = self.abstract_state()
-        train_batch = self._abstract_batch(config.batch_size)
         eval_batch = self._abstract_batch(self.eval_batch_size, mask=True)
         metrics = distributed.abstract_like(jax.eval_shape(EvalMetrics.empty), everywhere)
-        jit = functools.partial(jax.jit, out_shardings=everywhere)
-        return (
-            jit(self.make_train_step(), donate_argnums=0).lower(state, train_batch).compile(),
-            jit(eval_step, donate_argnums=3, compiler_options=self.model.evaluation_options())
-            .lower(state["params"], state["stats"], eval_batch, metrics)
-            .compile(),
+        jitted_eval = jax.jit(
+            eval_step,
+            out_shardings=everywhere,
+            donate_argnums=3,
+            compiler_options=self.model.evaluation_options(),
         )
+        return (
+            self.trace_train_step().lower().compile(),
+            jitted_eval.lower(state["params"], state["stats"], eval_batch, metrics).compile(),
+        )
+
+    def trace_train_step(self) -> jax.stages.Traced:
+        """The train step for its only shapes, on the way to being compiled."""
+        step = jax.jit(
+            self.make_train_step(),
+            out_shardings=distributed.replicated(self.mesh),
+            donate_argnums=0,
+        )
+        return step.trace(self.abstract_state(), self._abstract_batch(self.config.batch_size))
 
     def _abstract_batch(self, size: int, *, mask: bool = False) -> dict[str, Any]:
         shapes = {
@@ -192,8 +202,18 @@ class Experiment:
         return {k: jax.ShapeDtypeStruct(s, d, sharding=sharding) for k, (s, d) in shapes.items()}
 
 
-def build(config: ConfigDict) -> Experiment:
+def build(
+    config: ConfigDict,
+    *,
+    mesh: Mesh | None = None,
+    sources: tuple[Source, Source] | None = None,
+) -> Experiment:
     """Opens the data and makes the model, the optimizer and the transforms.
+
+    Args:
+      config: see `noah_jax.config`.
+      mesh: the devices; by default all there are.
+      sources: the training and the evaluation images; by default those of `config.dataset`.
 
     Raises:
       ValueError: if anything in the configuration does not fit; names the key.
@@ -213,12 +233,12 @@ def build(config: ConfigDict) -> Experiment:
         )
     if config.init_ema and config.init_from is None:
         raise ValueError("init_ema=True needs init_from, whose moving average it takes")
-    mesh = distributed.make_mesh()
+    mesh = mesh or distributed.make_mesh()
     eval_batch_size = config.eval_batch_size or config.batch_size
     distributed.check_batch_size("batch_size", config.batch_size, mesh)
     distributed.check_batch_size("eval_batch_size", eval_batch_size, mesh)
     data = config.data
-    train_source, eval_source = open_sources(
+    train_source, eval_source = sources or open_sources(
         config.dataset,
         data_dir=data.dir,
         train_split=data.train_split,
@@ -262,6 +282,9 @@ def build(config: ConfigDict) -> Experiment:
             num_classes=model.num_classes,
             batch_size=config.batch_size,
             size=model.image_size,
+            replicate=lambda drawn: jax.lax.with_sharding_constraint(
+                drawn, distributed.replicated(mesh)
+            ),
         ),
         groups=groups,
         optimizer=optim.make_optimizer(

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from noah_jax.data.prepare import Encode, Split, describe_images, folder_split, shard_parts
-from noah_jax.data.sources import FolderSource
+from noah_jax.data.sources import AbsentSource, FolderSource
 
 NAME = "imagenet2012"
 _TABLES = "datasets/imagenet2012"
@@ -55,6 +55,15 @@ def imagenet_facts() -> Facts:
             )
         tables.append(path.read_text().split())
     return Facts(*tables, num_train=1_281_167)
+
+
+def absent_imagenet() -> tuple[AbsentSource, AbsentSource]:
+    """ImageNet's training and validation split where the images are not there."""
+    facts = imagenet_facts()
+    return (
+        AbsentSource(f"{NAME}:train", facts.class_names, facts.num_train),
+        AbsentSource(f"{NAME}:validation", facts.class_names, len(facts.validation_labels)),
+    )
 
 
 def plan_tars(

@@ -180,7 +180,12 @@ def mix_targets(targets: jax.Array, mixing: Mixing) -> jax.Array:
 
 
 def make_augment(
-    config: Mapping[str, Any], *, num_classes: int, batch_size: int, size: tuple[int, int]
+    config: Mapping[str, Any],
+    *,
+    num_classes: int,
+    batch_size: int,
+    size: tuple[int, int],
+    replicate: Callable[[Mixing], Mixing] = lambda mixing: mixing,
 ) -> Augment:
     """What a configuration does to normalised images and their labels, in the recipes' order.
 
@@ -190,6 +195,8 @@ def make_augment(
       num_classes: number of classes.
       batch_size: images per step over all devices.
       size: `(height, width)` of the images in pixels.
+      replicate: puts what is drawn on every device. Without it XLA may split the draws as it
+        splits the images, and then gather a part of them.
 
     Returns:
       `f(key, images, labels) -> images, targets`; the targets are `None` where the labels
@@ -236,6 +243,7 @@ def make_augment(
                 prob=config["mix_prob"],
                 switch_prob=config["mix_switch_prob"],
             )
+            mixing = replicate(mixing)
             images, targets = mix_images(images, mixing), mix_targets(targets, mixing)
         return images, targets
 

@@ -74,6 +74,30 @@ def open_sources(
     return TfdsSource(builder, train_split), TfdsSource(builder, eval_split)
 
 
+class AbsentSource:
+    """A split whose size and classes are known and whose images are not here.
+
+    Args:
+      name: what it is, for messages.
+      class_names: the classes, in the order of the labels.
+      length: number of images.
+    """
+
+    def __init__(self, name: str, class_names: Sequence[str], length: int):
+        self.name = name
+        self.class_names = list(class_names)
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        raise ValueError(f"{self.describe(index)} is not on this machine")
+
+    def describe(self, index: int) -> str:
+        return f"image {index} of {self.name}"
+
+
 class TfdsSource:
     """A split of a prepared TFDS dataset, images as they are stored."""
 
