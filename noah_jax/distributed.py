@@ -26,6 +26,10 @@ _NO_CLUSTER = "coordinator_address should be defined"  # what JAX says where it 
 _MAX_LISTED = 3
 
 
+class JoinError(Exception):
+    """The other processes of the run could not be reached; they may be later."""
+
+
 def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
     """Joins the other processes of the run, if there are any; before any array is made.
 
@@ -39,7 +43,8 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
       process_id: this one's index.
 
     Raises:
-      ValueError: if the arguments do not fit, or the others cannot be reached in half an hour.
+      ValueError: if the arguments do not fit.
+      JoinError: if the others cannot be reached within half an hour.
     """
     if num_processes == 1:
         return
@@ -66,7 +71,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
     except Exception as error:  # of JAX, a metadata server, Kubernetes
         if not any(given) and _NO_CLUSTER in str(error):
             return
-        raise ValueError(
+        raise JoinError(
             f"the other processes cannot be joined: {error!r}; --coordinator, --num_processes and"
             " --process_id say where they are, --num_processes=1 that there are none"
         ) from error

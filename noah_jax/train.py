@@ -408,6 +408,9 @@ def main(argv: list[str]) -> int:
     except Stopped as stopped:
         say(stopped)
         return RESTARTABLE
+    except distributed.JoinError as error:
+        report.fail(error)
+        return RESTARTABLE
     except _EXPECTED_ERRORS as error:
         if "NOAH_TRACEBACK" in os.environ:
             raise

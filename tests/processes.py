@@ -3,11 +3,13 @@
 import dataclasses
 import os
 import pathlib
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = ROOT / "tests" / "processes_config.py"
@@ -25,7 +27,7 @@ class Run:
     processes: list[subprocess.Popen]
     logs: list[pathlib.Path]
 
-    def wait(self, timeout: float = 60) -> list[int]:
+    def wait(self, timeout: float = 600) -> list[int]:
         """The exit codes; kills what is left after `timeout` seconds, whose code is then -9."""
         end = time.monotonic() + timeout
         for process in self.processes:
@@ -36,13 +38,13 @@ class Run:
                 process.wait()
         return [process.returncode for process in self.processes]
 
-    def wait_for(self, words: str, timeout: float = 60) -> None:
-        """Waits until the first process has said something."""
+    def wait_until(self, happened: Callable[[], object], timeout: float = 600) -> None:
+        """Waits for something while the processes run."""
         end = time.monotonic() + timeout
-        while words not in self.said(0):
-            assert time.monotonic() < end, f"{words!r} was not said:\n{self.said(0)}"
+        while not happened():
+            assert time.monotonic() < end, self.said(0)
             assert self.processes[0].poll() is None, self.said(0)
-            time.sleep(0.05)
+            time.sleep(0.002)
 
     def said(self, index: int) -> str:
         """All that a process has printed so far."""
@@ -54,7 +56,12 @@ class Run:
 
 
 def start(
-    workdir: pathlib.Path, data: str, count: int, *keys: str, own_keys: dict[int, list[str]] = {}
+    workdir: pathlib.Path,
+    data: str,
+    count: int,
+    *keys: str,
+    of_the_last: Sequence[str] = (),
+    largest_file: int = resource.RLIM_INFINITY,
 ) -> Run:
     """Starts the training program on `count` processes.
 
@@ -63,7 +70,8 @@ def start(
       data: class folders.
       count: how many processes; 1 is one alone.
       *keys: such as `--config.epochs=2`, for all.
-      own_keys: such keys for single processes.
+      of_the_last: such keys for the last process alone.
+      largest_file: bytes after which writing a file fails, as on a full disk.
     """
     cache = ROOT / ".pytest_cache" / "jax_processes"
     environment = {
@@ -78,14 +86,22 @@ def start(
     for index in range(count):
         command = [sys.executable, "-m", "noah_jax.train", f"--config={CONFIG}"]
         command += [f"--workdir={workdir}", f"--config.dataset={data}"]
-        command += [f"--config.compilation_cache={cache}", *keys, *own_keys.get(index, [])]
+        command += [f"--config.compilation_cache={cache}", *keys]
+        command += of_the_last if index == count - 1 else []
         if count > 1:
             command += [address, f"--num_processes={count}", f"--process_id={index}"]
         log = workdir.parent / f"{workdir.name}-{count}-{index}-{time.monotonic_ns()}.log"
         with log.open("w") as file:
             run.processes.append(
                 subprocess.Popen(
-                    command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+                    command,
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    preexec_fn=lambda: resource.setrlimit(
+                        resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY)
+                    ),
                 )
             )
         run.logs.append(log)

@@ -1,4 +1,4 @@
-"""A tiny run for the tests on several processes: mixup, EMA, BatchNorm groups, dropout."""
+"""A small run for the tests on several processes: mixup, EMA, BatchNorm groups, dropout."""
 
 from conftest import make_tiny_config
 
@@ -8,7 +8,8 @@ def get_config():
     config = make_tiny_config("")
     config.data.crop = "random_resized"
     config.batch_size = config.eval_batch_size = 16
-    config.epochs = 3.2  # 12 steps of the test's 60 images
+    config.epochs = 32.0  # 120 steps of the tests' 60 images
     config.log_every = 1
-    config.watchdog_seconds = 60.0
+    config.eval_every = 40
+    config.checkpoint_every = 20
     return config
