@@ -46,6 +46,10 @@ class Run:
             assert self.processes[0].poll() is None, self.said(0)
             time.sleep(0.002)
 
+    def wait_for(self, words: str) -> None:
+        """Waits until the first process has said something."""
+        self.wait_until(lambda: words in self.said(0))
+
     def said(self, index: int) -> str:
         """All that a process has printed so far."""
         return self.logs[index].read_text()

@@ -15,8 +15,8 @@ from noah_jax import load_model
 
 pytestmark = pytest.mark.multiprocess
 
-STEPS = 120
-SAVED = (20, 40, 60, 80, 100, 120)
+STEPS = 40
+SAVED = (10, 20, 30, 40)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,8 @@ def _saved(workdir: pathlib.Path) -> list[int]:
 
 def _first_steps_equal(workdir: pathlib.Path, jpegs: str, tmp_path: pathlib.Path) -> None:
     alone = _finish(tmp_path / "alone", jpegs, 1, "--config.data.num_threads=1")
-    np.testing.assert_allclose(_losses(workdir)[:5], _losses(alone)[:5], rtol=1e-5)
+    # Before rounding carries an activation over ReLU's edge.
+    np.testing.assert_allclose(_losses(workdir)[:3], _losses(alone)[:3], rtol=1e-5)
 
 
 def test_two_processes_take_the_steps_of_one(two, jpegs, tmp_path):
@@ -102,43 +103,49 @@ def test_an_uneven_evaluation_is_exact_on_any_number(two, jpegs, tmp_path, count
 
 @pytest.mark.parametrize("count", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_going_on_with_another_number_of_processes(two, jpegs, tmp_path, count):
-    workdir = _copy(two, tmp_path / "run", last=60)
+    workdir = _copy(two, tmp_path / "run", last=20)
     _finish(workdir, jpegs, count, "--config.data.num_threads=3")
     ours, theirs = _losses(workdir), _losses(two)
     assert len(ours) == STEPS
     # The same images in the same order; later, rounding has grown.
-    np.testing.assert_allclose(ours[60:64], theirs[60:64], rtol=1e-4)
+    np.testing.assert_array_equal(ours[:20], theirs[:20])
+    np.testing.assert_allclose(ours[20:22], theirs[20:22], rtol=1e-4)
 
 
 def test_sigterm_to_one_stops_all_at_the_same_step(two, jpegs, tmp_path):
     workdir = tmp_path / "run"
-    run = processes.start(workdir, jpegs, 2)
-    run.wait_until(lambda: f"step 3/{STEPS}" in run.said(0))
-    run.signal(1, signal.SIGTERM)
-    assert run.wait() == [75, 75], run.said(0) + run.said(1)
-    step = max(_saved(workdir))
-    assert f"stopped after step {step} of {STEPS}, which is saved" in run.said(0)
-    _finish(workdir, jpegs, 2)
-    _assert_same_weights(workdir, two)
+    last = 0
+    for victim in (1, 0):
+        # So long that it cannot finish in the second until JAX's service notices.
+        run = processes.start(workdir, jpegs, 2, "--config.epochs=500")
+        run.wait_for(f"step {last + 2}/")
+        run.signal(victim, signal.SIGTERM)
+        assert run.wait() == [75, 75], run.said(0) + run.said(1)
+        assert last == 0 or f"going on after step {last} of" in run.said(0)
+        last = max(_saved(workdir))
+        assert f"stopped after step {last} of 1875, which is saved" in run.said(0)
+        assert len(_losses(workdir)) == last
+    count = min(last, STEPS)
+    np.testing.assert_array_equal(_losses(workdir)[:count], _losses(two)[:count])
 
 
 def test_sigkill_during_a_save_loses_no_more_than_its_steps(two, jpegs, tmp_path):
     workdir = tmp_path / "run"
     run = processes.start(workdir, jpegs, 2)
-    run.wait_until(lambda: list((workdir / "checkpoints").glob("40*tmp*")))
+    run.wait_until(lambda: list((workdir / "checkpoints").glob("20*tmp*")))
     run.signal(1, signal.SIGKILL)
     codes = run.wait()
     assert codes[1] == -signal.SIGKILL
     # JAX's own thread may be the first to notice, and aborts.
     assert codes[0] in (75, -signal.SIGABRT), run.said(0)
-    assert 20 in _saved(workdir)
+    assert _saved(workdir) == [10]
     _finish(workdir, jpegs, 2)
     _assert_same_weights(workdir, two)
 
 
 def test_the_watchdog_ends_a_run_that_waits_for_a_stopped_process(jpegs, tmp_path):
     run = processes.start(tmp_path / "run", jpegs, 2, "--config.watchdog_seconds=8")
-    run.wait_until(lambda: f"step 3/{STEPS}" in run.said(0))
+    run.wait_for(f"step 3/{STEPS}")
     run.signal(1, signal.SIGSTOP)
     try:
         assert run.processes[0].wait(600) == 75
@@ -184,23 +191,23 @@ def test_a_non_finite_loss_stops_all_before_it_is_saved(jpegs, tmp_path):
 
 def test_a_flipped_bit_is_noticed_by_all(two, jpegs, tmp_path):
     workdir = _copy(two, tmp_path / "run")
-    files = [p for p in (workdir / "checkpoints" / "120").rglob("*") if p.is_file()]
+    files = [p for p in (workdir / "checkpoints" / "40").rglob("*") if p.is_file()]
     payload = max(files, key=lambda p: p.stat().st_size)
     data = bytearray(payload.read_bytes())
     data[len(data) // 2] ^= 1
     payload.write_bytes(bytes(data))
     run = processes.start(workdir, jpegs, 2)
     assert run.wait() == [0, 0], run.said(0) + run.said(1)
-    assert "going on from the older checkpoint of step 100" in run.said(0)
+    assert "going on from the older checkpoint of step 30" in run.said(0)
     _assert_same_weights(workdir, two)
 
 
 def test_a_full_disk_fails_loudly_and_spares_what_is_saved(two, jpegs, tmp_path):
-    workdir = _copy(two, tmp_path / "run", last=60)
+    workdir = _copy(two, tmp_path / "run", last=20)
     run = processes.start(workdir, jpegs, 2, largest_file=2**16)
     codes = run.wait()
     assert codes == [1, 1], run.said(0) + run.said(1)
     assert "File too large" in run.said(0) + run.said(1)
-    assert _saved(workdir) == [20, 40, 60]
+    assert _saved(workdir) == [10, 20]
     _finish(workdir, jpegs, 2)
     _assert_same_weights(workdir, two)
