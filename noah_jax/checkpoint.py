@@ -19,6 +19,9 @@ from etils import epath
 from flax import serialization
 from orbax.checkpoint import checkpoint_managers
 
+from noah_jax import distributed
+from noah_jax.report import say
+
 _MODEL_KEYS = ("params", "stats")
 # One pass over the state now and then: compiling it quickly matters more than its speed.
 _QUICK_COMPILE = {"xla_backend_optimization_level": 0}
@@ -82,15 +85,19 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         damaged = []
         for step in steps:
+            state, reason = None, ""
             try:
                 state = self._restore_step(step, abstract)
             except Exception as error:  # whatever damage makes Orbax raise
                 reason = " ".join(str(error).split())[:200]
-                print(f"checkpoint of step {step} cannot be used: {reason}", flush=True)
+            # What one process cannot read, none may go on from.
+            reasons = list(filter(None, distributed.gather(f"restored {step}", reason)))
+            if reasons:
+                say(f"checkpoint of step {step} cannot be used: {reasons[0]}")
                 damaged.append(step)
                 continue
             if damaged:
-                print(f"going on from the older checkpoint of step {step}", flush=True)
+                say(f"going on from the older checkpoint of step {step}")
                 self._set_aside(damaged)
             return state
         if steps:
@@ -128,6 +135,7 @@ class Checkpoints:
                 if target.exists():
                     target.rmtree()
                 (self._directory / str(step)).rename(target)
+        distributed.barrier("damaged checkpoints set aside")
         self._manager.reload()
 
 
@@ -154,9 +162,9 @@ def save_model(directory: str | epath.Path, tree: dict[str, Any]) -> None:
         writer.save(step / "digests", args=ocp.args.JsonSave(found.result()))
 
 
-def any_saved(directory: str | epath.Path) -> bool:
-    """Whether the folder, which need not exist, has a checkpoint, damaged or not."""
-    return any(ocp.path.step.standard_name_format().find_all(directory))
+def saved_steps(directory: str | epath.Path) -> list[int]:
+    """The steps of the checkpoints, damaged or not, in a folder that need not exist."""
+    return sorted(m.step for m in ocp.path.step.standard_name_format().find_all(directory))
 
 
 def restore_model(

@@ -114,7 +114,10 @@ def default_config() -> ConfigDict:
     config.checkpoint_every = placeholder(int)
     config.keep_checkpoints = 3
     config.try_next = ()  # commands to suggest when the run has finished
+    # Of several processes only the first writes there: their default is in the run's folder.
     config.compilation_cache = "~/.cache/noah_jax/compilation"
+    # Without a step, or a part of an evaluation, for so long the process ends as restartable.
+    config.watchdog_seconds = 900.0
     return config
 
 
@@ -155,6 +158,7 @@ OPERATIONAL_KEYS = frozenset(
         "keep_checkpoints",
         "compilation_cache",
         "try_next",
+        "watchdog_seconds",
         "data.cache",
         "data.dir",
         "data.num_threads",
@@ -162,6 +166,10 @@ OPERATIONAL_KEYS = frozenset(
         "data.on_damage",
     }
 )
+
+
+# Keys that may differ between the hosts of a run.
+HOST_KEYS = frozenset({"data.cache", "data.dir", "data.num_threads", "data.num_workers"})
 
 
 class UsageError(Exception):

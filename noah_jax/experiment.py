@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from noah_jax import distributed, finetune, optim, report, schedules
+from noah_jax.config import default_config
 from noah_jax.data import batches
 from noah_jax.data.decoding import DamagedImages, DecodedSource
 from noah_jax.data.geometry import RANDOM_INTERPOLATION
@@ -106,6 +107,14 @@ class Experiment:
     def empty_eval_metrics(self) -> Callable[[], EvalMetrics]:
         """Makes metrics to start an evaluation with, on every device."""
         return jax.jit(EvalMetrics.empty, out_shardings=distributed.replicated(self.mesh))
+
+    def data_facts(self) -> dict[str, Any]:
+        """What the processes of a run must have alike of the data."""
+        return {
+            "the number of training images": len(self.train_source),
+            "the number of evaluation images": len(self.eval_source),
+            "the number of classes": self.model.num_classes,
+        }
 
     def train_batches(self, start_step: int) -> Iterator[Batch]:
         """The training batches after `start_step`, on the devices."""
@@ -328,7 +337,15 @@ def every(steps: int | None, experiment: Experiment) -> int:
     return steps or math.ceil(experiment.steps_per_epoch)
 
 
-def enable_compilation_cache(folder: str | None) -> None:
-    """Keeps compiled programs between runs, unless JAX's own setting already says where."""
+def enable_compilation_cache(folder: str | None, *, shared: str | None = None) -> None:
+    """Keeps compiled programs between runs, unless JAX's own setting already says where.
+
+    Args:
+      folder: where; `None` or empty for nowhere.
+      shared: where instead, if there are several processes and `folder` is the default: only
+        the first writes there and all read.
+    """
+    if shared and jax.process_count() > 1 and folder == default_config().compilation_cache:
+        folder = shared
     if folder and jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))

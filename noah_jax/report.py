@@ -11,6 +11,8 @@ import jax
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from noah_jax import distributed
+
 
 def say(*words: Any) -> None:
     """Prints on the first host only, at once."""
@@ -20,13 +22,18 @@ def say(*words: Any) -> None:
 
 def warn(text: str) -> None:
     """Prints a line to stderr, on whichever host."""
-    print("warning:", text, file=sys.stderr, flush=True)
+    _complain("warning", text)
 
 
 def fail(reason: object) -> int:
     """Prints why a program cannot go on, in one line; returns its exit code."""
-    print("error:", " ".join(str(reason).split()), file=sys.stderr, flush=True)
+    _complain("error", " ".join(str(reason).split()))
     return 1
+
+
+def _complain(kind: str, text: str) -> None:
+    who = distributed.process_name()
+    print(f"{kind}: {who}: {text}" if who else f"{kind}: {text}", file=sys.stderr, flush=True)
 
 
 def write_text(path: epath.Path, text: str) -> None:

@@ -5,50 +5,66 @@
 Started again on the same DIR it goes on from the last checkpoint, exactly; a finished DIR
 says so. DIR and class folders may be `gs://` paths. An error is one line; NOAH_TRACEBACK=1 in
 the environment shows where it came from.
+
+On many hosts the same command runs on each: a TPU pod, SLURM, Open MPI and Kubernetes are found,
+elsewhere --coordinator=HOST:PORT --num_processes=N --process_id=I say who is who. The exit code
+is 0 when finished, 75 when the same command would go on, 1 when it would fail again.
 """
 
 import collections
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from absl import logging
 from clu import parameter_overview
 from etils import epath
+from flax.traverse_util import flatten_dict
+from jax.experimental.multihost_utils import reached_preemption_sync_point
 from ml_collections import ConfigDict
 
-from noah_jax import report
+from noah_jax import distributed, finite, report
 from noah_jax import workdir as workdirs
-from noah_jax.checkpoint import CheckpointError, Checkpoints, any_saved
-from noah_jax.config import UsageError, parse_command_line
-from noah_jax.experiment import Experiment, build, enable_compilation_cache, every
-from noah_jax.metrics import EvalMetrics, as_floats
+from noah_jax.checkpoint import CheckpointError, Checkpoints, saved_steps
+from noah_jax.config import HOST_KEYS, UsageError, parse_command_line
+from noah_jax.experiment import QUICK_COMPILE, Experiment, build, enable_compilation_cache, every
+from noah_jax.finite import NonFiniteError
+from noah_jax.metrics import EvalMetrics, TrainMetrics, as_floats
 from noah_jax.report import say
+from noah_jax.watchdog import RESTARTABLE, Watchdog
 
-RESTARTABLE = 75  # EX_TEMPFAIL: the same command goes on from the saved step
 _STEPS_IN_FLIGHT = 2  # enough to keep the device busy without batches piling up on it
+
+
+_EXPECTED_ERRORS = (UsageError, ValueError, CheckpointError, NonFiniteError)
 
 
 class Stopped(Exception):
     """The run was asked to stop; its state is saved."""
 
 
-def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: str, *, alive: Callable[[int], None] = lambda step: None
+) -> dict[str, Any]:
     """Trains, evaluates and saves what the configuration says; returns the results.
 
     Args:
       config: see `noah_jax.config`.
-      workdir: the run's folder.
+      workdir: the run's folder, the same for all processes.
+      alive: called with the step after every step and every batch of an evaluation.
 
     Raises:
-      ValueError: before anything is written, if the configuration or the folder does not fit.
+      ValueError: before anything is written, if the configuration or the folder does not fit,
+        or the processes of the run differ.
+      NonFiniteError: before anything of it is saved, if the loss or the weights are not finite.
       Stopped: after SIGTERM or SIGINT, once the state is saved.
     """
     started = time.time()
@@ -57,16 +73,18 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
     # ---- What to train, on what. Nothing is written before all of it is known to fit.
     as_dict = json.loads(config.to_json_best_effort())
     workdirs.check(directory, as_dict)
+    saved = saved_steps(directory / workdirs.CHECKPOINTS)
+    distributed.check_equal("start", _facts(as_dict, saved))
     if (results := workdirs.results(directory)) is not None:
         say(f"{workdir} is finished: {_result_line(results)}. Choose another --workdir to train.")
         return results
     experiment = build(config)
     model, total_steps = experiment.model, experiment.total_steps
-    resumed = any_saved(directory / workdirs.CHECKPOINTS)
-    initial = None if resumed else experiment.load_initial()
+    distributed.check_equal("data", experiment.data_facts())
+    initial = None if saved else experiment.load_initial()
 
     # ---- Compile both steps, once each.
-    enable_compilation_cache(config.compilation_cache)
+    enable_compilation_cache(config.compilation_cache, shared=str(directory / "compilation"))
     train_step, eval_step = experiment.compile_steps()
 
     # ---- State: resume, or start from other weights, or afresh.
@@ -100,6 +118,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
         for batch in experiment.eval_batches():
             for split, (params, stats) in weights.items():
                 metrics[split] = eval_step(params, stats, batch, metrics[split])
+            alive(step)
         return {
             split: _evaluated(step, split, found, writer if record else None)
             for split, found in metrics.items()
@@ -108,7 +127,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
     # ---- The loop: the host feeds the device and reads metrics one log interval late.
     eval_every = every(config.eval_every, experiment)
     checkpoint_every = every(config.checkpoint_every, experiment)
-    progress = _Progress(experiment, writer, start_step)
+    progress = _Progress(experiment, directory, writer, start_step)
+    finite_leaves = jax.jit(finite.finite_leaves, compiler_options=QUICK_COMPILE)
     in_flight: collections.deque = collections.deque()
     batches = experiment.train_batches(start_step)
     evaluated: dict[str, dict[str, float]] = {}
@@ -118,23 +138,28 @@ def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
                 batch = next(batches)
             state, metrics = train_step(state, batch)
             with progress.host_time():
+                progress.add(step, metrics)
                 if step % config.log_every == 0 or step == total_steps:
                     progress.log(step, metrics)
                 in_flight.append(metrics)
             if len(in_flight) > _STEPS_IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
+            alive(step)
 
             last = step == total_steps
-            if last or step % eval_every == 0:
+            stopping = stop.due(step) and not last
+            evaluating = last or step % eval_every == 0
+            saving = last or stopping or step % checkpoint_every == 0
+            if evaluating or saving:
                 progress.pause()
-                evaluated = evaluate(step)
+                progress.check(step, finite_leaves(state))
+                if evaluating:
+                    evaluated = evaluate(step)
+                if saving:
+                    writer.flush()
+                    checkpoints.save(step, state)
                 progress.go_on()
-            if last or step % checkpoint_every == 0 or stop.requested:
-                progress.pause()
-                writer.flush()
-                checkpoints.save(step, state)
-                progress.go_on()
-            if stop.requested and not last:
+            if stopping:
                 checkpoints.close()
                 writer.close()
                 raise Stopped(
@@ -189,12 +214,30 @@ def _evaluated(
     return values
 
 
-class _Progress:
-    """Reads the metrics one log interval late, and tells them."""
+def _facts(config: dict[str, Any], saved: list[int]) -> dict[str, Any]:
+    """What all processes must have alike before they open the data."""
+    flat = flatten_dict(config, sep=".")
+    return {
+        **distributed.machine_facts(),
+        **{f"config.{key}": value for key, value in flat.items() if key not in HOST_KEYS},
+        "the list of checkpoints": saved,
+    }
 
-    def __init__(self, experiment: Experiment, writer: report.MetricWriter, start_step: int):
+
+class _Progress:
+    """Reads the metrics one log interval late, tells them, and stops at a non-finite loss."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        directory: epath.Path,
+        writer: report.MetricWriter,
+        start_step: int,
+    ):
         self._experiment = experiment
+        self._directory = directory
         self._writer = writer
+        self._losses: list[tuple[int, Any]] = []  # by step, of which none was read
         self._pending: tuple | None = None
         self._last_step = start_step
         self._seconds = 0.0  # of training since the last log line, pauses left out
@@ -215,6 +258,18 @@ class _Progress:
         begin = time.perf_counter()
         yield
         self._wait_seconds += time.perf_counter() - begin
+
+    def add(self, step: int, metrics: TrainMetrics) -> None:
+        """Keeps a step's loss until its log line is told: should that not be finite."""
+        self._losses.append((step, metrics.loss.total))
+
+    def check(self, step: int, finite_leaves: dict[str, Any]) -> None:
+        """Raises a NonFiniteError unless all losses so far are finite, and the state is."""
+        if self._losses:
+            self._check_losses()
+        bad = [path for path, ok in jax.device_get(finite_leaves).items() if not ok]
+        if bad:
+            raise self._non_finite(step, f"{len(bad)} arrays, such as {bad[0]}", arrays=bad)
 
     def log(self, step: int, metrics: Any) -> None:
         """Tells what was logged before, keeps `metrics` for the next time."""
@@ -246,6 +301,9 @@ class _Progress:
         step, metrics, steps_per_second, speeds = self._pending
         self._pending = None
         values = as_floats(metrics)
+        if not math.isfinite(values["loss"]):
+            self._check_losses()
+        self._losses = [pair for pair in self._losses if pair[0] > step]
         accuracy = 100 * values["accuracy"]
         epoch = step / self._experiment.steps_per_epoch
         left = (self._experiment.total_steps - step) / steps_per_second
@@ -267,31 +325,61 @@ class _Progress:
             f"  input wait {100 * speeds['input_wait']:.0f} %  {report.duration(left)} left"
         )
 
+    def _check_losses(self) -> None:
+        """Raises a NonFiniteError at the first step whose loss is not finite, if there is one."""
+        step = finite.first_bad_step(self._losses)
+        if step is not None:
+            raise self._non_finite(step, "the loss")
+
+    def _non_finite(self, step: int, what: str, **facts: Any) -> NonFiniteError:
+        order = self._experiment.order
+        rows = range(order.batch_size)
+        facts |= {
+            "learning_rate": float(self._experiment.schedule(step - 1)),
+            "epoch": (step - 1) / self._experiment.steps_per_epoch,
+            "image_indices": [order.at(step - 1, row)[1] for row in rows],
+        }
+        path = finite.dump(self._directory, step, facts)
+        return NonFiniteError(
+            f"{what} is not finite at step {step}; nothing of it is saved, {path} says which images"
+            " it had. The same command would come to it again: lower optim.learning_rate, set"
+            " optim.clip_grad_norm, or start from another seed"
+        )
+
 
 class _StopRequest:
-    """Turns SIGTERM and SIGINT into a request that the loop honours after its step."""
+    """SIGTERM and SIGINT, honoured by all processes after the same step.
+
+    A process alone honours them after the step it is in. Of several JAX's preemption service
+    has them agree on a step that none has passed; it needs no collective.
+    """
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self):
-        self.requested = False
+        self._requested = False
+        self._alone = distributed.client() is None
+
+    def due(self, step: int) -> bool:
+        """Whether to stop after this step; to be asked after every one."""
+        return self._requested if self._alone else reached_preemption_sync_point(step)
 
     def __enter__(self):
-        # Several hosts would have to agree on the step; and only the main thread may.
-        self._own = (
-            jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-        )
-        if self._own:
-            self._before = {s: signal.signal(s, self._request) for s in self._SIGNALS}
+        # Only the main thread may. SIGTERM of several processes is the service's own.
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            numbers = self._SIGNALS if self._alone else (signal.SIGINT,)
+            self._before = {s: signal.signal(s, self._request) for s in numbers}
         return self
 
     def __exit__(self, *unused):
-        if self._own:
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _request(self, number, frame):
-        self.requested = True
+        self._requested = True
+        if not self._alone:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _result_line(results: dict[str, Any]) -> str:
@@ -320,12 +408,21 @@ def main(argv: list[str]) -> int:
         return 0
     logging.set_verbosity(logging.ERROR)  # the libraries' own notes; ours are printed
     try:
-        config, given = parse_command_line(argv, workdir=None)
-        train(config, given["workdir"])
+        config, given = parse_command_line(
+            argv, workdir=None, coordinator="", num_processes=0, process_id=-1
+        )
+        distributed.start(given["coordinator"], given["num_processes"], given["process_id"])
+        with Watchdog(
+            config.watchdog_seconds, orderly=(Stopped,), expected=_EXPECTED_ERRORS
+        ) as watchdog:
+            train(config, given["workdir"], alive=watchdog.progress)
     except Stopped as stopped:
         say(stopped)
         return RESTARTABLE
-    except (UsageError, ValueError, CheckpointError) as error:
+    except distributed.JoinError as error:
+        report.fail(error)
+        return RESTARTABLE
+    except _EXPECTED_ERRORS as error:
         if "NOAH_TRACEBACK" in os.environ:
             raise
         return report.fail(error)

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import time
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from etils import epath
 from flax.traverse_util import flatten_dict
 
+from noah_jax import distributed
 from noah_jax.checkpoint import restore_model_with_step
 from noah_jax.config import OPERATIONAL_KEYS
 from noah_jax.convert.load import load_torch
@@ -20,6 +22,8 @@ CONFIG_FILE = "config.json"
 MODEL_FILE = "model.json"
 RESULTS_FILE = "results.json"
 CHECKPOINTS = "checkpoints"
+
+_NFS_SECONDS = 90  # for which NFS may remember that a file was not there
 
 
 def check(workdir: epath.Path, config: dict[str, Any]) -> None:
@@ -63,12 +67,24 @@ def results(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def prepare(workdir: epath.Path, config: dict[str, Any], model: Model) -> None:
-    """Makes the folder and writes what a later run and `load_model` need."""
+    """Makes the folder and writes what a later run and `load_model` need.
+
+    Raises:
+      ValueError: if the processes of a run do not all see what the first one wrote.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         facts = {"name": model.name, "arguments": model.arguments}
         write_text(workdir / MODEL_FILE, json.dumps(facts, indent=2) + "\n")
         write_text(workdir / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    distributed.barrier("workdir")
+    patience = time.monotonic() + _NFS_SECONDS
+    while not (workdir / CONFIG_FILE).exists():
+        if time.monotonic() > patience:
+            raise ValueError(
+                f"{workdir} is another folder here than on process 0; --workdir must be shared"
+            )
+        time.sleep(1)
 
 
 def load_model(path: str, *, ema: bool = False) -> tuple[Model, dict[str, Any], dict[str, Any]]:

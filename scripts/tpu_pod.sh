@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Trains on all hosts of a Cloud TPU and starts again where the run was cut off.
+#
+#   scripts/tpu_pod.sh --name my-pod --zone us-west4-a [--starts 20] [--dry-run]
+#       -- --config configs/resnet.py:noah_resnet50 --workdir gs://bucket/runs/noah_resnet50
+#
+# The TPU must exist, with this repository under ~/noah_jax on every host, installed by
+# `pip install -e '.[tpu]'`. All hosts run the same command; they find one another. After code 75
+# or one above 128 (a crash) every host starts it again, at most --starts times.
+set -euo pipefail
+
+usage() {
+  echo "error: $1; see the first lines of $0" >&2
+  exit 2
+}
+
+name='' zone='' starts=20 dry_run=0
+while [[ $# -gt 0 && $1 != -- ]]; do
+  case $1 in
+    --name | --zone | --starts)
+      [[ $# -ge 2 ]] || usage "$1 needs a value"
+      declare "${1#--}=$2"
+      shift
+      ;;
+    --dry-run) dry_run=1 ;;
+    *) usage "unknown option $1" ;;
+  esac
+  shift
+done
+[[ $# -gt 1 ]] || usage "the arguments of noah_jax.train must follow after --"
+shift
+[[ -n $name && -n $zone ]] || usage "--name and --zone say which TPU"
+[[ $starts =~ ^[0-9]+$ ]] || usage "--starts must be a number, got '$starts'"
+
+# Every host starts its own process again: when one is gone, all of them end.
+loop="cd ~/noah_jax && for start in \$(seq 0 $starts); do
+  code=0; python3 -m noah_jax.train$(printf ' %q' "$@") || code=\$?
+  [ \$code -eq 75 ] || [ \$code -gt 128 ] || exit \$code
+  echo \"start \$start ended with code \$code\"; sleep 30
+done; exit \$code"
+ssh=(gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker all --command "$loop")
+if ((dry_run)); then
+  printf '%s\n' "${ssh[@]:0:10}" "$loop"
+else
+  "${ssh[@]}"
+fi
