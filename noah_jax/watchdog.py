@@ -53,7 +53,7 @@ class Watchdog:
         if limit <= 0:
             raise ValueError(f"watchdog_seconds must be above 0, got {limit}")
         self._limit = limit
-        self._silence = min(_SILENCE_SECONDS, limit)
+        self._silence = min(_SILENCE_SECONDS, limit / 2)
         self._interval = min(_MAX_INTERVAL_SECONDS, limit / 8)
         self._orderly = orderly
         self._expected = expected

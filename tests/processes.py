@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import resource
 import signal
 import socket
 import subprocess
@@ -27,7 +26,7 @@ class Run:
     processes: list[subprocess.Popen]
     logs: list[pathlib.Path]
 
-    def wait(self, timeout: float = 600) -> list[int]:
+    def wait(self, timeout: float = 240) -> list[int]:
         """The exit codes; kills what is left after `timeout` seconds, whose code is then -9."""
         end = time.monotonic() + timeout
         for process in self.processes:
@@ -38,7 +37,7 @@ class Run:
                 process.wait()
         return [process.returncode for process in self.processes]
 
-    def wait_until(self, happened: Callable[[], object], timeout: float = 600) -> None:
+    def wait_until(self, happened: Callable[[], object], timeout: float = 240) -> None:
         """Waits for something while the processes run."""
         end = time.monotonic() + timeout
         while not happened():
@@ -65,7 +64,7 @@ def start(
     count: int,
     *keys: str,
     of_the_last: Sequence[str] = (),
-    largest_file: int = resource.RLIM_INFINITY,
+    largest_file: int | None = None,
 ) -> Run:
     """Starts the training program on `count` processes.
 
@@ -94,6 +93,8 @@ def start(
         command += of_the_last if index == count - 1 else []
         if count > 1:
             command += [address, f"--num_processes={count}", f"--process_id={index}"]
+        if largest_file is not None:
+            command = ["prlimit", f"--fsize={largest_file}", *command]
         log = workdir.parent / f"{workdir.name}-{count}-{index}-{time.monotonic_ns()}.log"
         with log.open("w") as file:
             run.processes.append(
@@ -103,9 +104,6 @@ def start(
                     env=environment,
                     stdout=file,
                     stderr=subprocess.STDOUT,
-                    preexec_fn=lambda: resource.setrlimit(
-                        resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY)
-                    ),
                 )
             )
         run.logs.append(log)

@@ -144,11 +144,11 @@ def test_sigkill_during_a_save_loses_no_more_than_its_steps(two, jpegs, tmp_path
 
 
 def test_the_watchdog_ends_a_run_that_waits_for_a_stopped_process(jpegs, tmp_path):
-    run = processes.start(tmp_path / "run", jpegs, 2, "--config.watchdog_seconds=8")
+    run = processes.start(tmp_path / "run", jpegs, 2, "--config.watchdog_seconds=16")
     run.wait_for(f"step 3/{STEPS}")
     run.signal(1, signal.SIGSTOP)
     try:
-        assert run.processes[0].wait(600) == 75
+        assert run.processes[0].wait(240) == 75
     finally:
         run.signal(1, signal.SIGCONT)
     said = run.said(0)
