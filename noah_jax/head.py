@@ -197,12 +197,13 @@ def poca(
             f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}"
         )
     arguments = query_part, value_part, query, value, dropout_key if dropout else None
-    reference, chunked = (
-        functools.partial(f, head_split=head_split, dropout=dropout) for f in (_reference, _chunked)
+    switches = dict(head_split=head_split, dropout=dropout)
+    if implementation == "reference":
+        return _reference(*arguments, **switches)
+    looped, unrolled = (
+        functools.partial(_chunked, **switches, unrolled=unrolled) for unrolled in (False, True)
     )
-    if implementation == "auto":
-        return jax.lax.platform_dependent(*arguments, cpu=chunked, default=reference)
-    return (chunked if implementation == "xla" else reference)(*arguments)
+    return jax.lax.platform_dependent(*arguments, cpu=looped, default=unrolled)
 
 
 def _reference(query_part, value_part, query, value, dropout_key, *, head_split, dropout):
@@ -219,7 +220,7 @@ def _reference(query_part, value_part, query, value, dropout_key, *, head_split,
     return (weights * values).sum((1, 3))
 
 
-def _chunked(query_part, value_part, query, value, dropout_key, *, head_split, dropout):
+def _chunked(query_part, value_part, query, value, dropout_key, *, head_split, dropout, unrolled):
     groups = query.kernel.shape[0] if head_split else 1
 
     def grouped(part):
@@ -229,7 +230,9 @@ def _chunked(query_part, value_part, query, value, dropout_key, *, head_split, d
     operands = Operands(
         grouped(query_part), grouped(value_part), query.kernel, value.kernel, value.bias
     )
-    return chunked_poca(operands, dropout=dropout, dropout_key=dropout_key)
+    return chunked_poca(
+        operands, dropout=dropout, dropout_key=dropout_key, unrolled=unrolled
+    )
 
 
 def attention(
