@@ -15,12 +15,14 @@ All of it is plain JAX, so it can be differentiated once more (in reverse mode).
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from noah_jax import dropout as dropouts
 from noah_jax.dtypes import wide_dtype, wide_einsum
 
 # Scores of one chunk: about what the caches of a few CPU cores hold, beside as many values.
@@ -28,9 +30,6 @@ _SCORES = 2**20
 _MIN_CLASSES = 64  # narrower products are slow
 # Classes of one chunk on accelerators.
 _UNROLLED_CLASSES = 512
-# Dropout masks are drawn a chunk at a time, so these chunks depend on the number of classes
-# alone, not on the batch.
-_DROPOUT_CLASSES = 256
 
 
 class Operands(NamedTuple):
@@ -93,25 +92,24 @@ class _Kept(NamedTuple):
 
 def chunked_poca(
     operands: Operands,
+    words: jax.Array | None = None,
     *,
     dropout: float = 0.0,
-    dropout_key: jax.Array | None = None,
     unrolled: bool = False,
 ) -> jax.Array:
     """Wide logits, `[batch, classes]`; see `noah_jax.head.poca`.
 
     Args:
       operands: features and weights.
+      words: the key of the dropout, by `dropout.key_words`; `None` switches it off.
       dropout: rate of the dropout on the values.
-      dropout_key: its random key; `None` switches it off.
       unrolled: whether for an accelerator; see `_Plan`.
     """
     _, batch, positions, _ = operands.query_part.shape
-    if dropout_key is not None:
-        plan = _plan(operands, _DROPOUT_CLASSES, unrolled)
-        return _pairwise(plan, dropout, operands, dropout_key)
     in_cache = max(_SCORES // max(batch * positions, 1), _MIN_CLASSES)
     plan = _plan(operands, _UNROLLED_CLASSES if unrolled else in_cache, unrolled)
+    if words is not None:
+        return _pairwise(plan, dropout, operands, words)
     logits = _pairwise(plan, 0.0, operands._replace(value_bias=None), None)
     # The weights sum to one over the positions, so the bias passes through unchanged.
     return logits + operands.value_bias.astype(logits.dtype).sum(0)
@@ -127,14 +125,14 @@ def _plan(operands: Operands, classes: int, unrolled: bool) -> _Plan:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _pairwise(plan: _Plan, rate: float, operands: Operands, key: jax.Array | None) -> jax.Array:
+def _pairwise(plan: _Plan, rate: float, operands: Operands, words: jax.Array | None) -> jax.Array:
     """Logits, `[batch, classes]`."""
-    return _forward(plan, rate, operands, key)[0]
+    return _forward(plan, rate, operands, words)[0]
 
 
-def _forward(plan, rate, operands, key):
+def _forward(plan, rate, operands, words):
     def step(_, index, chunk):
-        query_part, value_part, keep = _inputs(plan, rate, operands, key, index)
+        query_part, value_part, keep = _inputs(plan, rate, operands, words, index)
         scores = _project(query_part, chunk.query_kernel)
         values = _values(keep, value_part, chunk.value_kernel, chunk.value_bias)
         # Any shift cancels, so this one is not differentiated.
@@ -148,16 +146,16 @@ def _forward(plan, rate, operands, key):
     blocks = len(operands.query_kernel) // plan.blocks
     out = kept.out.reshape(blocks, plan.parts, *kept.out.shape[1:]).sum((0, 2))
     logits = out.swapaxes(0, 1).reshape(batch, plan.parts * plan.classes)
-    return logits[:, : operands.query_kernel.shape[-1]], (operands, key, kept)
+    return logits[:, : operands.query_kernel.shape[-1]], (operands, words, kept)
 
 
 def _backward(plan, rate, residuals, cotangent):
-    operands, key, kept = residuals
+    operands, words, kept = residuals
     shape = (len(cotangent), plan.parts, plan.classes)
     cotangents = _padded(plan, cotangent).reshape(shape).swapaxes(0, 1)
 
     def step(sums, index, chunk, kept):
-        query_part, value_part, keep = _inputs(plan, rate, operands, key, index)
+        query_part, value_part, keep = _inputs(plan, rate, operands, words, index)
         scores, from_scores = jax.vjp(_project, query_part, chunk.query_kernel)
         values, from_values = jax.vjp(
             functools.partial(_values, keep), value_part, chunk.value_kernel, chunk.value_bias
@@ -192,15 +190,12 @@ def _for_each(plan: _Plan, step: Callable, carry: Any, *inputs: Any) -> tuple[An
     """`jax.lax.scan` of `step(carry, index, *chunk_inputs)`, or the same written out."""
     count = len(inputs[0].query_kernel)
     if not plan.unrolled:
-        return jax.lax.scan(
-            lambda carry, xs: step(carry, *xs), carry, (jnp.arange(count), *inputs)
-        )
+        return jax.lax.scan(lambda carry, xs: step(carry, *xs), carry, (jnp.arange(count), *inputs))
+    chunks = [jax.tree.map(operator.itemgetter(index), inputs) for index in range(count)]
     outputs = []
-    for index in range(count):
+    for index, chunk in enumerate(chunks):
         # The barriers keep chunks one after another: their scores share the same memory.
-        carry, chunk = jax.lax.optimization_barrier(
-            (carry, jax.tree.map(lambda x: x[index], inputs))
-        )
+        carry, chunk = jax.lax.optimization_barrier((carry, chunk))
         carry, output = jax.lax.optimization_barrier(step(carry, index, *chunk))
         outputs.append(output)
     return carry, jax.tree.map(lambda *chunks: jnp.stack(chunks), *outputs)
@@ -228,17 +223,23 @@ def _first_group(plan: _Plan, operands: Operands, index: jax.Array) -> jax.Array
     return 0 if one_group else index // plan.parts * plan.blocks
 
 
-def _inputs(plan, rate, operands, key, index):
+def _inputs(plan, rate, operands, words, index):
     """A chunk's query part, value part and scaled dropout mask."""
     start = _first_group(plan, operands, index)
     query_part, value_part = (
         jax.lax.dynamic_slice_in_dim(part, start, plan.blocks)
         for part in (operands.query_part, operands.value_part)
     )
-    if key is None:
+    if words is None:
         return query_part, value_part, None
     shape = (*query_part.shape[:3], plan.classes)
-    keep = jax.random.bernoulli(jax.random.fold_in(key, index), 1 - rate, shape)
+    block, image, position, label = (
+        jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(4)
+    )
+    block += index // plan.parts * plan.blocks
+    label += index % plan.parts * plan.classes
+    seeds = dropouts.row_seed((words[0], words[1]), image, block, label)
+    keep = dropouts.kept(seeds, position, rate)
     return query_part, value_part, keep / jnp.asarray(1 - rate, wide_dtype(value_part.dtype))
 
 

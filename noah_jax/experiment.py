@@ -146,6 +146,7 @@ class Experiment:
             ema_decay=self.config.ema_decay,
             frozen=self.groups.frozen,
             log_every=self.config.log_every,
+            mesh=self.mesh,
             **self._pixels,
         )
 
@@ -166,7 +167,7 @@ class Experiment:
           shapes is an error, never another compilation.
         """
         config = self.config
-        eval_step = make_eval_step(self.model, **self._pixels)
+        eval_step = make_eval_step(self.model, mesh=self.mesh, **self._pixels)
         everywhere = distributed.replicated(self.mesh)
         state = self.abstract_state()
         train_batch = self._abstract_batch(config.batch_size)
