@@ -8,6 +8,8 @@ from noah_jax.benchmark import evaluation
 from noah_jax.benchmark.__main__ import main
 from noah_jax.models import create_model, list_models
 
+CHOICES = "--what eval or --what input or --what host or --what head"
+
 
 def run(*arguments):
     return main(["benchmark", *arguments])
@@ -50,13 +52,14 @@ def test_the_default_models_exist():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "say what to measure: --what eval or --what input or --what host"),
-        (["--what", "evel"], "cannot measure 'evel'; say --what eval or --what input or --what host"),
+        ([], f"say what to measure: {CHOICES}"),
+        (["--what", "evel"], f"cannot measure 'evel'; say {CHOICES}"),
         (["--what"], "cannot measure ''"),
         (["--what", "eval", "--models", "noah_resnet19"], "did you mean noah_resnet18"),
         (["--what", "eval", "--batch", "0"], "--batch"),
         (["--what", "eval", "--config", "x"], "unrecognized arguments: --config x"),
         (["--what", "host"], "--config FILE is needed"),
+        (["--what", "head", "--models", "resnet18"], "did you mean noah_resnet18"),
     ],
 )
 def test_bad_input_gets_one_line(capsys, arguments, words):

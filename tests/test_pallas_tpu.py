@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from noah_jax import poca
+from noah_jax.benchmark import ahead
 from noah_jax.head import Projection
 
 
@@ -51,14 +53,13 @@ def _uses_kernel(function, *arguments):
     return "pallas_call" in str(jax.make_jaxpr(function)(*arguments))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize(
-    ("head_split", "kv_split", "head_num", "num_classes", "batch"),
+    ("head_split", "kv_split", "head_num", "num_classes", "batch", "dropout"),
     [
-        (True, True, 2, 200, 48),  # several groups of images
-        (False, True, 2, 130, 16),
-        (True, False, 4, 10, 16),
-        (False, False, 1, 300, 16),  # several chunks
+        (True, True, 2, 200, 48, 0.4),  # several groups of images
+        (False, True, 2, 130, 16, 0.0),
+        (True, False, 4, 10, 16, 0.4),
+        (False, False, 1, 300, 16, 0.0),  # several chunks
     ],
 )
 def test_values_and_gradients(head_split, kv_split, head_num, num_classes, batch, dropout):
@@ -86,10 +87,9 @@ def test_several_tiles(monkeypatch):
     _assert_close(ours, reference, 2e-6)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_bfloat16(dropout):
+def test_bfloat16():
     case = _case(2, 64, 50)
-    options = dict(dropout=dropout, dropout_key=jax.random.key(5))
+    options = dict(dropout=0.1, dropout_key=jax.random.key(5))
     exact = _value_and_gradients(*case, implementation="reference", **options)
     ours = _value_and_gradients(*case, dtype=jnp.bfloat16, implementation="pallas", **options)
     _assert_close(ours, exact, 2e-2)
@@ -142,3 +142,31 @@ def test_sharded_it_is_the_whole():
     program = pathlib.Path(__file__).parent / "sharded_head.py"
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     subprocess.run([sys.executable, program], env=environment, check=True, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:2x2", "v6e:1x1", "v5p:2x2x1"])
+def test_it_compiles_for_tpus(topology, dropout):
+    pytest.importorskip("libtpu")
+    mesh = ahead.topology_mesh(topology)
+    case = _case(4, 128, 1000, batch=1)
+
+    def step(key, *operands):
+        def loss(*operands):
+            options = dict(key_ratio=0.25, dropout=dropout, dropout_key=key)
+            return (poca(*operands, **options) ** 2).sum()
+
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return jax.grad(loss, argnums=(0, 1, 2))(*operands)
+
+    def put(tree, *axes):
+        sharding = NamedSharding(mesh, jax.P(*axes))
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
+    features = jax.ShapeDtypeStruct((32 * mesh.size, 7, 7, 128), jnp.bfloat16)
+    key = put(jax.eval_shape(lambda: jax.random.key(0)))
+    compiled = jax.jit(step).lower(key, put(features, "data"), *put(case[1:])).compile()
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2

@@ -89,8 +89,7 @@ class Cost(NamedTuple):
 
 def head_shape(model: Model) -> Shape:
     """The shape of a model's NOAH head."""
-    options = dict(model.arguments)
-    features = create_model(options.pop("name"), **(options | {"features_only": True}))
+    features = create_model(model.name, **(model.arguments | {"features_only": True}))
     images = jax.ShapeDtypeStruct((1, *model.image_size, 3), jnp.float32)
     out, _ = jax.eval_shape(
         functools.partial(features.apply, train=False), *features.abstract(), images
