@@ -11,6 +11,7 @@ are those of `noah_jax.chunked`.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -185,16 +186,43 @@ def _padded_kernel(plan: Plan, kernel: jax.Array) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _tiles_poca(plan, query_part, value_part, query_kernel, value_kernel, seeds):
     """`[tiles, images, classes]` from parts `[tiles, groups, channels, rows]`."""
-    return _forward(plan, query_part, value_part, query_kernel, value_kernel, seeds)[0]
+    return _outputs(plan, query_part, value_part, query_kernel, value_kernel, seeds)[0]
 
 
-def _forward(plan, query_part, value_part, query_kernel, value_kernel, seeds):
+def _forward(plan, *operands):
+    logits, *kept = _outputs(plan, *operands)
+    return logits, (*operands, kept)
+
+
+def _backward(plan, residuals, cotangent):
+    return *_gradients(plan, residuals, cotangent), None
+
+
+_tiles_poca.defvjp(_forward, _backward)
+
+
+def _differentiated_once(f: Callable) -> Callable:
+    """Refuses in a plain word what would fail deep inside JAX."""
+
+    def refuse(*_):
+        raise NotImplementedError(
+            "the kernel of the NOAH head has no second derivatives; pass implementation='xla'"
+        )
+
+    f = jax.custom_vjp(f, nondiff_argnums=(0,))
+    f.defvjp(refuse, refuse)
+    return f
+
+
+@_differentiated_once
+def _outputs(plan, query_part, value_part, query_kernel, value_kernel, seeds):
+    """Logits, and log-sum-exp and output of every block."""
     tiles, _, _, rows = query_part.shape
     head_num, _, classes = query_kernel.shape
     dtype = query_part.dtype
     weights = query_kernel.astype(dtype), value_kernel.astype(dtype)
     per_block = jax.ShapeDtypeStruct((tiles, head_num, plan.images, classes), jnp.float32)
-    logits, log_sums, outs = pl.pallas_call(
+    return pl.pallas_call(
         functools.partial(_forward_kernel, plan),
         grid=(tiles, head_num),
         in_specs=[
@@ -221,15 +249,9 @@ def _forward(plan, query_part, value_part, query_kernel, value_kernel, seeds):
         interpret=plan.interpret,
         name="noah_head_forward",
     )(seeds, query_part, value_part, *weights)
-    kept = log_sums, outs
-    return logits, (query_part, value_part, query_kernel, value_kernel, seeds, kept)
 
 
-def _backward(plan, residuals, cotangent):
-    return *_gradients(plan, residuals, cotangent), None
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@_differentiated_once
 def _gradients(plan, residuals, cotangent):
     """Gradients of both parts and both kernels."""
     query_part, value_part, query_kernel, value_kernel, seeds, kept = residuals
@@ -275,15 +297,6 @@ def _gradients(plan, residuals, cotangent):
     )
     return *gradients[:2], to_query, to_value
 
-
-@_gradients.defjvp
-def _refuse(plan, primals, tangents):
-    raise NotImplementedError(
-        "the kernel of the NOAH head has no second derivatives; pass implementation='xla'"
-    )
-
-
-_tiles_poca.defvjp(_forward, _backward)
 
 _COMPILER_PARAMS = pltpu.CompilerParams(
     dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=_VMEM

@@ -33,7 +33,7 @@ from noah_jax.models import create_model
 from noah_jax.pallas_tpu import Plan, pallas_poca, tpu_plan
 
 _MATMUL_CYCLES = 16  # for which a product occupies its matrix unit
-_HEADS = ("linear", "reference", "xla", "auto")
+_HEADS = ("linear", "auto", "xla", "reference")
 # No machine is asked what it is.
 _ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
