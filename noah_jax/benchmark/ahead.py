@@ -54,16 +54,20 @@ class Gauge(NamedTuple):
     accessed: int
 
 
-def print_table(topology: str, heads: list[tuple[str, Any]], batch: int) -> None:
+def print_table(
+    topology: str, heads: list[tuple[str, Any]], batch: int, depth: int | None = None
+) -> None:
     """Compiles and prints a line for each head.
 
     Args:
       topology: such as "v5e:1x1".
       heads: names of models and `head.Shape`s.
       batch: images a chip.
+      depth: of the backbones, where their family has it, to compile faster; by default theirs.
 
     Raises:
       UsageError: if there is no compiler, or no such topology.
+      ValueError: if a backbone has no depth to set.
     """
     mesh = topology_mesh(topology)
     print(f"train steps for {topology}, {batch} images a chip, bfloat16, SGD; over linear")
@@ -72,7 +76,7 @@ def print_table(topology: str, heads: list[tuple[str, Any]], batch: int) -> None
         print(name)
         linear = None
         for kind in _HEADS:
-            gauge = gauge_step(mesh, name, shape, kind, batch)
+            gauge = gauge_step(mesh, name, shape, kind, batch, depth)
             cycles = gauge.cycles
             if gauge.kernels:
                 cycles += kernel_cycles(topology, shape, batch)
@@ -108,7 +112,9 @@ def topology_mesh(topology: str) -> Mesh:
     return Mesh(np.array(description.devices).reshape(-1), ("data",))
 
 
-def gauge_step(mesh: Mesh, name: str, shape: Any, kind: str, batch: int) -> Gauge:
+def gauge_step(
+    mesh: Mesh, name: str, shape: Any, kind: str, batch: int, depth: int | None = None
+) -> Gauge:
     """Compiles a train step of the NOAH model `name` with a head of this kind."""
     head: str | nnx.Module = "linear"
     if kind != "linear":
@@ -121,7 +127,8 @@ def gauge_step(mesh: Mesh, name: str, shape: Any, kind: str, batch: int) -> Gaug
             implementation=kind,
             rngs=nnx.Rngs(params=0),
         )
-    model = create_model(name.removeprefix("noah_"), head=head, dtype="bfloat16")
+    dimensions = {} if depth is None else {"depth": depth}
+    model = create_model(name.removeprefix("noah_"), head=head, dtype="bfloat16", **dimensions)
 
     def step(params, momenta, stats, images, labels):
         def loss(params):

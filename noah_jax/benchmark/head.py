@@ -2,12 +2,14 @@
 
     python -m noah_jax.benchmark --what head [--models NAME,NAME...] [--batch 32] [--rounds 5]
     python -m noah_jax.benchmark --what head --topology v5e:1x1 [--models ...] [--batch 128]
+        [--depth 2]
 
 The first form times heads alone on this process's device, in float32, on the feature maps of
 published models: forward, and forward with the gradients of everything, where the cotangent
 depends on the output; with PyTorch's (CPU) where that is installed. They take turns in one
 process. Beside them the floor: the operations of the products, and the bytes that come in and
-go out. The second form compiles whole train steps for TPUs that need not be here; see `ahead`.
+go out. The second form compiles whole train steps for TPUs that need not be here, with `--depth` of backbones cut to so many blocks; see
+`ahead`.
 """
 
 import functools
@@ -215,6 +217,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--batch", type=positive)
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--topology")
+    parser.add_argument("--depth", type=positive)
     given = parser.parse_args(argv[1:])
     names = given.models or (_TARGET_MODELS if given.topology else MODELS)
     models = [create_model(name) for name in names]
@@ -223,7 +226,9 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"{model.name} has no NOAH head; did you mean noah_{model.name}")
     if given.topology:
         batch = given.batch or _TARGET_BATCH
-        ahead.print_table(given.topology, [(m.name, head_shape(m)) for m in models], batch)
+        ahead.print_table(
+            given.topology, [(m.name, head_shape(m)) for m in models], batch, given.depth
+        )
     else:
         _print_table(models, given.batch or _BATCH, given.rounds)
 
