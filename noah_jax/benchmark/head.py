@@ -8,8 +8,8 @@ The first form times heads alone on this process's device, in float32, on the fe
 published models: forward, and forward with the gradients of everything, where the cotangent
 depends on the output; with PyTorch's (CPU) where that is installed. They take turns in one
 process. Beside them the floor: the operations of the products, and the bytes that come in and
-go out. The second form compiles whole train steps for TPUs that need not be here, with `--depth` of backbones cut to so many blocks; see
-`ahead`.
+go out. The second form compiles whole train steps for TPUs that need not be here (`--depth` cuts
+the backbones to so many blocks); see `ahead`.
 """
 
 import functools
