@@ -190,7 +190,9 @@ def _for_each(plan: _Plan, step: Callable, carry: Any, *inputs: Any) -> tuple[An
     """`jax.lax.scan` of `step(carry, index, *chunk_inputs)`, or the same written out."""
     count = len(inputs[0].query_kernel)
     if not plan.unrolled:
-        return jax.lax.scan(lambda carry, xs: step(carry, *xs), carry, (jnp.arange(count), *inputs))
+        return jax.lax.scan(
+            lambda carry, xs: step(carry, *xs), carry, (jnp.arange(count, dtype=jnp.int32), *inputs)
+        )
     chunks = [jax.tree.map(operator.itemgetter(index), inputs) for index in range(count)]
     outputs = []
     for index, chunk in enumerate(chunks):

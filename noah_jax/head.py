@@ -243,7 +243,7 @@ def _reference(query_part, value_part, query, value, words, head_split, dropout)
     values = values + bias[..., None]
     batch, head_num, classes, positions = values.shape
     seeds = dropouts.row_seeds(words, batch, head_num, classes)
-    keep = dropouts.kept(seeds[..., None], jnp.arange(positions), dropout)
+    keep = dropouts.kept(seeds[..., None], jnp.arange(positions, dtype=jnp.int32), dropout)
     values = jnp.where(keep, values / (1 - dropout), 0)
     return (weights * values).sum((1, 3))
 
