@@ -15,19 +15,21 @@ All of it is plain JAX, so it can be differentiated once more (in reverse mode).
 
 import functools
 import math
-from typing import NamedTuple
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from noah_jax import dropout as dropouts
 from noah_jax.dtypes import wide_dtype, wide_einsum
 
 # Scores of one chunk: about what the caches of a few CPU cores hold, beside as many values.
 _SCORES = 2**20
 _MIN_CLASSES = 64  # narrower products are slow
-# Dropout masks are drawn a chunk at a time, so these chunks depend on the number of classes
-# alone, not on the batch.
-_DROPOUT_CLASSES = 256
+# Classes of one chunk on accelerators.
+_UNROLLED_CLASSES = 512
 
 
 class Operands(NamedTuple):
@@ -56,24 +58,25 @@ class _Plan(NamedTuple):
       blocks: blocks in a chunk: one or all.
       parts: chunks that make the classes of a block.
       classes: classes in a chunk; the last part is filled with zeros.
+      unrolled: whether the chunks are written out one after another, as accelerators want
+        them, or are the steps of a loop, which compiles faster.
     """
 
     blocks: int
     parts: int
     classes: int
+    unrolled: bool
 
 
 class _Chunk(NamedTuple):
     """What one step works on besides the features.
 
     Attributes:
-      index: its number.
       query_kernel: `[blocks, channels, classes]`.
       value_kernel: likewise.
       value_bias: `[blocks, classes]` or `None`.
     """
 
-    index: jax.Array
     query_kernel: jax.Array
     value_kernel: jax.Array
     value_bias: jax.Array | None
@@ -88,42 +91,48 @@ class _Kept(NamedTuple):
 
 
 def chunked_poca(
-    operands: Operands, *, dropout: float = 0.0, dropout_key: jax.Array | None = None
+    operands: Operands,
+    words: jax.Array | None = None,
+    *,
+    dropout: float = 0.0,
+    unrolled: bool = False,
 ) -> jax.Array:
     """Wide logits, `[batch, classes]`; see `noah_jax.head.poca`.
 
     Args:
       operands: features and weights.
+      words: the key of the dropout, by `dropout.key_words`; `None` switches it off.
       dropout: rate of the dropout on the values.
-      dropout_key: its random key; `None` switches it off.
+      unrolled: whether for an accelerator; see `_Plan`.
     """
     _, batch, positions, _ = operands.query_part.shape
-    if dropout_key is not None:
-        return _pairwise(_plan(operands, _DROPOUT_CLASSES), dropout, operands, dropout_key)
-    plan = _plan(operands, max(_SCORES // max(batch * positions, 1), _MIN_CLASSES))
+    in_cache = max(_SCORES // max(batch * positions, 1), _MIN_CLASSES)
+    plan = _plan(operands, _UNROLLED_CLASSES if unrolled else in_cache, unrolled)
+    if words is not None:
+        return _pairwise(plan, dropout, operands, words)
     logits = _pairwise(plan, 0.0, operands._replace(value_bias=None), None)
     # The weights sum to one over the positions, so the bias passes through unchanged.
     return logits + operands.value_bias.astype(logits.dtype).sum(0)
 
 
-def _plan(operands: Operands, classes: int) -> _Plan:
+def _plan(operands: Operands, classes: int, unrolled: bool) -> _Plan:
     """Chunks of at most so many classes: of all blocks where that is enough, else of one."""
     head_num, _, num_classes = operands.query_kernel.shape
     if head_num * num_classes <= classes and len(operands.query_part) == head_num:
-        return _Plan(head_num, 1, num_classes)
+        return _Plan(head_num, 1, num_classes, unrolled)
     parts = math.ceil(num_classes / classes)
-    return _Plan(1, parts, math.ceil(num_classes / parts))
+    return _Plan(1, parts, math.ceil(num_classes / parts), unrolled)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _pairwise(plan: _Plan, rate: float, operands: Operands, key: jax.Array | None) -> jax.Array:
+def _pairwise(plan: _Plan, rate: float, operands: Operands, words: jax.Array | None) -> jax.Array:
     """Logits, `[batch, classes]`."""
-    return _forward(plan, rate, operands, key)[0]
+    return _forward(plan, rate, operands, words)[0]
 
 
-def _forward(plan, rate, operands, key):
-    def step(_, chunk):
-        query_part, value_part, keep = _inputs(plan, rate, operands, key, chunk.index)
+def _forward(plan, rate, operands, words):
+    def step(_, index, chunk):
+        query_part, value_part, keep = _inputs(plan, rate, operands, words, index)
         scores = _project(query_part, chunk.query_kernel)
         values = _values(keep, value_part, chunk.value_kernel, chunk.value_bias)
         # Any shift cancels, so this one is not differentiated.
@@ -132,38 +141,37 @@ def _forward(plan, rate, operands, key):
         total = weights.sum(2)
         return None, _Kept(largest, total, (weights * values).sum(2) / total)
 
-    _, kept = jax.lax.scan(step, None, _chunks(plan, operands))
+    _, kept = _for_each(plan, step, None, _chunks(plan, operands))
     batch = operands.query_part.shape[1]
     blocks = len(operands.query_kernel) // plan.blocks
     out = kept.out.reshape(blocks, plan.parts, *kept.out.shape[1:]).sum((0, 2))
     logits = out.swapaxes(0, 1).reshape(batch, plan.parts * plan.classes)
-    return logits[:, : operands.query_kernel.shape[-1]], (operands, key, kept)
+    return logits[:, : operands.query_kernel.shape[-1]], (operands, words, kept)
 
 
 def _backward(plan, rate, residuals, cotangent):
-    operands, key, kept = residuals
+    operands, words, kept = residuals
     shape = (len(cotangent), plan.parts, plan.classes)
     cotangents = _padded(plan, cotangent).reshape(shape).swapaxes(0, 1)
 
-    def step(sums, inputs):
-        chunk, kept = inputs
-        query_part, value_part, keep = _inputs(plan, rate, operands, key, chunk.index)
+    def step(sums, index, chunk, kept):
+        query_part, value_part, keep = _inputs(plan, rate, operands, words, index)
         scores, from_scores = jax.vjp(_project, query_part, chunk.query_kernel)
         values, from_values = jax.vjp(
             functools.partial(_values, keep), value_part, chunk.value_kernel, chunk.value_bias
         )
-        scale = cotangents[chunk.index % plan.parts] / kept.total
+        scale = cotangents[index % plan.parts] / kept.total
         to_values = jnp.exp(scores - kept.largest[:, :, None]) * scale[:, :, None]
         to_scores = to_values * (values - kept.out[:, :, None])
         to_query_part, to_query_kernel = from_scores(to_scores)
         to_value_part, to_value_kernel, to_value_bias = from_values(to_values)
-        start = _first_group(plan, operands, chunk.index)
+        start = _first_group(plan, operands, index)
         sums = _add(sums[0], to_query_part, start), _add(sums[1], to_value_part, start)
         return sums, (to_query_kernel, to_value_kernel, to_value_bias)
 
     parts = operands.query_part, operands.value_part
     zeros = [jnp.zeros(part.shape, wide_dtype(part.dtype)) for part in parts]
-    sums, weights = jax.lax.scan(step, tuple(zeros), (_chunks(plan, operands), kept))
+    sums, weights = _for_each(plan, step, tuple(zeros), _chunks(plan, operands), kept)
     # Chunks come from weights by a linear map, whose transpose puts their gradients together.
     join = jax.linear_transpose(lambda weights: _split(plan, weights), tuple(operands[2:]))
     sums = [total.astype(part.dtype) for total, part in zip(sums, parts, strict=True)]
@@ -175,8 +183,24 @@ _pairwise.defvjp(_forward, _backward)
 
 def _chunks(plan: _Plan, operands: Operands) -> _Chunk:
     """All chunks, in front an axis that counts them."""
-    count = len(operands.query_kernel) // plan.blocks * plan.parts
-    return _Chunk(jnp.arange(count), *_split(plan, tuple(operands[2:])))
+    return _Chunk(*_split(plan, tuple(operands[2:])))
+
+
+def _for_each(plan: _Plan, step: Callable, carry: Any, *inputs: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan` of `step(carry, index, *chunk_inputs)`, or the same written out."""
+    count = len(inputs[0].query_kernel)
+    if not plan.unrolled:
+        return jax.lax.scan(
+            lambda carry, xs: step(carry, *xs), carry, (jnp.arange(count, dtype=jnp.int32), *inputs)
+        )
+    chunks = [jax.tree.map(operator.itemgetter(index), inputs) for index in range(count)]
+    outputs = []
+    for index, chunk in enumerate(chunks):
+        # The barriers keep chunks one after another: their scores share the same memory.
+        carry, chunk = jax.lax.optimization_barrier((carry, chunk))
+        carry, output = jax.lax.optimization_barrier(step(carry, index, *chunk))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *chunks: jnp.stack(chunks), *outputs)
 
 
 def _split(plan: _Plan, weights: tuple[jax.Array | None, ...]) -> tuple[jax.Array | None, ...]:
@@ -201,17 +225,23 @@ def _first_group(plan: _Plan, operands: Operands, index: jax.Array) -> jax.Array
     return 0 if one_group else index // plan.parts * plan.blocks
 
 
-def _inputs(plan, rate, operands, key, index):
+def _inputs(plan, rate, operands, words, index):
     """A chunk's query part, value part and scaled dropout mask."""
     start = _first_group(plan, operands, index)
     query_part, value_part = (
         jax.lax.dynamic_slice_in_dim(part, start, plan.blocks)
         for part in (operands.query_part, operands.value_part)
     )
-    if key is None:
+    if words is None:
         return query_part, value_part, None
     shape = (*query_part.shape[:3], plan.classes)
-    keep = jax.random.bernoulli(jax.random.fold_in(key, index), 1 - rate, shape)
+    block, image, position, label = (
+        jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(4)
+    )
+    block += index // plan.parts * plan.blocks
+    label += index % plan.parts * plan.classes
+    seeds = dropouts.row_seed((words[0], words[1]), image, block, label)
+    keep = dropouts.kept(seeds, position, rate)
     return query_part, value_part, keep / jnp.asarray(1 - rate, wide_dtype(value_part.dtype))
 
 

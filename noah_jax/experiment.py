@@ -156,6 +156,7 @@ class Experiment:
             ema_decay=self.config.ema_decay,
             frozen=self.groups.frozen,
             log_every=self.config.log_every,
+            mesh=self.mesh,
             **self._pixels,
         )
 
@@ -175,7 +176,7 @@ class Experiment:
           `eval_step(params, stats, batch, metrics) -> metrics`. Calling them with other
           shapes is an error, never another compilation.
         """
-        eval_step = make_eval_step(self.model, **self._pixels)
+        eval_step = make_eval_step(self.model, mesh=self.mesh, **self._pixels)
         everywhere = distributed.replicated(self.mesh)
         state = self.abstract_state()
         eval_batch = self._abstract_batch(self.eval_batch_size, mask=True)

@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from noah_jax import dropout as dropouts
 from noah_jax.chunked import Operands, chunked_poca
 from noah_jax.dtypes import wide_einsum
+from noah_jax.pallas_tpu import sharded_poca, tpu_plan
 
 # How `poca` is computed.
-IMPLEMENTATIONS = ("auto", "xla", "reference")
+IMPLEMENTATIONS = ("auto", "xla", "pallas", "reference")
 
 
 class Projection(NamedTuple):
@@ -175,8 +177,12 @@ def poca(
       dropout_key: random key of the dropout; `None` switches it off (evaluation).
       implementation: "reference" is the definition, which holds the scores of all classes at
         once; "xla" goes through the classes in chunks and has a backward pass of its own (no
-        forward-mode differentiation); "auto" takes "xla" on CPUs, where it is up to four times
-        as fast, and the reference elsewhere. The same numbers but for the dropout's masks.
+        forward-mode differentiation); "pallas" is a kernel for TPUs (emulated on CPUs, slowly)
+        that keeps the scores on the chip, and "xla" where the shapes do not tile; its second
+        derivatives are refused. "auto" takes "pallas" for bfloat16 on TPUs, else "xla". A
+        kernel cannot be partitioned by the compiler: on several devices it is taken only
+        under `jax.set_mesh` (or `jax.sharding.use_abstract_mesh`), and splits the batch over
+        the whole mesh. All give the same numbers, dropout's masks included.
 
     Returns:
       float32 logits, `[batch, num_classes]`.
@@ -196,40 +202,62 @@ def poca(
         raise ValueError(
             f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}"
         )
-    arguments = query_part, value_part, query, value, dropout_key if dropout else None
-    reference, chunked = (
-        functools.partial(f, head_split=head_split, dropout=dropout) for f in (_reference, _chunked)
-    )
-    if implementation == "auto":
-        return jax.lax.platform_dependent(*arguments, cpu=chunked, default=reference)
-    return (chunked if implementation == "xla" else reference)(*arguments)
+    words = dropouts.key_words(dropout_key) if dropout and dropout_key is not None else None
+    if implementation == "reference":
+        return _reference(query_part, value_part, query, value, words, head_split, dropout)
+    operands = _operands(query_part, value_part, query, value, head_split)
+    chunks = {
+        "cpu": functools.partial(chunked_poca, dropout=dropout, unrolled=False),
+        "default": functools.partial(chunked_poca, dropout=dropout, unrolled=True),
+    }
+    kernels = {}
+    rate = 0.0 if words is None else dropout
+    if implementation == "pallas":
+        kernels = _kernels(operands, rate, {"cpu": True, "tpu": False})
+    elif implementation == "auto" and features.dtype == jnp.bfloat16:
+        kernels = _kernels(operands, rate, {"tpu": False})
+    return jax.lax.platform_dependent(operands, words, **(chunks | kernels))
 
 
-def _reference(query_part, value_part, query, value, dropout_key, *, head_split, dropout):
+def _kernels(operands, rate, platforms):
+    """What computes the head by platform (which says whether it is emulated), if shapes fit."""
+    plans = {
+        name: tpu_plan(operands, dropout=rate, interpret=interpret)
+        for name, interpret in platforms.items()
+    }
+    return {
+        name: functools.partial(sharded_poca, plan)
+        for name, plan in plans.items()
+        if plan is not None
+    }
+
+
+def _reference(query_part, value_part, query, value, words, head_split, dropout):
     """The definition, on whole arrays."""
     weights = jax.nn.softmax(_project(query_part, query.kernel, head_split), axis=-1)
     values = _project(value_part, value.kernel, head_split)
     bias = value.bias.astype(values.dtype)
-    if dropout_key is None:
+    if words is None:
         # The weights sum to one over the positions, so the bias passes through unchanged.
         return (weights * values).sum((1, 3)) + bias.sum(axis=0)
     values = values + bias[..., None]
-    keep = jax.random.bernoulli(dropout_key, 1 - dropout, values.shape)
+    batch, head_num, classes, positions = values.shape
+    seeds = dropouts.row_seeds(words, batch, head_num, classes)
+    keep = dropouts.kept(seeds[..., None], jnp.arange(positions, dtype=jnp.int32), dropout)
     values = jnp.where(keep, values / (1 - dropout), 0)
     return (weights * values).sum((1, 3))
 
 
-def _chunked(query_part, value_part, query, value, dropout_key, *, head_split, dropout):
+def _operands(query_part, value_part, query, value, head_split):
     groups = query.kernel.shape[0] if head_split else 1
 
     def grouped(part):
         shape = (*part.shape[:2], groups, part.shape[2] // groups)
         return part.reshape(shape).transpose(2, 0, 1, 3)
 
-    operands = Operands(
+    return Operands(
         grouped(query_part), grouped(value_part), query.kernel, value.kernel, value.bias
     )
-    return chunked_poca(operands, dropout=dropout, dropout_key=dropout_key)
 
 
 def attention(

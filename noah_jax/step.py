@@ -4,12 +4,14 @@ The state is a dict of `step`, `params`, `stats`, `opt_state` and `metrics`, and
 a moving average of parameters and statistics is kept.
 """
 
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from noah_jax.data.mixing import Augment
 from noah_jax.groups import trainable, with_frozen
@@ -69,6 +71,7 @@ def make_train_step(
     ema_decay: float | None = None,
     frozen: Collection[str] = (),
     log_every: int = 1,
+    mesh: Mesh | None = None,
 ) -> Callable[[State, Batch], tuple[State, TrainMetrics]]:
     """One training step, `(state, batch) -> (state, metrics)`.
 
@@ -89,6 +92,7 @@ def make_train_step(
       frozen: paths of the parameters that are not trained: not a bit of them changes, and
         nothing is computed for their sake.
       log_every: after how many steps the metrics start anew.
+      mesh: the devices that share the batch, for kernels that the compiler cannot partition.
     """
 
     def train_step(state: State, batch: Batch) -> tuple[State, TrainMetrics]:
@@ -126,7 +130,20 @@ def make_train_step(
             new_state["ema"] = update_ema(state["ema"], new, ema_decay)
         return new_state, metrics
 
-    return train_step
+    return _traced_on(mesh, train_step)
+
+
+def _traced_on(mesh: Mesh | None, step: Callable) -> Callable:
+    """`step`, which knows the mesh while it is traced."""
+    if mesh is None:
+        return step
+
+    @functools.wraps(step)
+    def on_mesh(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return step(*arguments)
+
+    return on_mesh
 
 
 def update_ema(average: Any, new: Any, decay: float) -> Any:
@@ -144,11 +161,15 @@ def _merge(metrics: Any, new: Any) -> Any:
 
 
 def make_eval_step(
-    model: Model, *, mean: tuple[float, ...], std: tuple[float, ...]
+    model: Model,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    mesh: Mesh | None = None,
 ) -> Callable[[Any, Any, Batch, EvalMetrics], EvalMetrics]:
     """One evaluation step, `(params, stats, batch, metrics) -> metrics`.
 
-    Images whose `batch["mask"]` is false do not count.
+    Images whose `batch["mask"]` is false do not count. `mesh` is that of `make_train_step`.
     """
 
     def eval_step(params: Any, stats: Any, batch: Batch, metrics: EvalMetrics) -> EvalMetrics:
@@ -157,4 +178,4 @@ def make_eval_step(
         values = per_image(logits, batch["label"])
         return _merge(metrics, EvalMetrics.single_from_model_output(**values, mask=batch["mask"]))
 
-    return eval_step
+    return _traced_on(mesh, eval_step)

@@ -12,6 +12,8 @@ from noah_jax.benchmark.photographs import make_photograph, write_class_folder
 from noah_jax.data.decoding import decode
 from noah_jax.models import create_model, list_models
 
+CHOICES = "--what eval or --what input or --what host or --what head"
+
 
 def run(*arguments):
     return main(["benchmark", *arguments])
@@ -87,17 +89,15 @@ def test_the_default_models_exist():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "say what to measure: --what eval or --what input or --what host"),
-        (
-            ["--what", "evel"],
-            "cannot measure 'evel'; say --what eval or --what input or --what host",
-        ),
+        ([], f"say what to measure: {CHOICES}"),
+        (["--what", "evel"], f"cannot measure 'evel'; say {CHOICES}"),
         (["--what"], "cannot measure ''"),
         (["--what", "eval", "--models", "noah_resnet19"], "did you mean noah_resnet18"),
         (["--what", "eval", "--batch", "0"], "--batch"),
         (["--what", "eval", "--config", "x"], "unrecognized arguments: --config x"),
         (["--what", "input", "--folder", "/no/such"], "data folder /no/such does not exist"),
         (["--what", "host"], "--config FILE is needed"),
+        (["--what", "head", "--models", "resnet18"], "did you mean noah_resnet18"),
     ],
 )
 def test_bad_input_gets_one_line(capsys, arguments, words):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from noah_jax import chunked, poca
+from noah_jax import chunked, head, poca
 from noah_jax.head import Projection
 
 
@@ -48,12 +48,27 @@ def _assert_close(ours, reference, tolerance):
         assert float(np.abs(np.asarray(a) - np.asarray(b)).max()) / scale < tolerance
 
 
+@pytest.fixture(params=[False, True], ids=["looped", "unrolled"])
+def cut(request, monkeypatch):
+    """Cuts into chunks of so many classes, in the form for CPUs or for accelerators."""
+
+    def set_classes(classes):
+        monkeypatch.setattr(chunked, "_SCORES", 0)
+        monkeypatch.setattr(chunked, "_MIN_CLASSES", classes)
+        monkeypatch.setattr(chunked, "_UNROLLED_CLASSES", classes)
+
+    def form(*arguments, unrolled, **options):
+        return chunked.chunked_poca(*arguments, unrolled=request.param, **options)
+
+    monkeypatch.setattr(head, "chunked_poca", form)
+    return set_classes
+
+
 @pytest.mark.parametrize("chunk", [3, 7, 10**6])  # parts with and without filling, all at once
 @pytest.mark.parametrize("kv_split", [True, False])
 @pytest.mark.parametrize("head_split", [True, False])
-def test_values_and_gradients_are_those_of_the_definition(monkeypatch, head_split, kv_split, chunk):
-    monkeypatch.setattr(chunked, "_SCORES", 60 * chunk)
-    monkeypatch.setattr(chunked, "_MIN_CLASSES", 1)
+def test_values_and_gradients_are_those_of_the_definition(cut, head_split, kv_split, chunk):
+    cut(chunk)
     case = _case(2, 16, 9, head_split=head_split, kv_split=kv_split)
     switches = dict(head_split=head_split, kv_split=kv_split)
     ours, reference = (
@@ -64,9 +79,8 @@ def test_values_and_gradients_are_those_of_the_definition(monkeypatch, head_spli
     _assert_close(ours, reference, 2e-6)
 
 
-def test_bfloat16_gradients(monkeypatch):
-    monkeypatch.setattr(chunked, "_SCORES", 60 * 7)
-    monkeypatch.setattr(chunked, "_MIN_CLASSES", 1)
+def test_bfloat16_gradients(cut):
+    cut(7)
     case = _case(2, 32, 20)
     _, exact = _value_and_gradients(*case, implementation="reference")
     logits, ours = _value_and_gradients(*case, dtype=jnp.bfloat16, implementation="xla")
@@ -86,9 +100,8 @@ def test_large_scores_do_not_overflow():
     _assert_close(ours, reference, 1e-4)
 
 
-def test_second_derivatives(monkeypatch):
-    monkeypatch.setattr(chunked, "_SCORES", 60 * 4)
-    monkeypatch.setattr(chunked, "_MIN_CLASSES", 1)
+def test_second_derivatives(cut):
+    cut(4)
     features, query, value = _case(2, 16, 9)
 
     def penalty(kernel, form):
@@ -105,39 +118,26 @@ def test_second_derivatives(monkeypatch):
     _assert_close(ours, reference, 1e-5)
 
 
-def _dropped(case, key, **arguments):
-    return poca(
-        *case, key_ratio=0.25, dropout=0.4, dropout_key=key, implementation="xla", **arguments
+@pytest.mark.parametrize("head_split", [True, False])
+def test_dropout_is_that_of_the_definition(cut, head_split):
+    cut(4)
+    case = _case(2, 16, 9, head_split=head_split)
+    options = dict(dropout=0.4, dropout_key=jax.random.key(1), head_split=head_split)
+    ours, reference = (
+        _value_and_gradients(*case, implementation=form, **options) for form in ("xla", "reference")
     )
+    _assert_close(ours, reference, 2e-6)
 
 
-def test_dropout_keeps_mean_and_spread_of_the_definition(monkeypatch):
-    monkeypatch.setattr(chunked, "_DROPOUT_CLASSES", 4)
-    case = _case(2, 16, 9)
-    keys = jax.random.split(jax.random.key(1), 4000)
-    dropped = jax.vmap(lambda key: _dropped(case, key))(keys)
-    clean = poca(*case, key_ratio=0.25)
-    error = np.abs(dropped.mean(0) - clean) / (dropped.std(0) / np.sqrt(len(keys)))
-    assert error.max() < 4.5
-    reference = jax.vmap(
-        lambda key: poca(
-            *case, key_ratio=0.25, dropout=0.4, dropout_key=key, implementation="reference"
-        )
-    )(keys)
-    np.testing.assert_allclose(dropped.std(0), reference.std(0), rtol=0.1)
-    # Blocks and classes have masks of their own.
-    apart = np.corrcoef(np.asarray(dropped[:, 0]).T) - np.eye(9)
-    expected = np.corrcoef(np.asarray(reference[:, 0]).T) - np.eye(9)
-    assert np.abs(apart - expected).max() < 0.1
-
-
-def test_dropout_has_one_mask_in_both_directions(monkeypatch):
-    monkeypatch.setattr(chunked, "_DROPOUT_CLASSES", 4)
+def test_dropout_has_one_mask_in_both_directions(cut):
+    cut(4)
     features, query, value = _case(2, 16, 9)
     key = jax.random.key(3)
 
     def logit(bias):
-        return _dropped((features, query, value._replace(bias=bias)), key).sum()
+        weights = query, value._replace(bias=bias)
+        options = dict(key_ratio=0.25, dropout=0.4, dropout_key=key, implementation="xla")
+        return poca(features, *weights, **options).sum()
 
     # The logits are linear in the bias, so the gradient tells every difference exactly.
     gradient = jax.grad(logit)(value.bias)
@@ -168,7 +168,7 @@ def test_auto_takes_the_chunks_on_cpus():
 
 
 def test_unknown_implementation():
-    with pytest.raises(ValueError, match="auto, xla, reference, got 'fast'"):
+    with pytest.raises(ValueError, match="auto, xla, pallas, reference, got 'fast'"):
         poca(*_case(2, 16, 9), key_ratio=0.25, implementation="fast")
 
 

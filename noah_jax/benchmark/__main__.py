@@ -3,16 +3,18 @@
     python -m noah_jax.benchmark --what eval [--models NAME,NAME...] [--batch 8] [--rounds 7]
     python -m noah_jax.benchmark --what input [--folder PATH] [--batch 64] [--rounds 7]
     python -m noah_jax.benchmark --what host --config configs/quickstart.py [--steps 100]
+    python -m noah_jax.benchmark --what head [--models NAME,NAME...] [--topology v5e:1x1]
 
 `eval`: images a second that models evaluate, and that PyTorch does where it is installed.
 `input`: images a second that get ready for training, and that PyTorch's loader delivers.
 `host`: what a run costs besides the compiled step.
+`head`: what the NOAH head costs beside a linear one, here or in the train step of a TPU.
 """
 
 import sys
 from collections.abc import Callable
 
-from noah_jax.benchmark import evaluation, host, input
+from noah_jax.benchmark import evaluation, head, host, input
 from noah_jax.config import UsageError
 from noah_jax.report import fail
 
@@ -20,6 +22,7 @@ _BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluation.main,
     "input": input.main,
     "host": host.main,
+    "head": head.main,
 }
 
 

@@ -1,0 +1,247 @@
+"""What heads cost on TPUs, by compiling for them ahead of time; needs `pip install libtpu`.
+
+A whole train step of each backbone, in bfloat16 with SGD, is compiled with a linear head and
+with the NOAH head in each implementation. The compiler writes its estimate of the cycles beside
+every operation, but knows nothing of a kernel's: a kernel's cycles are its instruction bundles
+times the trips of the loops round them, or 16 for every product of the busiest matrix unit
+where that is more. They are read from what the compiler dumps of the head alone, in a process
+of its own, because the option must be set before the compiler is loaded.
+"""
+
+import collections
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+
+from noah_jax import NOAH
+from noah_jax.chunked import Operands
+from noah_jax.config import UsageError
+from noah_jax.models import create_model
+from noah_jax.pallas_tpu import Plan, pallas_poca, tpu_plan
+
+_MATMUL_CYCLES = 16  # for which a product occupies its matrix unit
+_HEADS = ("linear", "auto", "xla", "reference")
+# No machine is asked what it is.
+_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+
+class Gauge(NamedTuple):
+    """What the compiler says of a train step.
+
+    Attributes:
+      cycles: estimated, of one step, without kernels.
+      kernels: how often the step calls a kernel of the head.
+      temporaries: bytes of memory besides arguments and results.
+      accessed: bytes read and written, without kernels.
+    """
+
+    cycles: int
+    kernels: int
+    temporaries: int
+    accessed: int
+
+
+def print_table(
+    topology: str, heads: list[tuple[str, Any]], batch: int, depth: int | None = None
+) -> None:
+    """Compiles and prints a line for each head.
+
+    Args:
+      topology: such as "v5e:1x1".
+      heads: names of models and `head.Shape`s.
+      batch: images a chip.
+      depth: of the backbones, where their family has it, to compile faster; by default theirs.
+
+    Raises:
+      UsageError: if there is no compiler, or no such topology.
+      ValueError: if a backbone has no depth to set.
+    """
+    mesh = topology_mesh(topology)
+    print(f"train steps for {topology}, {batch} images a chip, bfloat16, SGD; over linear")
+    print(f"{'':20}{'Mcycles':>10}{'':>9}{'temporary GB':>14}{'':>9}{'accessed GB':>13}")
+    for name, shape in heads:
+        print(name)
+        linear = None
+        for kind in _HEADS:
+            gauge = gauge_step(mesh, name, shape, kind, batch, depth)
+            cycles = gauge.cycles
+            if gauge.kernels:
+                cycles += kernel_cycles(topology, shape, batch)
+            row = cycles, gauge.temporaries
+            linear = linear or row
+            over = [f"{100 * (x / y - 1):+.1f} %" for x, y in zip(row, linear, strict=True)]
+            label = f"{kind} (kernel)" if gauge.kernels else kind
+            print(
+                f"  {label:18}{cycles / 1e6:10.2f}{over[0]:>9}{row[1] / 1e9:14.3f}{over[1]:>9}"
+                f"{gauge.accessed / 1e9:13.1f}",
+                flush=True,
+            )
+
+
+def topology_mesh(topology: str) -> Mesh:
+    """All chips of a TPU slice, along one axis.
+
+    Raises:
+      UsageError: if there is no compiler, or no such topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UsageError(f"--topology {topology} needs the TPU's compiler: pip install libtpu")
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    options = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
+    try:
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, **options
+        )
+    except Exception as error:  # of many kinds
+        first = str(error).splitlines()[0]
+        raise UsageError(f"--topology {topology}: {first}; it is written like v5e:2x2") from None
+    return Mesh(np.array(description.devices).reshape(-1), ("data",))
+
+
+def gauge_step(
+    mesh: Mesh, name: str, shape: Any, kind: str, batch: int, depth: int | None = None
+) -> Gauge:
+    """Compiles a train step of the NOAH model `name` with a head of this kind."""
+    head: str | nnx.Module = "linear"
+    if kind != "linear":
+        head = NOAH(
+            shape.channels,
+            shape.num_classes,
+            shape.head_num,
+            shape.key_ratio,
+            dtype=jnp.bfloat16,
+            implementation=kind,
+            rngs=nnx.Rngs(params=0),
+        )
+    dimensions = {} if depth is None else {"depth": depth}
+    model = create_model(name.removeprefix("noah_"), head=head, dtype="bfloat16", **dimensions)
+
+    def step(params, momenta, stats, images, labels):
+        def loss(params):
+            logits, new_stats = model.apply(
+                params, stats, images, train=True, key=jax.random.key(0)
+            )
+            likelihoods = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
+            return -likelihoods.mean(), new_stats
+
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            (value, new_stats), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        momenta = jax.tree.map(lambda m, g: 0.9 * m + g, momenta, gradients)
+        params = jax.tree.map(lambda p, m: p - 0.1 * m, params, momenta)
+        return params, momenta, new_stats, value
+
+    def put(tree, *axes):
+        sharding = NamedSharding(mesh, jax.P(*axes))
+        place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+        return jax.tree.map(place, tree)
+
+    params, stats = model.abstract()
+    total = batch * mesh.size
+    images = jax.ShapeDtypeStruct((total, *model.image_size, 3), jnp.float32)
+    labels = jax.ShapeDtypeStruct((total,), jnp.int32)
+    arguments = put((params, params, stats)) + put((images, labels), "data")
+    compiled = jax.jit(step, donate_argnums=(0, 1, 2)).lower(*arguments).compile()
+    text = compiled.as_text()
+    return Gauge(
+        entry_cycles(text),
+        len(re.findall(r'custom_call_target="tpu_custom_call"[^\n]*noah_head', text)),
+        compiled.memory_analysis().temp_size_in_bytes,
+        int(compiled.cost_analysis()["bytes accessed"]),
+    )
+
+
+def entry_cycles(text: str) -> int:
+    """The estimated cycles of a compiled program, kernels left out."""
+    entry = text[text.index("\nENTRY") :]
+    entry = entry[: entry.index("\n}")]
+    return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', entry)))
+
+
+def kernel_cycles(topology: str, shape: Any, batch: int) -> int:
+    """Cycles of both kernels of a head, a step."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        given = json.dumps([topology, *shape[1:], int(np.prod(shape.spatial)), batch])
+        command = "import sys; from noah_jax.benchmark.ahead import _dump; _dump(*sys.argv[1:])"
+        done = subprocess.run(
+            [sys.executable, "-c", command, given],
+            env=os.environ | _ENVIRONMENT | {"LIBTPU_INIT_ARGS": options, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise ValueError(f"the kernel did not compile: {done.stderr.splitlines()[-1]}")
+        trips = json.loads(done.stdout.splitlines()[-1])
+        cycles = 0
+        for direction in ("forward", "backward"):
+            (path,) = pathlib.Path(folder).glob(f"*noah_head_{direction}*[0-9]-final_bundles.txt")
+            cycles += bundle_cycles(path.read_text(), trips)
+        return cycles
+
+
+def bundle_cycles(text: str, trips: list[int]) -> int:
+    """Cycles of a kernel from its listing, whose loops make so many trips, outermost first."""
+    bundles: collections.Counter[int] = collections.Counter()
+    products: collections.Counter[tuple[int, str]] = collections.Counter()
+    for line in text.splitlines():
+        # Number, kind of the line, one `>` for every loop it lies in.
+        if bundle := re.match(r"\s*(?:0x)?[0-9a-f]+\s+(?:[A-Z]{2}:?)?\s*:?\s*(>*)\s*\{", line):
+            depth = len(bundle[1])
+            bundles[depth] += 1
+            for unit in re.findall(r"vmatmul\S*\.mxu(\d)", line):
+                products[depth, unit] += 1
+    cycles = 0
+    for depth, count in bundles.items():
+        busiest = max((n for (d, _), n in products.items() if d == depth), default=0)
+        cycles += max(count, _MATMUL_CYCLES * busiest) * int(np.prod(trips[:depth]))
+    return cycles
+
+
+def _dump(given: str) -> None:
+    """Compiles a head's kernels alone and prints the trips of their loops."""
+    topology, channels, head_num, key_ratio, classes, positions, batch = json.loads(given)
+    sharding = NamedSharding(topology_mesh(topology), jax.P())
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    query = int(channels * key_ratio)
+    widths = query // head_num, (channels - query) // head_num
+    operands = Operands(
+        *(array(head_num, batch, positions, width, dtype=jnp.bfloat16) for width in widths),
+        *(array(head_num, width, classes) for width in widths),
+        array(head_num, classes),
+    )
+    plan = tpu_plan(operands, devices=1)
+
+    def step(operands):
+        logits, vjp = jax.vjp(lambda operands: pallas_poca(plan, operands, None), operands)
+        return vjp(jnp.sin(logits))
+
+    jax.jit(step).lower(operands).compile()
+    print(json.dumps(loop_trips(plan, batch, head_num, classes)))
+
+
+def loop_trips(plan: Plan, batch: int, head_num: int, classes: int) -> list[int]:
+    """Trips of the kernels' loops: grid, chunks of classes, groups of images, positions."""
+    return [
+        batch // plan.images * head_num,
+        -(-classes // plan.chunk),
+        plan.groups_of_images,
+        plan.positions // plan.unroll,
+    ]

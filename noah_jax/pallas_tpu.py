@@ -1,0 +1,470 @@
+"""POCA as a Pallas kernel for TPUs: scores and values never leave on-chip memory.
+
+Each step of the grid takes a tile of images and one block of the head. Its scores and values,
+`[positions * images, classes]`, are computed a chunk of classes at a time in VMEM; with the
+images in the sublanes the sums over positions are plain additions of registers. Features come
+transposed, `[channels, positions * images]`, because few channels would fill few lanes.
+
+Forward keeps for backward the log-sum-exp of the scores and every block's output; the formulas
+are those of `noah_jax.chunked`.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from noah_jax import dropout as dropouts
+from noah_jax.chunked import Operands
+
+_LANES = 128
+_IMAGES = 16  # rows of a register of bfloat16
+_ROWS = 6400  # positions times images of a tile
+_VMEM = 100 * 2**20  # bytes the kernels may take
+
+
+class Plan(NamedTuple):
+    """What the kernels are specialised to.
+
+    Attributes:
+      images: of a tile.
+      positions: of an image.
+      groups: of channels: one, or one for every block.
+      chunk: classes worked on at a time.
+      rate: of the dropout; 0 for none.
+      interpret: whether the kernels are emulated, on a CPU.
+    """
+
+    images: int
+    positions: int
+    groups: int
+    chunk: int
+    rate: float
+    interpret: bool
+
+    @property
+    def rows(self) -> int:
+        """Of a tile's scores."""
+        return self.positions * self.images
+
+    @property
+    def groups_of_images(self) -> int:
+        """In a tile; the inner loops work on one group."""
+        return self.images // _IMAGES
+
+    @property
+    def unroll(self) -> int:
+        """Positions that one trip of the innermost loops takes."""
+        return math.gcd(self.positions, 4)
+
+
+def tpu_plan(
+    operands: Operands,
+    *,
+    dropout: float = 0.0,
+    interpret: bool = False,
+    devices: int | None = None,
+) -> Plan | None:
+    """How the kernels would compute it, or `None` where shapes do not tile or fit into VMEM.
+
+    Args:
+      operands: features and weights.
+      dropout: rate of the dropout on the values.
+      interpret: whether the kernels are to be emulated.
+      devices: among how many the batch is split; by default as `sharded_poca` splits it.
+    """
+    groups, batch, positions, _ = operands.query_part.shape
+    devices = devices or _devices(interpret)
+    if devices is None or batch % devices:
+        return None
+    batch //= devices
+    head_num, query_channels, num_classes = operands.query_kernel.shape
+    dtype = operands.query_part.dtype
+    if dtype not in (jnp.bfloat16, jnp.float32) or jax.config.jax_enable_x64 or not positions:
+        return None
+    itemsize = dtype.itemsize
+    classes = _up(num_classes, _LANES)
+    chunk = 2 * _LANES if classes % (2 * _LANES) == 0 else _LANES
+    channels = _up(query_channels, 16) + _up(operands.value_kernel.shape[1] + bool(dropout), 16)
+    for images in range(batch // _IMAGES * _IMAGES, 0, -_IMAGES):
+        rows = _up(images * positions, _LANES)
+        features = rows * channels
+        needed = (
+            head_num * channels * classes * 4  # gradients of the weights
+            + 2 * channels * classes * itemsize  # the weights
+            + features * itemsize * 4  # features and their gradients, two buffers of each
+            + features * 4  # sums of the gradients
+            + rows * _up(channels, _LANES) * itemsize  # features, transposed
+            + 2 * rows * chunk * (4 + itemsize)  # scores, values and their gradients
+            + 8 * images * classes * 4  # logits, log-sum-exp, outputs, cotangents
+        )
+        fits = rows <= max(_ROWS, _up(_IMAGES * positions, _LANES)) and needed <= _VMEM
+        if batch % images == 0 and fits:
+            return Plan(images, positions, groups, chunk, dropout, interpret)
+    return None
+
+
+def sharded_poca(plan: Plan, operands: Operands, words: jax.Array | None) -> jax.Array:
+    """`pallas_poca` on each device's part of the batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.auto_axes:  # one device, or inside a shard_map
+        return pallas_poca(plan, operands, words)
+
+    def local(operands, words):
+        first = jax.lax.axis_index(mesh.axis_names) * operands.query_part.shape[1]
+        return pallas_poca(plan, operands, words, first)
+
+    part = jax.P(None, mesh.axis_names)
+    return jax.shard_map(
+        local,
+        in_specs=(Operands(part, part, jax.P(), jax.P(), jax.P()), jax.P()),
+        out_specs=jax.P(mesh.axis_names),
+        check_vma=False,
+    )(operands, words)
+
+
+def pallas_poca(
+    plan: Plan, operands: Operands, words: jax.Array | None, first_image: jax.Array | int = 0
+) -> jax.Array:
+    """float32 logits, `[batch, classes]`; see `noah_jax.head.poca`.
+
+    Args:
+      plan: by `tpu_plan`.
+      operands: features and weights.
+      words: the key of the dropout, by `dropout.key_words`; `None` switches it off.
+      first_image: number of the first image in the whole batch.
+    """
+    query_part, value_part, query_kernel, value_kernel, bias = operands
+    if words is None:
+        words = jnp.zeros((2,), jnp.int32)
+        plan = plan._replace(rate=0.0)
+    else:
+        # Dropout falls on values with their bias: one more channel, of ones.
+        value_part = jnp.concatenate([value_part, jnp.ones_like(value_part[..., :1])], -1)
+        value_kernel = jnp.concatenate([value_kernel, bias[:, None]], 1)
+    seeds = jnp.append(words, jnp.asarray(first_image, jnp.int32))
+    parts = [_tiled(plan, part) for part in (query_part, value_part)]
+    kernels = [_padded_kernel(plan, kernel) for kernel in (query_kernel, value_kernel)]
+    logits = _tiles_poca(plan, *parts, *kernels, seeds)
+    logits = logits.reshape(-1, logits.shape[-1])[:, : query_kernel.shape[-1]]
+    return logits if plan.rate else logits + bias.sum(0)
+
+
+def _devices(interpret: bool) -> int | None:
+    """Over how many devices the batch is split; `None` where nothing tells."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.auto_axes:
+        return mesh.size if len(mesh.auto_axes) == len(mesh.axis_names) else None
+    alone = jax.default_backend() == "tpu" and jax.device_count() == 1
+    return 1 if mesh.manual_axes or interpret or alone else None
+
+
+def _up(n: int, multiple: int) -> int:
+    return math.ceil(n / multiple) * multiple
+
+
+def _tiled(plan: Plan, part: jax.Array) -> jax.Array:
+    """`[groups, batch, positions, channels]` -> `[tiles, groups, channels, rows]`, filled."""
+    groups, batch, positions, channels = part.shape
+    shape = (groups, batch // plan.images, plan.images, positions, channels)
+    part = part.reshape(shape).transpose(1, 0, 4, 3, 2).reshape(-1, groups, channels, plan.rows)
+    fill = _up(channels, 16) - channels, _up(plan.rows, _LANES) - plan.rows
+    return jnp.pad(part, [(0, 0), (0, 0), (0, fill[0]), (0, fill[1])])
+
+
+def _padded_kernel(plan: Plan, kernel: jax.Array) -> jax.Array:
+    _, channels, classes = kernel.shape
+    fill = _up(channels, 16) - channels, _up(classes, plan.chunk) - classes
+    return jnp.pad(kernel, [(0, 0), (0, fill[0]), (0, fill[1])])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tiles_poca(plan, query_part, value_part, query_kernel, value_kernel, seeds):
+    """`[tiles, images, classes]` from parts `[tiles, groups, channels, rows]`."""
+    return _outputs(plan, query_part, value_part, query_kernel, value_kernel, seeds)[0]
+
+
+def _forward(plan, *operands):
+    logits, *kept = _outputs(plan, *operands)
+    return logits, (*operands, kept)
+
+
+def _backward(plan, residuals, cotangent):
+    return *_gradients(plan, residuals, cotangent), None
+
+
+_tiles_poca.defvjp(_forward, _backward)
+
+
+def _differentiated_once(f: Callable) -> Callable:
+    """Refuses in a plain word what would fail deep inside JAX."""
+
+    def refuse(*_):
+        raise NotImplementedError(
+            "the kernel of the NOAH head has no second derivatives; pass implementation='xla'"
+        )
+
+    f = jax.custom_vjp(f, nondiff_argnums=(0,))
+    f.defvjp(refuse, refuse)
+    return f
+
+
+@_differentiated_once
+def _outputs(plan, query_part, value_part, query_kernel, value_kernel, seeds):
+    """Logits, and log-sum-exp and output of every block."""
+    tiles, _, _, rows = query_part.shape
+    head_num, _, classes = query_kernel.shape
+    dtype = query_part.dtype
+    weights = query_kernel.astype(dtype), value_kernel.astype(dtype)
+    per_block = jax.ShapeDtypeStruct((tiles, head_num, plan.images, classes), jnp.float32)
+    return pl.pallas_call(
+        functools.partial(_forward_kernel, plan),
+        grid=(tiles, head_num),
+        in_specs=[
+            pl.BlockSpec(memory_space=pltpu.SMEM),
+            _part_spec(query_part),
+            _part_spec(value_part),
+            *(_kernel_spec(kernel) for kernel in weights),
+        ],
+        out_specs=[
+            pl.BlockSpec((1, plan.images, classes), lambda tile, _: (tile, 0, 0)),
+            _block_spec(per_block),
+            _block_spec(per_block),
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct((tiles, plan.images, classes), jnp.float32),
+            per_block,
+            per_block,
+        ],
+        scratch_shapes=[
+            *(pltpu.VMEM((rows, part.shape[2]), dtype) for part in (query_part, value_part)),
+            *[pltpu.VMEM((rows, plan.chunk), jnp.float32)] * 2,
+        ],
+        compiler_params=_COMPILER_PARAMS,
+        interpret=plan.interpret,
+        name="noah_head_forward",
+    )(seeds, query_part, value_part, *weights)
+
+
+@_differentiated_once
+def _gradients(plan, residuals, cotangent):
+    """Gradients of both parts and both kernels."""
+    query_part, value_part, query_kernel, value_kernel, seeds, kept = residuals
+    tiles, _, _, rows = query_part.shape
+    head_num = len(query_kernel)
+    dtype = query_part.dtype
+    weights = query_kernel.astype(dtype), value_kernel.astype(dtype)
+    classes = query_kernel.shape[-1]
+    whole = [
+        pl.BlockSpec(kernel.shape, lambda *_: (0, 0, 0)) for kernel in (query_kernel, value_kernel)
+    ]
+    gradients = pl.pallas_call(
+        functools.partial(_backward_kernel, plan),
+        grid=(tiles, head_num),
+        in_specs=[
+            pl.BlockSpec(memory_space=pltpu.SMEM),
+            _part_spec(query_part),
+            _part_spec(value_part),
+            *(_kernel_spec(kernel) for kernel in weights),
+            *(_block_spec(x) for x in kept),
+            pl.BlockSpec((1, plan.images, classes), lambda tile, _: (tile, 0, 0)),
+        ],
+        out_specs=[_part_spec(query_part), _part_spec(value_part), *whole],
+        out_shape=[
+            jax.ShapeDtypeStruct(query_part.shape, dtype),
+            jax.ShapeDtypeStruct(value_part.shape, dtype),
+            jax.ShapeDtypeStruct(query_kernel.shape, jnp.float32),
+            jax.ShapeDtypeStruct(value_kernel.shape, jnp.float32),
+        ],
+        scratch_shapes=[
+            *(pltpu.VMEM((rows, part.shape[2]), dtype) for part in (query_part, value_part)),
+            *(pltpu.VMEM(part.shape[2:], jnp.float32) for part in (query_part, value_part)),
+            *[pltpu.VMEM((rows, plan.chunk), jnp.float32)] * 2,
+            *[pltpu.VMEM((rows, plan.chunk), dtype)] * 2,
+        ],
+        compiler_params=_COMPILER_PARAMS,
+        interpret=plan.interpret,
+        name="noah_head_backward",
+    )(seeds, query_part, value_part, *weights, *kept, cotangent)
+    to_query, to_value = (
+        gradient.astype(kernel.dtype)
+        for gradient, kernel in zip(gradients[2:], (query_kernel, value_kernel), strict=True)
+    )
+    return *gradients[:2], to_query, to_value
+
+
+_COMPILER_PARAMS = pltpu.CompilerParams(
+    dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=_VMEM
+)
+
+
+def _part_spec(part):
+    """Tile and group; one group serves all blocks."""
+    _, groups, channels, rows = part.shape
+    return pl.BlockSpec(
+        (1, 1, channels, rows), lambda tile, block: (tile, block if groups > 1 else 0, 0, 0)
+    )
+
+
+def _kernel_spec(kernel):
+    return pl.BlockSpec((1, *kernel.shape[1:]), lambda _, block: (block, 0, 0))
+
+
+def _block_spec(x):
+    return pl.BlockSpec((1, 1, *x.shape[2:]), lambda tile, block: (tile, block, 0, 0))
+
+
+def _forward_kernel(
+    plan, seeds, query_part, value_part, query_kernel, value_kernel,
+    logits, log_sums, outs, query_rows, value_rows, scores, values,
+):  # fmt: skip
+    query_rows[...] = query_part[0, 0].T
+    value_rows[...] = value_part[0, 0].T
+
+    tile, block = pl.program_id(0), pl.program_id(1)
+
+    @pl.when(block == 0)
+    def _():
+        logits[...] = jnp.zeros(logits.shape, logits.dtype)
+
+    def chunk(index, _):
+        classes = _slice(index, plan.chunk)
+        scores[...] = _dot(plan, query_rows[...], query_kernel[0, :, classes])
+        values[...] = _dot(plan, value_rows[...], value_kernel[0, :, classes])
+
+        def group(index, _):
+            images = _slice(index, _IMAGES)
+            shape = (_IMAGES, plan.chunk)
+            keep = _keep(plan, seeds, tile, block, images, classes)
+
+            def peak(position, largest):
+                return jnp.maximum(largest, scores[_rows(plan, position, images)])
+
+            largest = _for_positions(plan, peak, jnp.full(shape, -jnp.inf, jnp.float32))
+
+            def add(position, sums):
+                total, out = sums
+                rows = _rows(plan, position, images)
+                weights = jnp.exp(scores[rows] - largest)
+                return total + weights, out + weights * keep(position, values[rows])
+
+            zeros = jnp.zeros(shape, jnp.float32)
+            total, out = _for_positions(plan, add, (zeros, zeros))
+            out = out / total
+            logits[0, images, classes] += out
+            log_sums[0, 0, images, classes] = largest + jnp.log(total)
+            outs[0, 0, images, classes] = out
+            return 0
+
+        return jax.lax.fori_loop(0, plan.groups_of_images, group, 0)
+
+    jax.lax.fori_loop(0, query_kernel.shape[2] // plan.chunk, chunk, 0)
+
+
+def _backward_kernel(
+    plan, seeds, query_part, value_part, query_kernel, value_kernel, log_sums, outs, cotangent,
+    to_query_part, to_value_part, to_query_kernel, to_value_kernel,
+    query_rows, value_rows, query_sum, value_sum, scores, values, to_scores, to_values,
+):  # fmt: skip
+    query_rows[...] = query_part[0, 0].T
+    value_rows[...] = value_part[0, 0].T
+    tile, block = pl.program_id(0), pl.program_id(1)
+
+    @pl.when((tile == 0) & (block == 0))
+    def _():
+        to_query_kernel[...] = jnp.zeros(to_query_kernel.shape, jnp.float32)
+        to_value_kernel[...] = jnp.zeros(to_value_kernel.shape, jnp.float32)
+        # The rows that fill a tile are never written again.
+        to_scores[...] = jnp.zeros(to_scores.shape, to_scores.dtype)
+        to_values[...] = jnp.zeros(to_values.shape, to_values.dtype)
+
+    # One group of channels collects the gradients of all blocks.
+    @pl.when((block == 0) | (plan.groups > 1))
+    def _():
+        query_sum[...] = jnp.zeros(query_sum.shape, jnp.float32)
+        value_sum[...] = jnp.zeros(value_sum.shape, jnp.float32)
+
+    def chunk(index, _):
+        classes = _slice(index, plan.chunk)
+        query_weights, value_weights = query_kernel[0, :, classes], value_kernel[0, :, classes]
+        scores[...] = _dot(plan, query_rows[...], query_weights)
+        values[...] = _dot(plan, value_rows[...], value_weights)
+
+        def group(index, _):
+            images = _slice(index, _IMAGES)
+            keep = _keep(plan, seeds, tile, block, images, classes)
+            log_sum, out = log_sums[0, 0, images, classes], outs[0, 0, images, classes]
+            scale = cotangent[0, images, classes]
+
+            def write(position, _):
+                rows = _rows(plan, position, images)
+                to_value = jnp.exp(scores[rows] - log_sum) * scale
+                to_score = to_value * (keep(position, values[rows]) - out)
+                to_scores[rows] = to_score.astype(to_scores.dtype)
+                to_values[rows] = keep(position, to_value).astype(to_values.dtype)
+                return 0
+
+            _for_positions(plan, write, 0)
+            return 0
+
+        jax.lax.fori_loop(0, plan.groups_of_images, group, 0)
+        to_query_kernel[block, :, classes] += _dot(plan, query_part[0, 0], to_scores[...])
+        to_value_kernel[block, :, classes] += _dot(plan, value_part[0, 0], to_values[...])
+        query_sum[...] += _dot(plan, query_weights, to_scores[...], transposed=True)
+        value_sum[...] += _dot(plan, value_weights, to_values[...], transposed=True)
+        return 0
+
+    jax.lax.fori_loop(0, query_kernel.shape[2] // plan.chunk, chunk, 0)
+    to_query_part[0, 0] = query_sum[...].astype(to_query_part.dtype)
+    to_value_part[0, 0] = value_sum[...].astype(to_value_part.dtype)
+
+
+def _slice(index, size):
+    return pl.ds(pl.multiple_of(index * size, size), size)
+
+
+def _rows(plan, position, images):
+    """Where the scores of one position and a group of images lie."""
+    start = pl.multiple_of(position * plan.images + images.start, _IMAGES)
+    return pl.ds(start, _IMAGES), slice(None)
+
+
+def _for_positions(plan, body, carry):
+    return jax.lax.fori_loop(0, plan.positions, body, carry, unroll=plan.unroll)
+
+
+def _dot(plan, left, right, *, transposed=False):
+    """A wide product; `transposed`: of `left` and `right`'s transpose."""
+    contracting = ((1,), (1 if transposed else 0,))
+    if plan.interpret:  # XLA's CPU backend does not know bfloat16 products with a wide result
+        left, right = left.astype(jnp.float32), right.astype(jnp.float32)
+    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+    return jax.lax.dot_general(
+        left,
+        right,
+        (contracting, ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _keep(plan, seeds, tile, block, images, classes):
+    """`(position, x) -> x` with dropout, for `x` of a group of images and a chunk of classes."""
+    if not plan.rate:
+        return lambda _, x: x
+    shape = (_IMAGES, plan.chunk)
+    image = seeds[2] + tile * plan.images + images.start
+    rows = dropouts.row_seed(
+        (seeds[0], seeds[1]),
+        image + jax.lax.broadcasted_iota(jnp.int32, shape, 0),
+        block,
+        classes.start + jax.lax.broadcasted_iota(jnp.int32, shape, 1),
+    )
+    return lambda position, x: jnp.where(
+        dropouts.kept(rows, position, plan.rate), x / (1 - plan.rate), 0.0
+    )

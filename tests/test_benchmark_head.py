@@ -1,0 +1,67 @@
+"""The benchmark of the head: its table, and how it reads what the TPU's compiler writes."""
+
+import importlib.util
+
+from noah_jax.benchmark import ahead, head
+from noah_jax.benchmark.__main__ import main
+from noah_jax.models import create_model
+
+SHAPE = head.Shape((3, 3), 32, 2, 0.25, 7)
+
+
+def test_each_head_is_measured():
+    torch = importlib.util.find_spec("torch") is not None
+    costs = head.benchmark_head(SHAPE, batch=2, rounds=1, torch=torch)
+    assert list(costs) == ["linear", "reference", "auto"] + ["PyTorch"] * torch
+    assert all(cost.forward > 0 and cost.both > 0 for cost in costs.values())
+    assert costs["reference"].both_bytes > costs["linear"].both_bytes
+
+
+def test_shapes_are_those_of_the_models():
+    assert head.head_shape(create_model("noah_resnet50")) == ((7, 7), 2048, 4, 1 / 8, 1000)
+    shape = head.head_shape(create_model("noah_deit_tiny_patch16_224", num_classes=5))
+    assert shape == ((14, 14), 192, 4, 1 / 2, 5)
+
+
+def test_floor():
+    assert SHAPE.flops(2) == 2 * 2 * 9 * 32 * 7
+    assert SHAPE.bytes(2) == 4 * (2 * 9 * 32 + (32 + 4) * 7 + 2 * 7)
+
+
+def test_it_prints_a_table(monkeypatch, capsys):
+    monkeypatch.setattr(head, "head_shape", lambda _: SHAPE)
+    assert main(["", "--what", "head", "--models", "noah_resnet18", "--rounds", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "noah_resnet18, 3x3x32: 0.00 GFLOP" in out
+    assert all(f"  {name} " in out for name in ("linear", "reference", "auto"))
+
+
+def test_cycles_of_a_listing():
+    listing = """
+     0   :  { %s1 = nothing }
+   0x1 LB: > { %v1 = vld [vmem:[%s1]] }
+   0x2   : > { %v2 = vadd.f32 %v1, %v1 }
+   0x3 LB: >> { %1 = vmatmul.bf16.gmra.mxu0 %v2 ;; %2 = vmatmul.bf16.gmra.mxu1 %v2 }
+   0x4   : >> { %3 = vmatmul.bf16.gmra.mxu1 %v2 }
+   0x5 PF: > { %4 = nothing }
+"""
+    # One bundle outside, three in the outer loop, and two products of one unit in the inner.
+    assert ahead.bundle_cycles(listing, [10, 5]) == 1 + 3 * 10 + 2 * 16 * 50
+
+
+def test_cycles_of_a_program():
+    text = """
+fused { "estimated_cycles":"5" }
+
+ENTRY main {
+  a = add(), backend_config={"estimated_cycles":"20"}
+  b = add(), backend_config={"estimated_cycles":"3"}
+}
+"""
+    assert ahead.entry_cycles(text) == 23
+
+
+def test_without_the_compiler_it_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert main(["", "--what", "head", "--topology", "v5e:1x1"]) == 1
+    assert "pip install libtpu" in capsys.readouterr().err

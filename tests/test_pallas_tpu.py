@@ -1,0 +1,172 @@
+"""The TPU kernel, emulated, against the definition; which shapes it takes; how it is sharded."""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from noah_jax import poca
+from noah_jax.benchmark import ahead
+from noah_jax.head import Projection
+
+
+def _case(head_num, channels, num_classes, *, head_split=True, kv_split=True, batch=16):
+    """Features and weights of a head with r = 1/4."""
+    random = np.random.RandomState(0)
+    parts = (channels // 4, channels - channels // 4) if kv_split else (channels, channels)
+    weights = []
+    for part in parts:
+        inputs = part // head_num if head_split else part
+        kernel = random.standard_normal((head_num, inputs, num_classes)) / np.sqrt(inputs)
+        bias = random.standard_normal((head_num, num_classes))
+        weights.append(Projection(kernel.astype(np.float32), bias.astype(np.float32)))
+    return random.standard_normal((batch, 3, 5, channels)).astype(np.float32), *weights
+
+
+def _value_and_gradients(features, query, value, *, dtype=jnp.float32, **options):
+    def loss(features, query, value):
+        logits = poca(features.astype(dtype), query, value, key_ratio=0.25, **options)
+        weights = jnp.sin(jnp.arange(logits.size)).reshape(logits.shape)
+        return (jnp.sin(logits) * weights).sum(), logits
+
+    gradients, logits = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(
+        features, query, value
+    )
+    return logits, gradients
+
+
+def _assert_close(ours, reference, tolerance):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+def _uses_kernel(function, *arguments):
+    return "pallas_call" in str(jax.make_jaxpr(function)(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("head_split", "kv_split", "head_num", "num_classes", "batch", "dropout"),
+    [
+        (True, True, 2, 200, 48, 0.4),  # several groups of images
+        (False, True, 2, 130, 16, 0.0),
+        (True, False, 4, 10, 16, 0.4),
+        (False, False, 1, 300, 16, 0.0),  # several chunks
+    ],
+)
+def test_values_and_gradients(head_split, kv_split, head_num, num_classes, batch, dropout):
+    switches = dict(head_split=head_split, kv_split=kv_split)
+    case = _case(head_num, 16, num_classes, batch=batch, **switches)
+    options = switches | dict(dropout=dropout, dropout_key=jax.random.key(5))
+    assert _uses_kernel(
+        functools.partial(poca, key_ratio=0.25, implementation="pallas", **options), *case
+    )
+    ours, reference = (
+        _value_and_gradients(*case, implementation=form, **options)
+        for form in ("pallas", "reference")
+    )
+    _assert_close(ours, reference, 2e-6)
+
+
+def test_several_tiles(monkeypatch):
+    monkeypatch.setattr("noah_jax.pallas_tpu._ROWS", 16 * 15)
+    case = _case(2, 16, 40, batch=48)
+    options = dict(dropout=0.4, dropout_key=jax.random.key(5))
+    ours, reference = (
+        _value_and_gradients(*case, implementation=form, **options)
+        for form in ("pallas", "reference")
+    )
+    _assert_close(ours, reference, 2e-6)
+
+
+def test_bfloat16():
+    case = _case(2, 64, 50)
+    options = dict(dropout=0.1, dropout_key=jax.random.key(5))
+    exact = _value_and_gradients(*case, implementation="reference", **options)
+    ours = _value_and_gradients(*case, dtype=jnp.bfloat16, implementation="pallas", **options)
+    _assert_close(ours, exact, 2e-2)
+
+
+def test_large_scores_do_not_overflow():
+    features, query, value = _case(2, 16, 9)
+    query = query._replace(kernel=100 * query.kernel)
+    ours, reference = (
+        _value_and_gradients(features, query, value, implementation=form)
+        for form in ("pallas", "reference")
+    )
+    assert np.isfinite(ours[0]).all()
+    _assert_close(ours, reference, 1e-4)
+
+
+@pytest.mark.parametrize("batch", [8, 24])
+def test_shapes_that_do_not_tile_fall_back(batch):
+    case = _case(2, 16, 9, batch=batch)
+    run = functools.partial(poca, key_ratio=0.25)
+    assert not _uses_kernel(functools.partial(run, implementation="pallas"), *case)
+    expected = run(*case, implementation="reference")
+    np.testing.assert_allclose(run(*case, implementation="pallas"), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_do_not_fit_fall_back():
+    features, query, value = _case(4, 1024, 1)
+    huge = [
+        Projection(*(jax.ShapeDtypeStruct((*x.shape[:-1], 21843), x.dtype) for x in weights))
+        for weights in (query, value)
+    ]
+    assert not _uses_kernel(
+        functools.partial(poca, key_ratio=0.25, implementation="pallas"), features, *huge
+    )
+
+
+def test_second_derivatives_are_refused():
+    features, query, value = _case(2, 16, 9)
+
+    def penalty(features):
+        run = functools.partial(poca, key_ratio=0.25, implementation="pallas")
+        gradient = jax.grad(lambda x: (run(x, query, value) ** 2).sum())(features)
+        return (gradient**2).sum()
+
+    with pytest.raises(NotImplementedError, match="implementation='xla'"):
+        jax.grad(penalty)(features)
+
+
+def test_sharded_it_is_the_whole():
+    program = pathlib.Path(__file__).parent / "sharded_head.py"
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    subprocess.run([sys.executable, program], env=environment, check=True, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:2x2", "v6e:1x1", "v5p:2x2x1"])
+def test_it_compiles_for_tpus(topology, dropout):
+    pytest.importorskip("libtpu")
+    mesh = ahead.topology_mesh(topology)
+    case = _case(4, 128, 1000, batch=1)
+
+    def step(key, *operands):
+        def loss(*operands):
+            options = dict(key_ratio=0.25, dropout=dropout, dropout_key=key)
+            return (poca(*operands, **options) ** 2).sum()
+
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return jax.grad(loss, argnums=(0, 1, 2))(*operands)
+
+    def put(tree, *axes):
+        sharding = NamedSharding(mesh, jax.P(*axes))
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
+    features = jax.ShapeDtypeStruct((32 * mesh.size, 7, 7, 128), jnp.bfloat16)
+    key = put(jax.eval_shape(lambda: jax.random.key(0)))
+    compiled = jax.jit(step).lower(key, put(features, "data"), *put(case[1:])).compile()
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2
