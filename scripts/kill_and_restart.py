@@ -20,7 +20,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-STEPS = 300
+STEPS = 120
 SETTINGS = {
     "epochs": STEPS * 32 / 10_000,
     "mixup": 0.8,
@@ -28,7 +28,7 @@ SETTINGS = {
     "ema_decay": 0.99,
     "log_every": 10,
     "eval_every": STEPS,
-    "checkpoint_every": 10,
+    "checkpoint_every": 5,
     "data.num_threads": 1,
 }
 START_SECONDS = 5  # in which a process starts, about
