@@ -267,8 +267,8 @@ def test_memory_stays_flat_over_epochs(class_folders):
         return resident()
 
     before = read(epochs=5)
-    # 20 epochs of 60 images are 180 MB: of what is kept of a tenth of them we would hear.
-    assert read(epochs=20) - before < 18e6
+    # 20 epochs of 60 images are 180 MB: of what is kept of a third of them we would hear.
+    assert read(epochs=20) - before < 60e6
 
 
 @pytest.mark.parametrize("hosts", [1, 2])

@@ -112,7 +112,7 @@ def test_a_run_leaves_everything(finished, capsys):
 def test_the_log_tells_what_waits_for_input(run_once, tmp_path, monkeypatch, capsys):
     def slow(experiment, start_step):
         for batch in prompt(experiment, start_step):
-            time.sleep(0.25)
+            time.sleep(0.5)
             yield batch
 
     def waits(workdir) -> list[float]:
@@ -124,8 +124,8 @@ def test_the_log_tells_what_waits_for_input(run_once, tmp_path, monkeypatch, cap
     prompt = Experiment.train_batches
     monkeypatch.setattr(Experiment, "train_batches", slow)
     train(config, str(tmp_path / "run"))
-    assert all(0.75 < share < 1 for share in waits(tmp_path / "run"))
-    assert re.search(r"  input wait (7[5-9]|[89]\d) %  ", capsys.readouterr().out)
+    assert all(0.5 < share < 1 for share in waits(tmp_path / "run"))
+    assert re.search(r"  input wait [5-9]\d %  ", capsys.readouterr().out)
 
 
 def test_resuming_at_any_checkpoint_is_exact(finished, tmp_path):
