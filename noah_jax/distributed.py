@@ -22,7 +22,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Hosts of a pod may boot, and read the same data from a cold disk, at quite different times.
 _PATIENCE_SECONDS = 1800
-_NO_CLUSTER = "coordinator_address should be defined"  # what JAX says where it finds none
+# What JAX says where it finds none, and where it was used before: in a notebook, or a test.
+_ALONE = ("coordinator_address should be defined", "must be called before any JAX calls")
 _MAX_LISTED = 3
 
 
@@ -34,8 +35,8 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
     """Joins the other processes of the run, if there are any; before any array is made.
 
     With nothing given JAX looks for a TPU VM, SLURM, Open MPI or Kubernetes, and goes on alone
-    where it finds none. Under SLURM a process takes one GPU, or all of a node's where the node
-    has a single process.
+    where it finds none, or where this process has used JAX before. Under SLURM a process takes
+    one GPU, or all of a node's where the node has a single process.
 
     Args:
       coordinator: `HOST:PORT` of the process with index 0, where JAX cannot find it.
@@ -69,7 +70,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
     try:
         jax.distributed.initialize(initialization_timeout=_PATIENCE_SECONDS, **arguments)
     except Exception as error:  # of JAX, a metadata server, Kubernetes
-        if not any(given) and _NO_CLUSTER in str(error):
+        if not any(given) and any(words in str(error) for words in _ALONE):
             return
         raise JoinError(
             f"the other processes cannot be joined: {error!r}; --coordinator, --num_processes and"
