@@ -29,6 +29,7 @@ setup(
         "jax>=0.10.2",
         "ml-collections>=1.1",
         "ml-dtypes>=0.6",
+        "numba>=0.68",
         "numpy>=2.4",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",

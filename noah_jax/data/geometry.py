@@ -1,4 +1,6 @@
-"""Crops and resizes of PIL images, bit-equal to torchvision's, and the drawing of crops.
+"""Crops and resizes of images, bit-equal to torchvision's on PIL images, and crops' drawing.
+
+Images are uint8 `[height, width, 3]`, sizes `(height, width)` in pixels.
 
 Functions named `draw_*` choose with the generator passed in; the others are pure.
 """
@@ -6,14 +8,10 @@ Functions named `draw_*` choose with the generator passed in; the others are pur
 import math
 
 import numpy as np
-from PIL import Image
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+from noah_jax.data.resize import Box, resize
 
-INTERPOLATIONS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+INTERPOLATIONS = ("bilinear", "bicubic")
 RANDOM_INTERPOLATION = "random"  # one of the above for every image, evenly
 
 
@@ -23,7 +21,7 @@ def check_interpolation(interpolation: str, *, random: bool = False) -> None:
     Raises:
       ValueError: if so.
     """
-    known = [*INTERPOLATIONS, RANDOM_INTERPOLATION] if random else list(INTERPOLATIONS)
+    known = [*INTERPOLATIONS, RANDOM_INTERPOLATION] if random else INTERPOLATIONS
     if interpolation not in known:
         raise ValueError(f"interpolation must be one of {', '.join(known)}, got {interpolation!r}")
 
@@ -42,7 +40,7 @@ def draw_interpolation(interpolation: str, random: np.random.Generator) -> str:
     """What "random" stands for this time; other names are what they are."""
     if interpolation != RANDOM_INTERPOLATION:
         return interpolation
-    return list(INTERPOLATIONS)[random.integers(len(INTERPOLATIONS))]
+    return INTERPOLATIONS[random.integers(len(INTERPOLATIONS))]
 
 
 def draw_crop(
@@ -78,21 +76,15 @@ def draw_crop(
 
 
 def resized_crop(
-    pixels: np.ndarray, box: Box, size: tuple[int, int], interpolation: str
-) -> Image.Image:
-    """The box of an image, resized.
-
-    Args:
-      pixels: uint8 `[height, width, 3]`.
-      box: what to cut out.
-      size: `(height, width)` of the result in pixels.
-      interpolation: "bilinear" or "bicubic".
-    """
-    # Not `resize(box=box)`: there the filter reads pixels beyond the box, which changes the
-    # result along its edges.
-    left, top, right, bottom = box
-    image = Image.fromarray(pixels[top:bottom, left:right])
-    return image.resize(size[::-1], INTERPOLATIONS[interpolation])
+    pixels: np.ndarray,
+    box: Box,
+    size: tuple[int, int],
+    interpolation: str,
+    *,
+    flip: bool = False,
+) -> np.ndarray:
+    """The box of an image, resized, then flipped if asked; nothing beyond the box is read."""
+    return resize(pixels, size, interpolation, box=box, flip=flip)
 
 
 def draw_offset(pad: int, random: np.random.Generator) -> tuple[int, int]:
@@ -100,44 +92,49 @@ def draw_offset(pad: int, random: np.random.Generator) -> tuple[int, int]:
     return int(random.integers(-pad, pad + 1)), int(random.integers(-pad, pad + 1))
 
 
-def shifted_crop(image: Image.Image, size: tuple[int, int], offset: tuple[int, int]) -> Image.Image:
-    """A crop of `(height, width)` pixels, `offset` from the centre; zeros beyond the image."""
-    height, width = size
-    left = (image.width - width) // 2 + offset[0]
-    top = (image.height - height) // 2 + offset[1]
-    return image.crop((left, top, left + width, top + height))
+def shifted_crop(pixels: np.ndarray, size: tuple[int, int], offset: tuple[int, int]) -> np.ndarray:
+    """A crop of `size`, `offset` pixels `(x, y)` from the centre; zeros beyond the image."""
+    top, left = ((have - want) // 2 for have, want in zip(pixels.shape, size, strict=False))
+    return _crop(pixels, left + offset[0], top + offset[1], size)
 
 
-def flip(image: Image.Image) -> Image.Image:
+def flip(pixels: np.ndarray) -> np.ndarray:
     """Left and right exchanged."""
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.ascontiguousarray(pixels[:, ::-1])
 
 
-def resize_shorter(image: Image.Image, pixels: int, interpolation: str) -> Image.Image:
-    """Resizes the shorter side to `pixels`, keeping the aspect, as torchvision rounds."""
-    w, h = image.size
-    if min(w, h) == pixels:
-        return image
-    size = (pixels, int(pixels * h / w)) if w <= h else (int(pixels * w / h), pixels)
-    return image.resize(size, INTERPOLATIONS[interpolation])
+def resize_shorter(pixels: np.ndarray, side: int, interpolation: str) -> np.ndarray:
+    """Resizes the shorter side to `side` pixels, keeping the aspect, as torchvision rounds."""
+    h, w = pixels.shape[:2]
+    if min(w, h) == side:
+        return pixels
+    size = (int(side * h / w), side) if w <= h else (side, int(side * w / h))
+    return resize(pixels, size, interpolation)
 
 
-def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The centre `(height, width)` of an image, zeros where it is smaller (torchvision)."""
-    height, width = size
-    if image.size == (width, height):
-        return image
-    left, top = _margin(image.width, width), _margin(image.height, height)
-    return image.crop((left, top, left + width, top + height))
+def center_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The centre of an image, zeros where it is smaller (torchvision)."""
+    top, left = (_margin(have, want) for have, want in zip(pixels.shape, size, strict=False))
+    return _crop(pixels, left, top, size)
 
 
-def fit(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
-    """Resizes so that the image just covers `(height, width)`; as it is if it does."""
-    scale = max(size[0] / image.height, size[1] / image.width)
+def fit(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """Resizes so that the image just covers `size`; as it is if it does."""
+    h, w = pixels.shape[:2]
+    scale = max(size[0] / h, size[1] / w)
     if scale == 1:
-        return image
-    covering = max(size[1], round(image.width * scale)), max(size[0], round(image.height * scale))
-    return image.resize(covering, INTERPOLATIONS[interpolation])
+        return pixels
+    covering = max(size[0], round(h * scale)), max(size[1], round(w * scale))
+    return resize(pixels, covering, interpolation)
+
+
+def _crop(pixels: np.ndarray, left: int, top: int, size: tuple[int, int]) -> np.ndarray:
+    """What lies in a box, zeros where it reaches beyond the image."""
+    out = np.zeros((*size, pixels.shape[2]), pixels.dtype)
+    inside = pixels[max(top, 0) : top + size[0], max(left, 0) : left + size[1]]
+    y, x = max(-top, 0), max(-left, 0)
+    out[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+    return out
 
 
 def _margin(have: int, want: int) -> int:

@@ -12,8 +12,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from noah_jax.data.geometry import INTERPOLATIONS, draw_interpolation
+from noah_jax.data.geometry import draw_interpolation
 
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 MAX_MAGNITUDE = 10.0
 _MAX_DEGREES = 30.0
 _MAX_SHEAR = 0.3
@@ -132,7 +136,7 @@ def _invert(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image
 
 def _rotate(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
     degrees = _signed(operation, _MAX_DEGREES)
-    return image.rotate(degrees, INTERPOLATIONS[operation.interpolation], fillcolor=fill)
+    return image.rotate(degrees, _RESAMPLING[operation.interpolation], fillcolor=fill)
 
 
 def _posterize(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
@@ -171,7 +175,7 @@ def _affine(
         image.size,
         Image.Transform.AFFINE,
         matrix,
-        INTERPOLATIONS[operation.interpolation],
+        _RESAMPLING[operation.interpolation],
         fillcolor=fill,
     )
 

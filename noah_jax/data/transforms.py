@@ -1,7 +1,7 @@
 """Image transforms on the host: uint8 `[height, width, 3]` in and out.
 
-Pillow throughout, so that results are what torchvision and timm compute on PIL images; for
-training there are quicker crops besides, which OpenCV makes. Random choices come from the
+Results are what torchvision and timm compute on PIL images; for training there are quicker
+crops besides, which OpenCV makes. Random choices come from the
 generator that is passed in, never from global state.
 """
 
@@ -16,6 +16,7 @@ from PIL import Image
 from noah_jax.data import geometry
 from noah_jax.data.color import Adjustment, color_jitter, draw_color_jitter
 from noah_jax.data.randaugment import Fill, Operation, RandAugment, rand_augment
+from noah_jax.data.resize import Box
 
 EvalTransform = Callable[[np.ndarray], np.ndarray]
 
@@ -35,7 +36,7 @@ class TrainChoices:
       operations: RandAugment's operations.
     """
 
-    box: geometry.Box | None
+    box: Box | None
     offset: tuple[int, int] | None
     interpolation: str
     flip: bool
@@ -122,33 +123,29 @@ class TrainTransform:
 
     def apply(self, pixels: np.ndarray, choices: TrainChoices) -> np.ndarray:
         """The transformed image; a pure function."""
-        if self.fast:
-            return self._apply_fast(pixels, choices)
-        if choices.box is not None:
-            image = geometry.resized_crop(pixels, choices.box, self.size, choices.interpolation)
+        if self.crop == "random_resized":
+            pixels = self._resized_crop(pixels, choices)
         else:
-            image = geometry.fit(Image.fromarray(pixels), self.size, choices.interpolation)
+            pixels = geometry.fit(pixels, self.size, choices.interpolation)
             if choices.offset is not None:
-                image = geometry.shifted_crop(image, self.size, choices.offset)
+                pixels = geometry.shifted_crop(pixels, self.size, choices.offset)
             else:
-                image = geometry.center_crop(image, self.size)
-        if choices.flip:
-            image = geometry.flip(image)
-        return np.asarray(self._recolor(image, choices))
+                pixels = geometry.center_crop(pixels, self.size)
+            if choices.flip:
+                pixels = geometry.flip(pixels)
+        if not choices.adjustments and not choices.operations:
+            return pixels
+        image = color_jitter(Image.fromarray(pixels), choices.adjustments)
+        return np.asarray(rand_augment(image, choices.operations, self.fill))
 
-    def _apply_fast(self, pixels: np.ndarray, choices: TrainChoices) -> np.ndarray:
-        from noah_jax.data import fast  # OpenCV is an extra
-
-        pixels = fast.resized_crop(pixels, choices.box, self.size, choices.interpolation)
-        if choices.flip:
-            pixels = fast.flip(pixels)
-        if choices.adjustments or choices.operations:
-            pixels = np.asarray(self._recolor(Image.fromarray(pixels), choices))
-        return pixels
-
-    def _recolor(self, image: Image.Image, choices: TrainChoices) -> Image.Image:
-        image = color_jitter(image, choices.adjustments)
-        return rand_augment(image, choices.operations, self.fill)
+    def _resized_crop(self, pixels: np.ndarray, choices: TrainChoices) -> np.ndarray:
+        if self.fast:
+            from noah_jax.data import fast as how  # OpenCV is an extra
+        else:
+            how = geometry
+        return how.resized_crop(
+            pixels, choices.box, self.size, choices.interpolation, flip=choices.flip
+        )
 
     def __call__(self, pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Draws and applies."""
@@ -174,11 +171,10 @@ def make_eval_transform(
         raise ValueError(f"eval_resize must be at least 1 pixel, got {resize}")
 
     def transform(pixels: np.ndarray) -> np.ndarray:
-        image = Image.fromarray(pixels)
         if resize is None:
-            image = geometry.fit(image, size, interpolation)
+            pixels = geometry.fit(pixels, size, interpolation)
         else:
-            image = geometry.resize_shorter(image, resize, interpolation)
-        return np.asarray(geometry.center_crop(image, size))
+            pixels = geometry.resize_shorter(pixels, resize, interpolation)
+        return geometry.center_crop(pixels, size)
 
     return transform
