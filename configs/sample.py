@@ -1,0 +1,48 @@
+"""Small transformers and MLPs on the embedded sample of Fashion-MNIST, with either head.
+
+    python -m noah_jax.train --config configs/sample.py:noah_deit --workdir runs/noah_deit
+
+The variants deit and mixer have the linear head, noah_deit and noah_mixer the NOAH head; both
+share seed, data order and everything but the head. Patches of 7 x 7 pixels leave a final map of
+4 x 4 positions. A small ResNet is in `configs/quickstart.py`.
+"""
+
+from noah_jax.config import default_config
+
+_BACKBONES = {
+    "deit": ("deit_tiny_patch16_224", {"num_heads": 4}),
+    "mixer": ("mixer_b16_224", {}),
+}
+
+
+def get_config(variant: str = ""):
+    """The configuration of a variant: a backbone, or `noah_` and a backbone."""
+    backbone = variant.removeprefix("noah_")
+    if backbone not in _BACKBONES:
+        variants = [*_BACKBONES, *("noah_" + name for name in _BACKBONES)]
+        raise ValueError(f"sample has the variants {', '.join(variants)}, got {variant!r}")
+    config = default_config()
+    name, arguments = _BACKBONES[backbone]
+    config.model.name = name if variant == backbone else "noah_" + name
+    config.model.image_size = 28
+    config.model.patch_size = 7
+    config.model.width = 64
+    config.model.depth = 4
+    config.model.update(arguments)
+
+    config.dataset = "fashion_mnist_sample"
+    config.data.mean = (0.286, 0.286, 0.286)
+    config.data.std = (0.353, 0.353, 0.353)
+    config.data.crop = "none"
+    config.data.cache = True
+    config.data.num_threads = 2
+
+    config.epochs = 5.0
+    config.batch_size = 64
+    config.eval_batch_size = 100
+
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 2e-3
+    config.optim.warmup_epochs = 1.0
+    config.optim.weight_decay = 0.05
+    return config

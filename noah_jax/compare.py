@@ -1,0 +1,274 @@
+"""Compares heads honestly: the same data in the same order, several seeds, intervals.
+
+    python -m noah_jax.compare
+    python -m noah_jax.compare --config configs/quickstart.py --seeds 0 1 2 --heads linear noah
+    python -m noah_jax.compare --config configs/deit.py:deit_tiny_patch16_224 --workdir gs://...
+
+Trains every configuration with every head and seed, each by `python -m noah_jax.train` in a
+process of its own, in a folder of WORKDIR. For a seed the heads see the same images in the same
+order with the same augmentation, so their difference is paired. Prints, and writes to WORKDIR,
+a table of means and standard deviations over the seeds and of the paired differences from the
+first head with their 95 % intervals (Student's t), and draws the curves. Started again, it goes
+on where it was. Further --config.KEY=VALUE go to every training.
+
+A configuration is FILE or FILE:VARIANT; its heads are the variants `linear` and `noah`, or
+VARIANT and `noah_VARIANT`. By default: a small ResNet, DeiT and Mixer on the embedded sample.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+from noah_jax.config import UsageError, parse_command_line
+from noah_jax.report import fail
+
+HEADS = ("linear", "noah")
+_CONFIGS = ("configs/quickstart.py", "configs/sample.py:deit", "configs/sample.py:mixer")
+_RESTARTABLE = 75
+# What a head may change besides the model's name; all else must be alike.
+_OF_THE_HEAD = ("model.name", "model.head_drop_rate", "model.head_num", "model.key_ratio")
+
+
+def variant_for(config: str, head: str) -> str:
+    """`FILE:VARIANT` of a configuration with a head."""
+    file, _, variant = config.partition(":")
+    backbone = variant.removeprefix("noah_")
+    if backbone in ("", *HEADS):
+        return f"{file}:{head}"
+    return f"{file}:{backbone if head == 'linear' else 'noah_' + backbone}"
+
+
+def resolve(config: str, heads: list[str], overrides: list[str]) -> list[dict[str, Any]]:
+    """The configuration with each head, flat, in the order of `heads`.
+
+    Raises:
+      UsageError: if there is no such configuration, it has no such head, or the heads differ
+        in more than the head.
+    """
+    from flax.traverse_util import flatten_dict
+
+    found = []
+    for head in heads:
+        variant = variant_for(config, head)
+        parsed, _ = parse_command_line(["compare", f"--config={variant}", *overrides])
+        flat = flatten_dict(json.loads(parsed.to_json_best_effort()), sep=".")
+        name = flat["model.name"]
+        if name.startswith("noah_") != (head == "noah"):
+            raise UsageError(f"--config {variant} should have the {head} head, but is of {name}")
+        found.append(flat)
+    for other in found[1:]:
+        differing = [
+            key
+            for key in sorted(found[0].keys() | other.keys())
+            if found[0].get(key) != other.get(key) and key not in (*_OF_THE_HEAD, "try_next")
+        ]
+        if differing:
+            raise UsageError(
+                f"the heads of {config} differ in more than the head: {', '.join(differing[:4])};"
+                " set them alike with --config.KEY=VALUE"
+            )
+    return found
+
+
+def train_command(config: str, head: str, seed: int, workdir: str, extra: list[str]) -> list[str]:
+    """The training program's command line."""
+    return [
+        *(sys.executable, "-m", "noah_jax.train"),
+        *("--config", variant_for(config, head), f"--workdir={workdir}", *extra),
+        f"--config.seed={seed}",
+    ]
+
+
+def differences(reference: list[float], other: list[float]) -> dict[str, float]:
+    """Mean of the paired differences, and half the width of its 95 % interval.
+
+    The interval is Student's t's for n - 1 degrees of freedom; NaN for a single pair.
+    """
+    from scipy import stats
+
+    paired = [b - a for a, b in zip(reference, other, strict=True)]
+    n = len(paired)
+    half = float("nan")
+    if n > 1:
+        half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(paired) / n**0.5
+    return {"mean": statistics.fmean(paired), "half_width": half}
+
+
+def summarise(runs: list[dict[str, Any]], heads: list[str]) -> list[dict[str, Any]]:
+    """One row for every configuration and head, from the runs' results."""
+    rows = []
+    for config in dict.fromkeys(run["config"] for run in runs):
+        top1 = {
+            head: [r["top1"] for r in runs if r["config"] == config and r["head"] == head]
+            for head in heads
+        }
+        for head in heads:
+            mine = [r for r in runs if r["config"] == config and r["head"] == head]
+            row = {
+                "config": config,
+                "head": head,
+                "model": mine[0]["model"],
+                "num_params": mine[0]["num_params"],
+                "seeds": [r["seed"] for r in mine],
+                "top1": top1[head],
+                "mean": statistics.fmean(top1[head]),
+                "std": statistics.stdev(top1[head]) if len(mine) > 1 else float("nan"),
+            }
+            if head != heads[0]:
+                row["difference"] = differences(top1[heads[0]], top1[head])
+            rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]], heads: list[str]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        f"| model | parameters | seeds | top-1 | difference from {heads[0]}, 95 % interval |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        difference = ""
+        if "difference" in row:
+            mean, half = row["difference"]["mean"], row["difference"]["half_width"]
+            difference = f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+        lines.append(
+            f"| {row['model']} | {row['num_params']:,} | {len(row['seeds'])}"
+            f" | {row['mean']:.2f} ± {row['std']:.2f} % | {difference} |"
+        )
+    return "\n".join(lines).replace("± nan ", "").replace(" (+nan to +nan)", "")
+
+
+def draw_curves(runs: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Top-1 over the epochs: a panel for each configuration, a colour for each head."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    configs = list(dict.fromkeys(run["config"] for run in runs))
+    figure, axes = pyplot.subplots(
+        1, len(configs), figsize=(4.5 * len(configs), 3.5), squeeze=False, layout="constrained"
+    )
+    for axis, config in zip(axes[0], configs, strict=True):
+        labelled = set()
+        for run in (r for r in runs if r["config"] == config):
+            head = run["head"]
+            epochs, top1 = zip(*run["curve"], strict=True)
+            label = None if head in labelled else run["model"]
+            labelled.add(head)
+            color = f"C{HEADS.index(head)}"
+            axis.plot(epochs, top1, color=color, alpha=0.8, label=label, marker=".")
+        axis.set(title=config, xlabel="epoch", ylabel="top-1 (%)")
+        axis.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _folder(config: str, head: str, seed: int) -> str:
+    name = config.replace(".py", "").removeprefix("configs/")
+    for mark in ":/\\.":
+        name = name.replace(mark, "-")
+    return f"{name.strip('-')}-{head}-seed{seed}"
+
+
+def _results(directory: Any, expected: dict[str, Any]) -> dict[str, Any] | None:
+    """Results and curve of a finished run of the expected configuration; None: to be trained."""
+    from noah_jax import workdir as workdirs
+
+    # Raises a ValueError if it is a run of something else.
+    workdirs.check(directory, expected)
+    results = workdirs.results(directory)
+    if results is None:
+        return None
+    lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    lines = [line for line in lines if line["split"] in ("train", "eval")]
+    epochs = {line["step"]: line["epoch"] for line in lines if line["split"] == "train"}
+    last_step, last_epoch = max(epochs.items(), default=(results["step"], expected["epochs"]))
+    per_step = last_epoch / last_step
+    curve = [(line["step"] * per_step, line["top1"]) for line in lines if line["split"] == "eval"]
+    return {**results, "curve": curve}
+
+
+def compare(
+    configs: list[str], heads: list[str], seeds: list[int], workdir: str, overrides: list[str]
+) -> list[dict[str, Any]]:
+    """Trains what is not trained yet; returns the rows of the table.
+
+    Raises:
+      UsageError: if the configurations do not fit, before anything is trained.
+      ValueError: if a folder holds another run.
+      subprocess.CalledProcessError: if a training fails; it has said why.
+    """
+    from etils import epath
+    from flax.traverse_util import unflatten_dict
+
+    resolved = {config: resolve(config, heads, overrides) for config in configs}
+    root = epath.Path(workdir)
+    planned = [
+        (config, head, seed, unflatten_dict({**flat, "seed": seed}, sep="."))
+        for config in configs
+        for seed in seeds
+        for head, flat in zip(heads, resolved[config], strict=True)
+    ]
+    runs = []
+    for number, (config, head, seed, expected) in enumerate(planned, 1):
+        directory = root / _folder(config, head, seed)
+        found = _results(directory, expected)
+        if found is None:
+            print(f"[{number}/{len(planned)}] {directory}", file=sys.stderr, flush=True)
+            command = train_command(config, head, seed, os.fspath(directory), overrides)
+            subprocess.run(command, check=True, stdout=sys.stderr)
+            found = _results(directory, expected)
+        print(
+            f"[{number}/{len(planned)}] {found['model']}, seed {seed}: {found['top1']:.2f} %",
+            file=sys.stderr,
+            flush=True,
+        )
+        runs.append({"config": config, "head": head, "seed": seed, **found})
+    rows = summarise(runs, heads)
+    (root / "compare.json").write_text(json.dumps({"rows": rows, "runs": runs}, indent=2) + "\n")
+    (root / "compare.md").write_text(table(rows, heads) + "\n")
+    if "://" in workdir:
+        print(f"{workdir} is no local folder: no curves are drawn", file=sys.stderr)
+    else:
+        draw_curves(runs, pathlib.Path(workdir) / "curves.png")
+    return rows
+
+
+def main(argv: list[str]) -> int:
+    """Compares what the command line says; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m noah_jax.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", nargs="+", default=list(_CONFIGS), metavar="FILE[:VARIANT]")
+    parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=HEADS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--workdir", default="runs/compare")
+    given, rest = parser.parse_known_args(argv[1:])
+    try:
+        if unknown := [word for word in rest if not word.startswith("--config.")]:
+            raise UsageError(f"unexpected argument {unknown[0]!r}; see --help")
+        for what, values in (("--heads", given.heads), ("--seeds", given.seeds)):
+            if len(set(values)) < len(values):
+                raise UsageError(f"{what} names one twice: {' '.join(map(str, values))}")
+        rows = compare(given.config, given.heads, given.seeds, given.workdir, rest)
+    except subprocess.CalledProcessError as error:
+        fail(f"a training failed (exit code {error.returncode}); the same command goes on there")
+        return _RESTARTABLE if error.returncode == _RESTARTABLE else 1
+    except (UsageError, ValueError) as error:
+        return fail(error)
+    print(table(rows, given.heads))
+    print(f"written to {given.workdir}: compare.json, compare.md, curves.png", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
