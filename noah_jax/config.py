@@ -19,7 +19,7 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of the weights, the order, the augmentation and the dropout
 
-    config.dataset = "fashion_mnist_sample"  # or the name of a TFDS set, or folder:PATH
+    config.dataset = "fashion_mnist_sample"  # or a TFDS set's name, folder:PATH, csv:PATH
 
     # The weights to start with: a run's folder, a converted folder or a PyTorch file, as
     # noah_jax.load_model takes it. Read at the very start alone; None: fresh weights.
@@ -71,6 +71,13 @@ def default_config() -> ConfigDict:
     config.epochs = 100.0
     config.batch_size = 256  # images per step over all devices
     config.eval_batch_size = placeholder(int)  # None: as batch_size
+
+    # softmax; for images with several labels (csv:PATH, voc, coco) sigmoid or asymmetric.
+    config.loss = "softmax"
+    config.asymmetric = ConfigDict()  # for loss=asymmetric; see noah_jax/multilabel.py
+    config.asymmetric.gamma_positive = 0.0
+    config.asymmetric.gamma_negative = 4.0
+    config.asymmetric.margin = 0.05
 
     # On the device, after the transforms of the data; see noah_jax/data/mixing.py.
     config.smoothing = 0.0  # share of the target that is spread over all classes

@@ -1,18 +1,22 @@
 """Where images come from: encoded bytes and a label, by index.
 
 One interface for the embedded sample, any image-classification set that TFDS holds in a
-random-access format, and class folders.
+random-access format, class folders, and images with several labels from CSV files or TFDS.
 """
 
+import csv
+import io
 import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
 SAMPLE = "fashion_mnist_sample"
 _FOLDER = "folder:"
+_CSV = "csv:"
 _SAMPLE_DIR = os.path.join(os.path.dirname(__file__), "sample")
 _EVAL_SPLITS = ("validation", "val", "test")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -24,15 +28,17 @@ class Source(Protocol):
     Attributes:
       name: what the source is, for messages.
       class_names: the classes, in the order of the labels.
+      multi_label: whether an image has any number of labels.
     """
 
     name: str
     class_names: list[str]
+    multi_label: bool
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        """The encoded image and its label."""
+    def __getitem__(self, index: int) -> tuple[bytes, int | np.ndarray]:
+        """The encoded image and its label, or int8 `[num_classes]`: 1, 0, or -1 (ignored)."""
 
     def describe(self, index: int) -> str:
         """Which image that is, for messages."""
@@ -50,7 +56,7 @@ def open_sources(
     Args:
       name: "fashion_mnist_sample" (embedded), the name of a TFDS dataset, or "folder:PATH"
         with `SPLIT/CLASS/image` files, local or `gs://` (a path that starts with `/`, `.` or
-        `~` will do without the prefix).
+        `~` will do without the prefix), or "csv:PATH" with `SPLIT.csv` files, see `CsvSource`.
       data_dir: where TFDS keeps its prepared data; by default TFDS's own choice.
       train_split: name of the training split.
       eval_split: name of the evaluation split; by default the first that exists of
@@ -59,6 +65,14 @@ def open_sources(
     Raises:
       ValueError: if there is no such dataset or split; says what there is.
     """
+    if name.startswith(_CSV):
+        root = epath.Path(name.removeprefix(_CSV)).expanduser()
+        if not root.is_dir():
+            raise ValueError(f"data folder {root} does not exist")
+        splits = sorted(p.stem for p in root.iterdir() if p.suffix == ".csv")
+        eval_split = _choose_split(name, splits, train_split, eval_split)
+        train = CsvSource(root / f"{train_split}.csv")
+        return train, CsvSource(root / f"{eval_split}.csv", class_names=train.class_names)
     folder = name.removeprefix(_FOLDER)
     starts = ("/", ".", "~")
     if folder != name or "://" in name or name.startswith(starts) or os.path.isdir(name):
@@ -71,7 +85,8 @@ def open_sources(
         return train, FolderSource(root / eval_split, class_names=train.class_names)
     builder = _tfds_builder(name, data_dir)
     eval_split = _choose_split(name, list(builder.info.splits), train_split, eval_split)
-    return TfdsSource(builder, train_split), TfdsSource(builder, eval_split)
+    kind = MultiLabelTfdsSource if MultiLabelTfdsSource.fits(builder) else TfdsSource
+    return kind(builder, train_split), kind(builder, eval_split)
 
 
 class AbsentSource:
@@ -82,6 +97,8 @@ class AbsentSource:
       class_names: the classes, in the order of the labels.
       length: number of images.
     """
+
+    multi_label = False
 
     def __init__(self, name: str, class_names: Sequence[str], length: int):
         self.name = name
@@ -101,22 +118,15 @@ class AbsentSource:
 class TfdsSource:
     """A split of a prepared TFDS dataset, images as they are stored."""
 
+    multi_label = False
+
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         self.name = f"{builder.info.full_name}:{split}"
         features = builder.info.features
         self._image = _feature_of(features, tfds.features.Image, self.name)
         self._label = _feature_of(features, tfds.features.ClassLabel, self.name)
         self.class_names = list(features[self._label].names)
-        try:
-            self._data = builder.as_data_source(
-                split, decoders={self._image: tfds.decode.SkipDecoding()}
-            )
-        except NotImplementedError as error:
-            raise ValueError(
-                f"{self.name} is stored as {builder.info.file_format.value}, which has no random"
-                " access; convert it with `python scripts/prepare_imagenet.py --from-tfrecord"
-                f" {builder.data_dir} --data-dir NEW` and give --config.data.dir=NEW"
-            ) from error
+        self._data = _open_data(builder, split, self._image)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -129,6 +139,112 @@ class TfdsSource:
         return f"image {index} of {self.name}"
 
 
+class MultiLabelTfdsSource:
+    """A split of a TFDS dataset whose images have several labels, such as `voc` and `coco`.
+
+    The labels are the classes of an image's objects. With VOC's `labels_no_difficult`, classes
+    of which an image has difficult objects alone are ignored, as in its own evaluation.
+    """
+
+    multi_label = True
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        self.name = f"{builder.info.full_name}:{split}"
+        features = builder.info.features
+        self._image = _feature_of(features, tfds.features.Image, self.name)
+        self._path, self.class_names = _list_of_labels(features)
+        self._certain = "labels_no_difficult" if "labels_no_difficult" in features else None
+        self._data = _open_data(builder, split, self._image)
+
+    @staticmethod
+    def fits(builder: tfds.core.DatasetBuilder) -> bool:
+        """Whether a dataset has lists of labels, and no single ones."""
+        features = builder.info.features
+        single = any(isinstance(f, tfds.features.ClassLabel) for f in features.values())
+        return not single and _list_of_labels(features) is not None
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> tuple[bytes, np.ndarray]:
+        record = self._data[index]
+        found = record
+        for key in self._path:
+            found = found[key]
+        labels = np.zeros(len(self.class_names), np.int8)
+        labels[np.asarray(found, np.int64)] = 1
+        if self._certain is not None:
+            uncertain = np.setdiff1d(found, record[self._certain]).astype(np.int64)
+            labels[uncertain] = -1
+        return record[self._image], labels
+
+    def describe(self, index: int) -> str:
+        return f"image {index} of {self.name}"
+
+
+class CsvSource:
+    """Images with any number of labels, listed in a CSV file.
+
+    Two columns under the header `image,labels`: the path, relative to the file's folder or
+    absolute, and the labels, with `;` between them. A label that starts with `-` is ignored for
+    this image, neither there nor missing.
+
+    Args:
+      file: the CSV file, local or `gs://`.
+      class_names: the classes that fix the order of the labels; by default those of the file,
+        sorted.
+
+    Raises:
+      ValueError: on another header, a row of other columns, no rows, or unknown labels.
+    """
+
+    multi_label = True
+
+    def __init__(self, file: epath.Path, class_names: Sequence[str] | None = None):
+        self.name = os.fspath(file)
+        try:
+            rows = list(csv.reader(io.StringIO(file.read_text())))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{file} is no CSV file: {error}") from error
+        if not rows or [cell.strip() for cell in rows[0]] != ["image", "labels"]:
+            raise ValueError(
+                f"{file} must start with the header image,labels; it starts with"
+                f" {','.join(rows[0]) if rows else 'nothing'}"
+            )
+        listed = []
+        for number, row in enumerate(rows[1:], 2):
+            if len(row) != 2:
+                raise ValueError(
+                    f"{file}, line {number}: must be a path and labels with ; between them, got"
+                    f" {len(row)} column(s)"
+                )
+            labels = [label.strip() for label in row[1].split(";") if label.strip()]
+            listed.append((os.fspath(file.parent / row[0].strip()), labels))
+        if not listed:
+            raise ValueError(f"{file} lists no images")
+        found = sorted({label.removeprefix("-") for _, labels in listed for label in labels})
+        self.class_names = list(class_names or found)
+        if unknown := sorted(set(found) - set(self.class_names)):
+            raise ValueError(f"{file} has labels unknown to the training: {', '.join(unknown[:5])}")
+        place = {name: i for i, name in enumerate(self.class_names)}
+        self._files = []
+        for path, labels in listed:
+            values = np.zeros(len(place), np.int8)
+            for label in labels:
+                values[place[label.removeprefix("-")]] = -1 if label.startswith("-") else 1
+            self._files.append((path, values))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[bytes, np.ndarray]:
+        path, labels = self._files[index]
+        return _read(path), labels
+
+    def describe(self, index: int) -> str:
+        return self._files[index][0]
+
+
 class FolderSource:
     """Class folders, `FOLDER/CLASS/image`, read as PyTorch's ImageFolder orders them.
 
@@ -139,6 +255,8 @@ class FolderSource:
     Raises:
       ValueError: if there are no images, or classes that `class_names` lacks.
     """
+
+    multi_label = False
 
     def __init__(self, folder: epath.Path, class_names: Sequence[str] | None = None):
         self.name = os.fspath(folder)
@@ -164,13 +282,17 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         path, label = self._files[index]
-        if "://" in path:
-            return epath.Path(path).read_bytes(), label
-        with open(path, "rb") as file:  # half the time of epath's
-            return file.read(), label
+        return _read(path), label
 
     def describe(self, index: int) -> str:
         return self._files[index][0]
+
+
+def _read(path: str) -> bytes:
+    if "://" in path:
+        return epath.Path(path).read_bytes()
+    with open(path, "rb") as file:  # half the time of epath's
+        return file.read()
 
 
 def _choose_split(name: str, splits: list[str], train: str, evaluation: str | None) -> str:
@@ -215,11 +337,40 @@ def _tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     return builder
 
 
+def _open_data(builder: tfds.core.DatasetBuilder, split: str, image: str) -> Sequence[Any]:
+    """The records of a split, their images as they are stored."""
+    try:
+        return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{builder.info.full_name}:{split} is stored as {builder.info.file_format.value}, which"
+            " has no random access; convert it with `python scripts/prepare_imagenet.py"
+            f" --from-tfrecord {builder.data_dir} --data-dir NEW` and give --config.data.dir=NEW"
+        ) from error
+
+
+def _list_of_labels(
+    features: tfds.features.FeaturesDict,
+) -> tuple[tuple[str, ...], list[str]] | None:
+    """Where a record has its list of labels, alone or in its list of objects; the classes."""
+    label = tfds.features.ClassLabel
+    lists = {k: f.feature for k, f in features.items() if isinstance(f, tfds.features.Sequence)}
+    for key, feature in lists.items():
+        if isinstance(feature, label) and key != "labels_no_difficult":
+            return (key,), list(feature.names)
+    for key, feature in lists.items():
+        if isinstance(feature, tfds.features.FeaturesDict):
+            for inner, what in feature.items():
+                if isinstance(what, label):
+                    return (key, inner), list(what.names)
+    return None
+
+
 def _feature_of(features: tfds.features.FeaturesDict, kind: type, name: str) -> str:
     keys = [key for key, feature in features.items() if isinstance(feature, kind)]
     if len(keys) != 1:
         raise ValueError(
-            f"{name} is no single-label image classification set: it has {len(keys)} features"
+            f"{name} is no image classification set: it has {len(keys)} features"
             f" of kind {kind.__name__}, 1 is needed; it has {', '.join(features)}"
         )
     return keys[0]
