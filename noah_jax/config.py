@@ -181,7 +181,7 @@ def parse_command_line(argv: list[str], **own: Any) -> tuple[ConfigDict, dict[st
 
     Args:
       argv: the command line, the program's name first.
-      **own: the program's own flags and their defaults, of type int or str; `None` is a
+      **own: the program's own flags and their defaults, of type bool, int or str; `None` is a
         string that must be given.
 
     Returns:
@@ -192,9 +192,9 @@ def parse_command_line(argv: list[str], **own: Any) -> tuple[ConfigDict, dict[st
     """
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=values)
+    define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer}
     for name, default in own.items():
-        define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
-        define(name, default, "", flag_values=values)
+        define.get(type(default), flags.DEFINE_string)(name, default, "", flag_values=values)
     own_argv = sys.argv
     try:
         sys.argv = argv  # where config_flags looks for the single keys, whatever is parsed
