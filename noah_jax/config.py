@@ -70,7 +70,7 @@ def default_config() -> ConfigDict:
 
     config.epochs = 100.0
     config.batch_size = 256  # images per step over all devices
-    config.eval_batch_size = placeholder(int)  # None: as batch_size
+    config.eval_batch_size = placeholder(int)  # None: as batch_size, or a part of it
 
     # On the device, after the transforms of the data; see noah_jax/data/mixing.py.
     config.smoothing = 0.0  # share of the target that is spread over all classes
@@ -97,6 +97,8 @@ def default_config() -> ConfigDict:
     # Whether weight decay takes every parameter (True) or spares biases, parameters of one
     # dimension and those the model names (False); None: as in the model's recipe.
     config.optim.decay_all = placeholder(bool)
+    # In how many parts a batch is computed, one after another, where it does not fit at once.
+    config.optim.accumulate = 1
     config.optim.momentum = 0.9  # sgd
     config.optim.nesterov = False  # sgd
     config.optim.clip_grad_norm = placeholder(float)  # global norm of the trained gradients
@@ -107,6 +109,9 @@ def default_config() -> ConfigDict:
     config.optim.beta1 = 0.9  # adamw
     config.optim.beta2 = 0.999  # adamw
     config.optim.epsilon = 1e-8  # adamw
+
+    # The devices share parameters, average and optimizer state, of which each else holds all.
+    config.shard_state = False
 
     # Steps between ...; None is once an epoch. These do not change what is learnt.
     config.log_every = 50
@@ -151,11 +156,14 @@ def imagenet_config(
     return config
 
 
-# Keys that a resumed run may change: they alter neither the weights nor the metrics.
+# Keys that a resumed run may change: they alter neither the weights nor the metrics, or as the
+# number of devices does, by rounding.
 OPERATIONAL_KEYS = frozenset(
     {
         "checkpoint_every",
         "keep_checkpoints",
+        "optim.accumulate",
+        "shard_state",
         "compilation_cache",
         "try_next",
         "watchdog_seconds",

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from noah_jax import dropout as dropouts
 from noah_jax.convolutions import depthwise_conv, image_conv, pointwise_conv
 from noah_jax.dtypes import wide_dtype, wide_einsum, widen
 
@@ -288,7 +289,7 @@ class LayerNorm(nnx.LayerNorm):
         return super().__call__(x).astype(self.output_dtype)
 
 
-def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def drop_path(x: jax.Array, rate: float, key: dropouts.Key | None) -> jax.Array:
     """Stochastic depth: drops the whole residual branch of a sample.
 
     Args:
@@ -299,8 +300,26 @@ def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """
     if key is None or not rate:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    keep = dropouts.kept_images(key, len(x), rate).reshape(-1, *(1,) * (x.ndim - 1))
     return jnp.where(keep, x / (1 - rate), 0)
+
+
+class Dropout(nnx.Module):
+    """Dropout whose masks are a function of the key and the image's number in the batch.
+
+    Args:
+      rate: probability that an element becomes zero, in [0, 1); the kept ones are divided by
+        `1 - rate`, so the mean stays.
+    """
+
+    def __init__(self, rate: float):
+        self.rate = rate
+
+    def __call__(self, x: jax.Array, key: dropouts.Key | None) -> jax.Array:
+        """`[batch, ..., channels]`; a `key` of `None` switches it off (evaluation)."""
+        if key is None or not self.rate:
+            return x
+        return jnp.where(dropouts.kept_elements(key, x.shape, self.rate), x / (1 - self.rate), 0)
 
 
 class LinearHead(nnx.Module):
@@ -338,7 +357,7 @@ class LinearHead(nnx.Module):
             bias_init=bias_init,
             rngs=rngs,
         )
-        self.dropout = nnx.Dropout(dropout, deterministic=None)
+        self.dropout = Dropout(dropout)
         self.dtype = dtype
 
     def __call__(
@@ -347,6 +366,8 @@ class LinearHead(nnx.Module):
         """`[batch, *spatial, in_features]` -> float32 logits `[batch, num_classes]`."""
         positions = tuple(range(1, features.ndim - 1))
         pooled = widen(features).mean(positions)
-        pooled = self.dropout(pooled, deterministic=not train, rngs=key)
+        if train and self.dropout.rate and key is None:
+            raise ValueError("training with dropout needs a random key: pass key=")
+        pooled = self.dropout(pooled, key if train else None)
         kernel, bias = self.linear.kernel[...], self.linear.bias[...]
         return wide_einsum("bd,dk->bk", pooled.astype(self.dtype), kernel) + bias

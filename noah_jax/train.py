@@ -112,6 +112,9 @@ def train(
         f" {experiment.mesh.size} {jax.devices()[0].device_kind} device(s), compiled in"
         f" {compile_seconds:.1f} s"
     )
+    if config.shard_state:
+        own, whole = distributed.device_bytes(state), sum(x.nbytes for x in jax.tree.leaves(state))
+        say(f"a device holds {own / 2**20:,.1f} MiB of the state's {whole / 2**20:,.1f} MiB")
     for line in experiment.groups.describe(state["params"]):
         say(line)
     if start_step:

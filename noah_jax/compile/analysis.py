@@ -75,7 +75,7 @@ class Report:
       device_kind: what a device is.
       num_devices: how many there are.
       batch_size: images per step over all devices.
-      state_bytes: of the whole state.
+      state_bytes: of the state.
       parameter_bytes: of the trainable parameters, and so of their gradients.
       statistics_bytes: of BatchNorm's running statistics.
       memory: what it takes.
@@ -161,7 +161,7 @@ def compile_for(config: ConfigDict, target: Target) -> Report:
         device_kind=target.devices[0].device_kind,
         num_devices=len(target.devices),
         batch_size=config.batch_size,
-        state_bytes=_num_bytes(state),
+        state_bytes=distributed.device_bytes(state),
         parameter_bytes=_num_bytes(trainable(state["params"], experiment.groups.frozen)),
         statistics_bytes=_num_bytes(state["stats"]),
         memory=memory,
