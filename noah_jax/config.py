@@ -4,6 +4,7 @@ A file in `configs/` starts from `default_config()` and sets what its result nee
 command line sets single keys, `--config.optim.learning_rate=0.1`.
 """
 
+import copy
 import difflib
 import sys
 from collections.abc import Sequence
@@ -70,6 +71,8 @@ def default_config() -> ConfigDict:
 
     config.epochs = 100.0
     config.batch_size = 256  # images per step over all devices
+    # Multiplies batch_size and, by the linear rule, the learning rates of optim.
+    config.scale_batch = 1.0
     config.eval_batch_size = placeholder(int)  # None: as batch_size, or a part of it
 
     # On the device, after the transforms of the data; see noah_jax/data/mixing.py.
@@ -178,6 +181,32 @@ OPERATIONAL_KEYS = frozenset(
 
 # Keys that may differ between the hosts of a run.
 HOST_KEYS = frozenset({"data.cache", "data.dir", "data.num_threads", "data.num_workers"})
+
+
+def scaled(config: ConfigDict) -> ConfigDict:
+    """The configuration with `scale_batch` carried out (Goyal et al., 2017), where it is not 1.
+
+    All learning rates of the schedule are multiplied as the batch is; what is counted in epochs
+    stays, and so does what is set in steps.
+
+    Raises:
+      ValueError: if the batch would not be a whole number of images.
+    """
+    factor = config.scale_batch
+    if factor == 1:
+        return config
+    batch_size = config.batch_size * factor
+    if batch_size < 1 or batch_size != int(batch_size):
+        raise ValueError(
+            f"scale_batch={factor:g} makes batch_size={config.batch_size} into {batch_size:g};"
+            " it must be a whole number of images"
+        )
+    config = copy.deepcopy(config)
+    config.scale_batch = 1.0
+    config.batch_size = int(batch_size)
+    for key in ("learning_rate", "warmup_learning_rate", "final_learning_rate"):
+        config.optim[key] *= factor
+    return config
 
 
 class UsageError(Exception):

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from noah_jax import distributed, finetune, optim, report, schedules
-from noah_jax.config import default_config
+from noah_jax.config import default_config, scaled
 from noah_jax.data import batches
 from noah_jax.data.decoding import DamagedImages, DecodedSource
 from noah_jax.data.geometry import RANDOM_INTERPOLATION
@@ -46,7 +46,7 @@ class Experiment:
     """A configuration made concrete; see `build`.
 
     Attributes:
-      config: the configuration.
+      config: the configuration, with `scale_batch` carried out.
       mesh: the devices.
       model: the model.
       data_name: what the training images are, for messages.
@@ -176,6 +176,24 @@ class Experiment:
             **self._pixels,
         )
 
+    def describe_groups(self) -> str | None:
+        """What BatchNorm groups cost that do not lie on one device each; `None` if all do."""
+        if not self.model.abstract()[1]:
+            return None
+        part = self.config.batch_size // self.config.optim.accumulate
+        each, group = part // self.mesh.size, self.config.model.batch_norm_group or part
+        if each % group == 0:
+            return None
+        spans = (
+            f"spans {group // each}"
+            if group % each == 0
+            else f"spans up to {-(-group // each) + 1}"
+        )
+        return (
+            f"a BatchNorm group of {group} images {spans} devices, which have {each} each: every"
+            " BatchNorm layer exchanges its sums among them"
+        )
+
     @property
     def _pixels(self) -> dict[str, tuple[float, ...]]:
         """Mean and standard deviation that pixels are normalised by."""
@@ -246,6 +264,7 @@ def build(
     Raises:
       ValueError: if anything in the configuration does not fit; names the key.
     """
+    config = scaled(config)
     for key in ("log_every", "keep_checkpoints"):
         if config[key] < 1:
             raise ValueError(f"{key} must be at least 1, got {config[key]}")

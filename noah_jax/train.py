@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ from noah_jax import distributed, finite, report
 from noah_jax import workdir as workdirs
 from noah_jax.checkpoint import CheckpointError, Checkpoints, saved_steps
 from noah_jax.config import HOST_KEYS, UsageError, parse_command_line
-from noah_jax.experiment import QUICK_COMPILE, build, enable_compilation_cache, every
+from noah_jax.experiment import QUICK_COMPILE, Experiment, build, enable_compilation_cache, every
 from noah_jax.finite import NonFiniteError
 from noah_jax.metrics import EvalMetrics, as_floats
 from noah_jax.profile import StepProfile
@@ -108,10 +108,12 @@ def train(
     say(
         f"{model.name}: {model.num_params:,} parameters; {experiment.data_name},"
         f" {len(experiment.train_source):,} training and {len(experiment.eval_source):,}"
-        f" evaluation images; {total_steps} steps of {config.batch_size} on"
+        f" evaluation images; {total_steps} steps of {experiment.config.batch_size} on"
         f" {experiment.mesh.size} {jax.devices()[0].device_kind} device(s), compiled in"
         f" {compile_seconds:.1f} s"
     )
+    for line in _what_is_special(config, experiment):
+        say(line)
     if config.shard_state:
         own, whole = distributed.device_bytes(state), sum(x.nbytes for x in jax.tree.leaves(state))
         say(f"a device holds {own / 2**20:,.1f} MiB of the state's {whole / 2**20:,.1f} MiB")
@@ -239,6 +241,22 @@ def _evaluated(
         f" top-5 {values['top5']:.2f} %, loss {values['loss']:.4f} on {examples:,} images"
     )
     return values
+
+
+def _what_is_special(config: ConfigDict, experiment: Experiment) -> Iterator[str]:
+    """Lines on how the batch is not simply the configuration's, shared by the devices."""
+    ours = experiment.config
+    if config.scale_batch != 1:
+        yield (
+            f"scale_batch={config.scale_batch:g}: batch {config.batch_size} -> {ours.batch_size},"
+            f" learning rate {config.optim.learning_rate:g} -> {ours.optim.learning_rate:g} (linear"
+            " rule); epochs and warm-up stay"
+        )
+    if ours.optim.accumulate > 1:
+        part = ours.batch_size // ours.optim.accumulate
+        yield f"a step computes its {ours.batch_size} images in parts of {part}"
+    if line := experiment.describe_groups():
+        yield line
 
 
 def _facts(config: dict[str, Any], saved: list[int]) -> dict[str, Any]:
