@@ -2,106 +2,135 @@
 
 import json
 import sys
+from typing import Any
 
 import jax
 import numpy as np
 from conftest import make_tiny_config
+from ml_collections import ConfigDict
 
 from noah_jax import distributed
 from noah_jax.checkpoint import Checkpoints
 from noah_jax.compile import hlo
-from noah_jax.experiment import build
+from noah_jax.experiment import Experiment, build
 
 STEPS = 2
 
 
-def _config(data: str, **changes):
+def _resnet(data: str) -> ConfigDict:
     config = make_tiny_config(data)
-    config.model.width = 16
     config.model.depths = (1, 1, 1, 1)
-    config.model.batch_norm_group = 2
     config.batch_size = config.eval_batch_size = 16
-    config.mix_group = 16
     config.optim.clip_grad_norm = 1.0
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3
-    config.optim.epsilon = 1e-3
-    config.update_from_flattened_dict(changes)
+    config.optim.epsilon = 1e-3  # where no gradient is, rounding would decide the update
     return config
 
 
-def _run(experiment):
-    """The state before and after some steps, the evaluation's loss, the compiled step."""
-    train_step, eval_step = experiment.compile_steps()
+def _mixer(data: str) -> ConfigDict:
+    config = _resnet(data)
+    config.model.name = "noah_mixer_s16_224"
+    del config.model.stem, config.model.depths
+    config.model.width = 64
+    config.model.depth = 1
+    config.model.image_size = 32
+    config.model.batch_norm_group = None
+    config.model.drop_path_rate = 0.2
+    config.data.pad = 8
+    return config
+
+
+def _trained(experiment: Experiment):
+    """A fresh state, the same after some steps, and the compiled step."""
+    step = experiment.trace_train_step().lower().compile()
     first = state = experiment.init_state()
     first = jax.tree.map(np.asarray, first)
     for _, batch in zip(range(STEPS), experiment.train_batches(0), strict=False):
-        state, _ = train_step(state, batch)
+        state, _ = step(state, batch)
+    return first, state, step
+
+
+def _eval_loss(experiment: Experiment, state: Any) -> float:
+    _, eval_step = experiment.compile_steps()
     metrics = experiment.empty_eval_metrics()
     for batch in experiment.eval_batches():
         metrics = eval_step(state["params"], state["stats"], batch, metrics)
-    return first, state, float(metrics.loss.total), train_step
+    return float(metrics.loss.total)
 
 
-def _difference(one, other) -> float:
+def _difference(one: Any, other: Any) -> float:
+    """The largest, over the largest value of the array or 1."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return max(float(np.abs(np.asarray(a, float) - np.asarray(b, float)).max()) for a, b in pairs)
+    pairs = [[np.asarray(x, np.float64) for x in pair] for pair in pairs]
+    return max(np.abs(a - b).max() / max(np.abs(a).max(), 1) for a, b in pairs)
 
 
-def _restored(folder: str, experiment):
-    checkpoints = Checkpoints(folder)
-    state = checkpoints.restore(experiment.abstract_state())
-    checkpoints.close()
-    return state
-
-
-def _save(folder: str, state) -> None:
+def _save(folder: str, state: Any) -> None:
     checkpoints = Checkpoints(folder)
     checkpoints.save(STEPS, state)
     checkpoints.close()
 
 
+def _restored(folder: str, experiment: Experiment, state: Any) -> dict[str, float]:
+    """How a restored state differs from what was saved, and what a device holds of it."""
+    checkpoints = Checkpoints(folder)
+    restored = checkpoints.restore(experiment.abstract_state())
+    checkpoints.close()
+    return {
+        "difference": _difference(state, restored),
+        "bytes": distributed.device_bytes(restored),
+        "devices": experiment.mesh.size,
+    }
+
+
 def main(data: str, folder: str) -> None:
     """Prints what the test looks at, as JSON."""
-    replicated = build(_config(data))
-    sharded = build(_config(data, shard_state=True))
-    parts = build(
-        _config(data, **{"shard_state": True, "optim.accumulate": 2, "model.batch_norm_group": 4})
-    )
-    whole = build(_config(data, **{"model.batch_norm_group": 4}))
-    first, state, loss, step = _run(replicated)
-    sharded_first, sharded_state, sharded_loss, sharded_step = _run(sharded)
+    replicated = build(_mixer(data))
+    config = _mixer(data)
+    config.shard_state = True
+    sharded = build(config)
+    on_four = build(config, mesh=distributed.make_mesh(jax.devices()[:4]))
+    first, state, step = _trained(replicated)
+    sharded_first, sharded_state, sharded_step = _trained(sharded)
+    arrays = jax.tree.leaves(sharded_state)
     found = {
         "devices": jax.device_count(),
         "first": _difference(first, sharded_first),
         "state": _difference(state, sharded_state),
-        "loss": abs(loss - sharded_loss) / loss,
+        "loss": [_eval_loss(replicated, state), _eval_loss(sharded, sharded_state)],
         "bytes": [distributed.device_bytes(s) for s in (state, sharded_state)],
-        "real_bytes": sum(
-            x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(sharded_state)
-        ),
+        "real_bytes": sum(x.addressable_shards[0].data.nbytes for x in arrays),
         "arguments": [s.memory_analysis().argument_size_in_bytes for s in (step, sharded_step)],
         "donated": [hlo.donated_parameters(s.as_text()) for s in (step, sharded_step)],
-        "parts": _difference(_run(parts)[1], _run(whole)[1]),
     }
     _save(f"{folder}/sharded", sharded_state)
     _save(f"{folder}/replicated", state)
-    four = distributed.make_mesh(jax.devices()[:4])
-    for kind, saved in (("sharded", sharded_state), ("replicated", state)):
-        others = {
-            "replicated on 8": replicated,
-            "sharded on 8": sharded,
-            "sharded on 4": build(_config(data, shard_state=True), mesh=four),
-            "replicated on 4": build(_config(data), mesh=four),
-        }
-        for name, experiment in others.items():
-            restored = _restored(f"{folder}/{kind}", experiment)
-            found[f"{kind} to {name}"] = [
-                _difference(saved, restored),
-                distributed.device_bytes(restored),
-            ]
+    found["restored"] = {
+        "sharded to replicated": _restored(f"{folder}/sharded", replicated, sharded_state),
+        "sharded to fewer": _restored(f"{folder}/sharded", on_four, sharded_state),
+        "replicated to sharded": _restored(f"{folder}/replicated", sharded, state),
+    }
+
+    config = _mixer(data)
+    config.optim.accumulate = 2
+    config.shard_state = True
+    found["parts"] = _difference(state, _trained(build(config))[1])
     print(json.dumps(found))
 
 
+def groups(data: str) -> None:
+    """The same of BatchNorm groups of parts of a batch, which span four devices each."""
+    whole = _trained(build(_resnet(data)))[1]
+    config = _resnet(data)
+    config.optim.accumulate = 2
+    config.shard_state = True
+    print(json.dumps({"parts": _difference(whole, _trained(build(config))[1])}))
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    data, *folder = sys.argv[1:]
+    if folder:
+        main(data, *folder)
+    else:
+        groups(data)

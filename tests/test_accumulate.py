@@ -1,5 +1,7 @@
 """A batch computed in parts is the batch computed at once."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from noah_jax.models import create_model
 from noah_jax.optim import make_optimizer
 from noah_jax.schedules import make_schedule
 from noah_jax.step import init_state, make_train_step
+from noah_jax.train import train
 
 BATCH, STEPS = 16, 3
 MODELS = {
@@ -143,3 +146,67 @@ def test_evaluation_takes_no_more_images_at_once_than_training(tiny_config):
     tiny_config.optim.accumulate = 2
     tiny_config.eval_batch_size = None
     assert build(tiny_config).eval_batch_size == 4
+
+
+@pytest.mark.parametrize(
+    ("group", "accumulate", "words"),
+    [
+        (4, 1, None),
+        (2, 2, None),
+        (16, 1, "a BatchNorm group of 16 images spans 4 devices, which have 4 each"),
+        (8, 2, "a BatchNorm group of 8 images spans 4 devices, which have 2 each"),
+        (None, 1, "a BatchNorm group of 16 images spans 4 devices"),
+    ],
+)
+def test_groups_that_span_devices_are_told(tiny_config, group, accumulate, words):
+    tiny_config.batch_size = tiny_config.eval_batch_size = 16
+    tiny_config.optim.accumulate = accumulate
+    tiny_config.model.batch_norm_group = group
+    four = jax.sharding.AbstractMesh((4,), ("data",))
+    line = build(tiny_config, mesh=four).describe_groups()
+    assert line is None if words is None else words in line
+
+
+def test_groups_across_borders_are_told(tiny_config):
+    tiny_config.batch_size = tiny_config.eval_batch_size = 24
+    tiny_config.model.batch_norm_group = 4
+    four = jax.sharding.AbstractMesh((4,), ("data",))
+    line = build(tiny_config, mesh=four).describe_groups()
+    assert "a BatchNorm group of 4 images spans up to 2 devices, which have 6 each" in line
+    tiny_config.model.name = "noah_mixer_s16_224"
+    del tiny_config.model.stem, tiny_config.model.width
+    assert build(tiny_config, mesh=four).describe_groups() is None
+
+
+def test_scaling_the_batch_scales_the_learning_rates_alone(tiny_config):
+    tiny_config.epochs = 10.0
+    tiny_config.optim.warmup_epochs = 2.0
+    tiny_config.optim.warmup_learning_rate = 0.01
+    tiny_config.optim.final_learning_rate = 0.001
+    small = build(tiny_config)
+    tiny_config.scale_batch = 2.0
+    large = build(tiny_config)
+    assert large.config.batch_size == 16 and tiny_config.batch_size == 8
+    assert large.steps_per_epoch == small.steps_per_epoch / 2
+    assert large.total_steps == small.total_steps // 2 + 1  # 37.5 steps
+    for epoch in (2, 5, 9.9):  # after the warm-up, whose steps are whole
+        rates = [x.schedule(epoch * x.steps_per_epoch) for x in (small, large)]
+        np.testing.assert_allclose(rates[1], 2 * rates[0], rtol=0.05)
+    assert large.config.optim.final_learning_rate == 0.002
+    assert large.config.optim.warmup_learning_rate == 0.02
+    assert large.config.optim.weight_decay == small.config.optim.weight_decay
+    tiny_config.scale_batch = 0.3
+    with pytest.raises(ValueError, match=r"scale_batch=0.3 makes batch_size=8 into 2.4"):
+        build(tiny_config)
+
+
+def test_what_is_special_of_the_batch_is_said(tiny_config, tmp_path, capsys):
+    tiny_config.epochs = 0.6
+    tiny_config.scale_batch = 2.0
+    tiny_config.optim.accumulate = 2
+    tiny_config.shard_state = True
+    train(tiny_config, str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert "scale_batch=2: batch 8 -> 16, learning rate 0.05 -> 0.1 (linear rule)" in said
+    assert "a step computes its 16 images in parts of 8" in said
+    assert re.search(r"a device holds (\S+) MiB of the state's \1 MiB", said)
