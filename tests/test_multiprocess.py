@@ -113,6 +113,7 @@ def test_going_on_with_another_number_of_processes(two, jpegs, tmp_path, count):
     np.testing.assert_allclose(ours[20:22], theirs[20:22], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_processes_that_share_the_state_take_the_same_steps(jpegs, tmp_path):
     wide = "--config.model.width=16"  # so that there are arrays worth sharing
     workdir = tmp_path / "run"
