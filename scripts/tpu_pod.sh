@@ -45,7 +45,7 @@ cd ~/noah_jax && for start in \$(seq 0 $starts); do
 done; exit \$code"
 ssh=(gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker all --command "$loop")
 if ((dry_run)); then
-  printf '%s\n' "${ssh[@]:0:10}" "$loop"
+  printf '%s\n' "${ssh[@]}"
 else
   "${ssh[@]}"
 fi
