@@ -134,7 +134,9 @@ def make_train_step(
             (grads, stats), values = gradients(images, batch["label"], targets, key)
         else:
             cut = _cutter(model, accumulate, len(images), mesh)
-            parts = jax.tree.map(cut, (images, batch["label"], targets, jnp.arange(len(images))))
+            parts = jax.tree.map(
+                cut, (images, batch["label"], targets, jnp.arange(len(images), dtype=jnp.int32))
+            )
 
             def add(total, part):
                 *arrays, numbers = part
