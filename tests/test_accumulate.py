@@ -39,15 +39,6 @@ MODELS = {
         drop_rate=0.1,
         drop_path_rate=0.4,
         head_drop_rate=0.2,
-    ),
-    "mixer": dict(
-        name="noah_mixer_s16_224",
-        image_size=32,
-        width=8,
-        depth=2,
-        head_num=2,
-        drop_path_rate=0.4,
-        head_drop_rate=0.3,
         remat=True,
     ),
 }
@@ -56,6 +47,7 @@ MODELS = {
 def _states(kind, accumulate):
     """The state after every step."""
     config = make_tiny_config("")
+    config.erase_prob = config.cutmix = 0.0  # which take long to compile, and see the whole batch
     if kind != "resnet":
         config.optim.name, config.optim.learning_rate = "adamw", 1e-3
         config.optim.epsilon = 1e-3  # where no gradient is, rounding would decide the update
@@ -88,7 +80,7 @@ def _states(kind, accumulate):
     return states
 
 
-@pytest.mark.parametrize(("kind", "accumulate"), [("resnet", 4), ("deit", 4), ("mixer", 2)])
+@pytest.mark.parametrize(("kind", "accumulate"), [("resnet", 4), ("deit", 2)])
 def test_parts_of_a_batch_give_the_step_of_the_whole(kind, accumulate):
     whole, parts = _states(kind, 1), _states(kind, accumulate)
     for a, b in zip(whole, parts, strict=True):
