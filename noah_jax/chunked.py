@@ -92,7 +92,7 @@ class _Kept(NamedTuple):
 
 def chunked_poca(
     operands: Operands,
-    words: jax.Array | None = None,
+    seeds: dropouts.Seeds | None = None,
     *,
     dropout: float = 0.0,
     unrolled: bool = False,
@@ -101,15 +101,15 @@ def chunked_poca(
 
     Args:
       operands: features and weights.
-      words: the key of the dropout, by `dropout.key_words`; `None` switches it off.
+      seeds: of the dropout's masks; `None` switches it off.
       dropout: rate of the dropout on the values.
       unrolled: whether for an accelerator; see `_Plan`.
     """
     _, batch, positions, _ = operands.query_part.shape
     in_cache = max(_SCORES // max(batch * positions, 1), _MIN_CLASSES)
     plan = _plan(operands, _UNROLLED_CLASSES if unrolled else in_cache, unrolled)
-    if words is not None:
-        return _pairwise(plan, dropout, operands, words)
+    if seeds is not None:
+        return _pairwise(plan, dropout, operands, seeds)
     logits = _pairwise(plan, 0.0, operands._replace(value_bias=None), None)
     # The weights sum to one over the positions, so the bias passes through unchanged.
     return logits + operands.value_bias.astype(logits.dtype).sum(0)
@@ -125,14 +125,16 @@ def _plan(operands: Operands, classes: int, unrolled: bool) -> _Plan:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _pairwise(plan: _Plan, rate: float, operands: Operands, words: jax.Array | None) -> jax.Array:
+def _pairwise(
+    plan: _Plan, rate: float, operands: Operands, seeds: dropouts.Seeds | None
+) -> jax.Array:
     """Logits, `[batch, classes]`."""
-    return _forward(plan, rate, operands, words)[0]
+    return _forward(plan, rate, operands, seeds)[0]
 
 
-def _forward(plan, rate, operands, words):
+def _forward(plan, rate, operands, seeds):
     def step(_, index, chunk):
-        query_part, value_part, keep = _inputs(plan, rate, operands, words, index)
+        query_part, value_part, keep = _inputs(plan, rate, operands, seeds, index)
         scores = _project(query_part, chunk.query_kernel)
         values = _values(keep, value_part, chunk.value_kernel, chunk.value_bias)
         # Any shift cancels, so this one is not differentiated.
@@ -146,16 +148,16 @@ def _forward(plan, rate, operands, words):
     blocks = len(operands.query_kernel) // plan.blocks
     out = kept.out.reshape(blocks, plan.parts, *kept.out.shape[1:]).sum((0, 2))
     logits = out.swapaxes(0, 1).reshape(batch, plan.parts * plan.classes)
-    return logits[:, : operands.query_kernel.shape[-1]], (operands, words, kept)
+    return logits[:, : operands.query_kernel.shape[-1]], (operands, seeds, kept)
 
 
 def _backward(plan, rate, residuals, cotangent):
-    operands, words, kept = residuals
+    operands, seeds, kept = residuals
     shape = (len(cotangent), plan.parts, plan.classes)
     cotangents = _padded(plan, cotangent).reshape(shape).swapaxes(0, 1)
 
     def step(sums, index, chunk, kept):
-        query_part, value_part, keep = _inputs(plan, rate, operands, words, index)
+        query_part, value_part, keep = _inputs(plan, rate, operands, seeds, index)
         scores, from_scores = jax.vjp(_project, query_part, chunk.query_kernel)
         values, from_values = jax.vjp(
             functools.partial(_values, keep), value_part, chunk.value_kernel, chunk.value_bias
@@ -225,23 +227,25 @@ def _first_group(plan: _Plan, operands: Operands, index: jax.Array) -> jax.Array
     return 0 if one_group else index // plan.parts * plan.blocks
 
 
-def _inputs(plan, rate, operands, words, index):
+def _inputs(plan, rate, operands, seeds, index):
     """A chunk's query part, value part and scaled dropout mask."""
     start = _first_group(plan, operands, index)
     query_part, value_part = (
         jax.lax.dynamic_slice_in_dim(part, start, plan.blocks)
         for part in (operands.query_part, operands.value_part)
     )
-    if words is None:
+    if seeds is None:
         return query_part, value_part, None
     shape = (*query_part.shape[:3], plan.classes)
-    block, image, position, label = (
-        jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(4)
+    block, position, label = (
+        jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 2, 3)
     )
     block += index // plan.parts * plan.blocks
     label += index % plan.parts * plan.classes
-    seeds = dropouts.row_seed((words[0], words[1]), image, block, label)
-    keep = dropouts.kept(seeds, position, rate)
+    words, image = seeds.words, seeds.images[:, None, None]
+    keep = dropouts.kept(
+        dropouts.row_seed((words[0], words[1]), image, block, label), position, rate
+    )
     return query_part, value_part, keep / jnp.asarray(1 - rate, wide_dtype(value_part.dtype))
 
 

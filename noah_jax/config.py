@@ -4,6 +4,7 @@ A file in `configs/` starts from `default_config()` and sets what its result nee
 command line sets single keys, `--config.optim.learning_rate=0.1`.
 """
 
+import copy
 import difflib
 import sys
 from collections.abc import Sequence
@@ -70,7 +71,9 @@ def default_config() -> ConfigDict:
 
     config.epochs = 100.0
     config.batch_size = 256  # images per step over all devices
-    config.eval_batch_size = placeholder(int)  # None: as batch_size
+    # Multiplies batch_size and, by the linear rule, the learning rates of optim.
+    config.scale_batch = 1.0
+    config.eval_batch_size = placeholder(int)  # None: as batch_size, or a part of it
 
     # softmax; for images with several labels (csv:PATH, voc, coco) sigmoid or asymmetric.
     config.loss = "softmax"
@@ -104,6 +107,8 @@ def default_config() -> ConfigDict:
     # Whether weight decay takes every parameter (True) or spares biases, parameters of one
     # dimension and those the model names (False); None: as in the model's recipe.
     config.optim.decay_all = placeholder(bool)
+    # In how many parts a batch is computed, one after another, where it does not fit at once.
+    config.optim.accumulate = 1
     config.optim.momentum = 0.9  # sgd
     config.optim.nesterov = False  # sgd
     config.optim.clip_grad_norm = placeholder(float)  # global norm of the trained gradients
@@ -114,6 +119,9 @@ def default_config() -> ConfigDict:
     config.optim.beta1 = 0.9  # adamw
     config.optim.beta2 = 0.999  # adamw
     config.optim.epsilon = 1e-8  # adamw
+
+    # The devices share parameters, average and optimizer state, of which each else holds all.
+    config.shard_state = False
 
     # Steps between ...; None is once an epoch. These do not change what is learnt.
     config.log_every = 50
@@ -158,11 +166,14 @@ def imagenet_config(
     return config
 
 
-# Keys that a resumed run may change: they alter neither the weights nor the metrics.
+# Keys that a resumed run may change: they alter neither the weights nor the metrics, or as the
+# number of devices does, by rounding.
 OPERATIONAL_KEYS = frozenset(
     {
         "checkpoint_every",
         "keep_checkpoints",
+        "optim.accumulate",
+        "shard_state",
         "compilation_cache",
         "try_next",
         "watchdog_seconds",
@@ -179,6 +190,32 @@ OPERATIONAL_KEYS = frozenset(
 HOST_KEYS = frozenset({"data.cache", "data.dir", "data.num_threads", "data.num_workers"})
 
 
+def scaled(config: ConfigDict) -> ConfigDict:
+    """The configuration with `scale_batch` carried out (Goyal et al., 2017), where it is not 1.
+
+    All learning rates of the schedule are multiplied as the batch is; what is counted in epochs
+    stays, and so does what is set in steps.
+
+    Raises:
+      ValueError: if the batch would not be a whole number of images.
+    """
+    factor = config.scale_batch
+    if factor == 1:
+        return config
+    batch_size = config.batch_size * factor
+    if batch_size < 1 or batch_size != int(batch_size):
+        raise ValueError(
+            f"scale_batch={factor:g} makes batch_size={config.batch_size} into {batch_size:g};"
+            " it must be a whole number of images"
+        )
+    config = copy.deepcopy(config)
+    config.scale_batch = 1.0
+    config.batch_size = int(batch_size)
+    for key in ("learning_rate", "warmup_learning_rate", "final_learning_rate"):
+        config.optim[key] *= factor
+    return config
+
+
 class UsageError(Exception):
     """The command line does not fit; the message is one line for the user."""
 
@@ -188,7 +225,7 @@ def parse_command_line(argv: list[str], **own: Any) -> tuple[ConfigDict, dict[st
 
     Args:
       argv: the command line, the program's name first.
-      **own: the program's own flags and their defaults, of type int or str; `None` is a
+      **own: the program's own flags and their defaults, of type bool, int or str; `None` is a
         string that must be given.
 
     Returns:
@@ -199,9 +236,9 @@ def parse_command_line(argv: list[str], **own: Any) -> tuple[ConfigDict, dict[st
     """
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=values)
+    define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer}
     for name, default in own.items():
-        define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
-        define(name, default, "", flag_values=values)
+        define.get(type(default), flags.DEFINE_string)(name, default, "", flag_values=values)
     own_argv = sys.argv
     try:
         sys.argv = argv  # where config_flags looks for the single keys, whatever is parsed

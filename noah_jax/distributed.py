@@ -7,6 +7,7 @@ index 0, which `jax.distributed` runs: it needs no device and waits for no step.
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -25,6 +26,8 @@ _PATIENCE_SECONDS = 1800
 # What JAX says where it finds none, and where it was used before: in a notebook, or a test.
 _ALONE = ("coordinator_address should be defined", "must be called before any JAX calls")
 _MAX_LISTED = 3
+# Smaller arrays are not worth an exchange of their own.
+_LEAST_SHARDED = 2**14  # elements
 
 
 class JoinError(Exception):
@@ -190,6 +193,30 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def shared_out(tree: Any, mesh: Mesh) -> Any:
+    """Shardings by which the devices share a state, for a tree of arrays or their shapes.
+
+    Large arrays are split along the longest axis that the devices divide; small ones, and those
+    without such an axis, are the same on every device.
+    """
+
+    def place(x):
+        axes = [axis for axis, size in enumerate(x.shape) if size % mesh.size == 0]
+        if x.size < _LEAST_SHARDED or not axes:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: x.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
+
+    return jax.tree.map(place, tree)
+
+
+def device_bytes(tree: Any) -> int:
+    """What arrays, or their shapes and shardings, take on one device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This host's part of a batch as global arrays."""
     sharding = batch_sharding(mesh)
@@ -204,6 +231,13 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def abstract_like(tree: Any, sharding: NamedSharding) -> Any:
-    """Shapes and dtypes of a tree, placed by `sharding`."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def abstract_like(tree: Any, shardings: Any) -> Any:
+    """Shapes and dtypes of a tree, placed by `shardings`: one, or a tree of them."""
+    if isinstance(shardings, NamedSharding):
+        one = shardings
+        shardings = jax.tree.map(lambda _: one, tree)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )

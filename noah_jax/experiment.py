@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from noah_jax import distributed, finetune, optim, report, schedules
-from noah_jax.config import default_config
+from noah_jax.config import default_config, scaled
 from noah_jax.data import batches
 from noah_jax.data.decoding import DamagedImages, DecodedSource
 from noah_jax.data.geometry import RANDOM_INTERPOLATION
@@ -27,7 +27,14 @@ from noah_jax.groups import Groups, find_groups
 from noah_jax.metrics import EvalMetrics
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
-from noah_jax.step import Batch, State, init_state, make_eval_step, make_train_step
+from noah_jax.step import (
+    Batch,
+    State,
+    check_accumulate,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
 
 # For programs that run a few times: compiling them well takes longer than running them
 # badly (the initialisation of ResNet-18 on a CPU: 18 s against 3 s, the same numbers).
@@ -39,7 +46,7 @@ class Experiment:
     """A configuration made concrete; see `build`.
 
     Attributes:
-      config: the configuration.
+      config: the configuration, with `scale_batch` carried out.
       mesh: the devices.
       model: the model.
       data_name: what the training images are, for messages.
@@ -91,17 +98,24 @@ class Experiment:
         return finetune.load_initial(path, self.model, ema=self.config.init_ema)
 
     def init_state(self, initial: Initial | None = None) -> State:
-        """A fresh state, born on every device, with the weights of `initial` if given."""
-        everywhere = distributed.replicated(self.mesh)
-        make = jax.jit(self.make_state, out_shardings=everywhere, compiler_options=QUICK_COMPILE)
+        """A fresh state, born where it belongs, with the weights of `initial` if given."""
+        make = jax.jit(
+            self.make_state, out_shardings=self.state_shardings, compiler_options=QUICK_COMPILE
+        )
         state = make()
         return state if initial is None else finetune.take_over(state, initial)
 
     def abstract_state(self) -> State:
         """The state as `jax.ShapeDtypeStruct`s with shardings."""
-        return distributed.abstract_like(
-            jax.eval_shape(self.make_state), distributed.replicated(self.mesh)
-        )
+        return distributed.abstract_like(jax.eval_shape(self.make_state), self.state_shardings)
+
+    @functools.cached_property
+    def state_shardings(self) -> State:
+        """How the devices hold each array of the state."""
+        shapes = jax.eval_shape(self.make_state)
+        if self.config.shard_state:
+            return distributed.shared_out(shapes, self.mesh)
+        return jax.tree.map(lambda _: distributed.replicated(self.mesh), shapes)
 
     @functools.cached_property
     def empty_eval_metrics(self) -> Callable[[], EvalMetrics]:
@@ -156,8 +170,28 @@ class Experiment:
             ema_decay=self.config.ema_decay,
             frozen=self.groups.frozen,
             log_every=self.config.log_every,
+            accumulate=self.config.optim.accumulate,
             mesh=self.mesh,
+            shardings=self.state_shardings if self.config.shard_state else None,
             **self._pixels,
+        )
+
+    def describe_groups(self) -> str | None:
+        """What BatchNorm groups cost that do not lie on one device each; `None` if all do."""
+        if not self.model.abstract()[1]:
+            return None
+        part = self.config.batch_size // self.config.optim.accumulate
+        each, group = part // self.mesh.size, self.config.model.batch_norm_group or part
+        if each % group == 0:
+            return None
+        spans = (
+            f"spans {group // each}"
+            if group % each == 0
+            else f"spans up to {-(-group // each) + 1}"
+        )
+        return (
+            f"a BatchNorm group of {group} images {spans} devices, which have {each} each: every"
+            " BatchNorm layer exchanges its sums among them"
         )
 
     @property
@@ -176,7 +210,9 @@ class Experiment:
           `eval_step(params, stats, batch, metrics) -> metrics`. Calling them with other
           shapes is an error, never another compilation.
         """
-        eval_step = make_eval_step(self.model, mesh=self.mesh, **self._pixels)
+        eval_step = make_eval_step(
+            self.model, mesh=self.mesh, sharded=self.config.shard_state, **self._pixels
+        )
         everywhere = distributed.replicated(self.mesh)
         state = self.abstract_state()
         eval_batch = self._abstract_batch(self.eval_batch_size, mask=True)
@@ -196,7 +232,7 @@ class Experiment:
         """The train step for its only shapes, on the way to being compiled."""
         step = jax.jit(
             self.make_train_step(),
-            out_shardings=distributed.replicated(self.mesh),
+            out_shardings=(self.state_shardings, distributed.replicated(self.mesh)),
             donate_argnums=0,
         )
         return step.trace(self.abstract_state(), self._abstract_batch(self.config.batch_size))
@@ -228,6 +264,7 @@ def build(
     Raises:
       ValueError: if anything in the configuration does not fit; names the key.
     """
+    config = scaled(config)
     for key in ("log_every", "keep_checkpoints"):
         if config[key] < 1:
             raise ValueError(f"{key} must be at least 1, got {config[key]}")
@@ -244,9 +281,9 @@ def build(
     if config.init_ema and config.init_from is None:
         raise ValueError("init_ema=True needs init_from, whose moving average it takes")
     mesh = mesh or distributed.make_mesh()
-    eval_batch_size = config.eval_batch_size or config.batch_size
+    accumulate = config.optim.accumulate
+    eval_batch_size = config.eval_batch_size or config.batch_size // max(accumulate, 1)
     distributed.check_batch_size("batch_size", config.batch_size, mesh)
-    distributed.check_batch_size("eval_batch_size", eval_batch_size, mesh)
     data = config.data
     train_source, eval_source = sources or open_sources(
         config.dataset,
@@ -256,6 +293,8 @@ def build(
     )
     arguments = {k: v for k, v in config.model.to_dict().items() if v is not None}
     model = create_model(num_classes=len(train_source.class_names), **arguments)
+    check_accumulate(accumulate, config.batch_size, model, mesh.size)
+    distributed.check_batch_size("eval_batch_size", eval_batch_size, mesh)
     train_transform, eval_transform = _make_transforms(data, model)
     order = Order(
         config.seed,

@@ -157,7 +157,7 @@ def poca(
     head_split: bool = True,
     kv_split: bool = True,
     dropout: float = 0.0,
-    dropout_key: jax.Array | None = None,
+    dropout_key: dropouts.Key | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """Pairwise object category attentions.
@@ -202,21 +202,23 @@ def poca(
         raise ValueError(
             f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}"
         )
-    words = dropouts.key_words(dropout_key) if dropout and dropout_key is not None else None
+    seeds = None
+    if dropout and dropout_key is not None:
+        seeds = dropouts.seeds_of(dropout_key, len(features))
     if implementation == "reference":
-        return _reference(query_part, value_part, query, value, words, head_split, dropout)
+        return _reference(query_part, value_part, query, value, seeds, head_split, dropout)
     operands = _operands(query_part, value_part, query, value, head_split)
     chunks = {
         "cpu": functools.partial(chunked_poca, dropout=dropout, unrolled=False),
         "default": functools.partial(chunked_poca, dropout=dropout, unrolled=True),
     }
     kernels = {}
-    rate = 0.0 if words is None else dropout
+    rate = 0.0 if seeds is None else dropout
     if implementation == "pallas":
         kernels = _kernels(operands, rate, {"cpu": True, "tpu": False})
     elif implementation == "auto" and features.dtype == jnp.bfloat16:
         kernels = _kernels(operands, rate, {"tpu": False})
-    return jax.lax.platform_dependent(operands, words, **(chunks | kernels))
+    return jax.lax.platform_dependent(operands, seeds, **(chunks | kernels))
 
 
 def _kernels(operands, rate, platforms):
@@ -232,18 +234,18 @@ def _kernels(operands, rate, platforms):
     }
 
 
-def _reference(query_part, value_part, query, value, words, head_split, dropout):
+def _reference(query_part, value_part, query, value, seeds, head_split, dropout):
     """The definition, on whole arrays."""
     weights = jax.nn.softmax(_project(query_part, query.kernel, head_split), axis=-1)
     values = _project(value_part, value.kernel, head_split)
     bias = value.bias.astype(values.dtype)
-    if words is None:
+    if seeds is None:
         # The weights sum to one over the positions, so the bias passes through unchanged.
         return (weights * values).sum((1, 3)) + bias.sum(axis=0)
     values = values + bias[..., None]
-    batch, head_num, classes, positions = values.shape
-    seeds = dropouts.row_seeds(words, batch, head_num, classes)
-    keep = dropouts.kept(seeds[..., None], jnp.arange(positions, dtype=jnp.int32), dropout)
+    _, head_num, classes, positions = values.shape
+    rows = dropouts.row_seeds(seeds, head_num, classes)[..., None]
+    keep = dropouts.kept(rows, jnp.arange(positions, dtype=jnp.int32), dropout)
     values = jnp.where(keep, values / (1 - dropout), 0)
     return (weights * values).sum((1, 3))
 

@@ -5,6 +5,7 @@ variance of BatchNorm, explicit symmetric padding, activations whose gradient va
 their bounds, and the initialisers.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from noah_jax import dropout as dropouts
 from noah_jax.convolutions import depthwise_conv, image_conv, pointwise_conv
 from noah_jax.dtypes import wide_dtype, wide_einsum, widen
 
@@ -148,7 +150,8 @@ class BatchNorm(nnx.Module):
     and biased variance; the running statistics take `momentum` of the groups' averaged mean
     and **unbiased** variance (Flax keeps the biased one). The groups stand inside the layer
     as an axis of their own, so the numbers do not depend on the number of devices, and a
-    group that lies on one device needs no communication.
+    group that lies on one device needs no communication; of others the devices that have a part
+    of it exchange sums.
 
     Args:
       num_features: channels.
@@ -198,13 +201,18 @@ class BatchNorm(nnx.Module):
                 f"BatchNorm needs more than one value per channel to train, got a group of {group}"
                 f" image(s) of shape {x.shape[1:]}; choose a larger batch_norm_group or image"
             )
-        groups = widen(x).reshape(batch // group, group, *x.shape[1:])
-        axes = tuple(range(1, groups.ndim - 1))
-        mean = groups.mean(axes, keepdims=True)
-        centred = groups - mean
-        var = jnp.square(centred).mean(axes, keepdims=True)
+        wide = widen(x)
+        if _lie_across(batch, group):
+            mean_of, for_images = _sums_by_product(wide, group)
+        else:
+            wide = wide.reshape(batch // group, group, *x.shape[1:])
+            axes = tuple(range(1, wide.ndim - 1))
+            mean_of, for_images = lambda y: y.mean(axes, keepdims=True), lambda y: y
+        mean = mean_of(wide)
+        centred = wide - for_images(mean)
+        var = mean_of(jnp.square(centred))
         factor = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-        out = centred * factor + self.bias[...]
+        out = centred * for_images(factor) + self.bias[...]
 
         m = self.momentum
         new_mean = jax.lax.stop_gradient(mean).reshape(-1, x.shape[-1]).mean(0)
@@ -212,6 +220,41 @@ class BatchNorm(nnx.Module):
         self.mean[...] = (1 - m) * self.mean[...] + m * new_mean
         self.var[...] = (1 - m) * self.var[...] + m * new_var * (count / (count - 1))
         return out.reshape(x.shape).astype(self.dtype)
+
+
+def _lie_across(batch: int, group: int) -> bool:
+    """Whether groups lie across the borders between devices, each with a part of its own there.
+
+    Groups that fill whole devices, or of which devices hold whole ones, do not.
+    """
+    each = batch // max(jax.sharding.get_abstract_mesh().size, 1)
+    return bool(each and each % group and group % each)
+
+
+def _sums_by_product(x: jax.Array, group: int) -> tuple[Callable, Callable]:
+    """Means over groups and what turns a group's value into its images', without reshaping.
+
+    An axis of groups cannot be shared by devices whose borders are not the groups': XLA would
+    gather the whole batch. As a product over the images, the devices exchange sums alone.
+
+    Args:
+      x: `[batch, *spatial, channels]`.
+      group: images per group.
+
+    Returns:
+      From an array like `x` to `[groups, channels]`, and from there to `[batch, 1, ..., channels]`.
+    """
+    batch, spatial = len(x), tuple(range(1, x.ndim - 1))
+    member = jax.nn.one_hot(jnp.arange(batch) // group, batch // group, dtype=x.dtype)
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+    def mean_of(y: jax.Array) -> jax.Array:
+        return product("bg,bc->gc", member, y.mean(spatial)) / group
+
+    def for_images(y: jax.Array) -> jax.Array:
+        return jnp.expand_dims(product("bg,gc->bc", member, y), spatial)
+
+    return mean_of, for_images
 
 
 class ConvNorm(nnx.Module):
@@ -288,7 +331,7 @@ class LayerNorm(nnx.LayerNorm):
         return super().__call__(x).astype(self.output_dtype)
 
 
-def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def drop_path(x: jax.Array, rate: float, key: dropouts.Key | None) -> jax.Array:
     """Stochastic depth: drops the whole residual branch of a sample.
 
     Args:
@@ -299,8 +342,26 @@ def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """
     if key is None or not rate:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    keep = dropouts.kept_images(key, len(x), rate).reshape(-1, *(1,) * (x.ndim - 1))
     return jnp.where(keep, x / (1 - rate), 0)
+
+
+class Dropout(nnx.Module):
+    """Dropout whose masks are a function of the key and the image's number in the batch.
+
+    Args:
+      rate: probability that an element becomes zero, in [0, 1); the kept ones are divided by
+        `1 - rate`, so the mean stays.
+    """
+
+    def __init__(self, rate: float):
+        self.rate = rate
+
+    def __call__(self, x: jax.Array, key: dropouts.Key | None) -> jax.Array:
+        """`[batch, ..., channels]`; a `key` of `None` switches it off (evaluation)."""
+        if key is None or not self.rate:
+            return x
+        return jnp.where(dropouts.kept_elements(key, x.shape, self.rate), x / (1 - self.rate), 0)
 
 
 class LinearHead(nnx.Module):
@@ -338,7 +399,7 @@ class LinearHead(nnx.Module):
             bias_init=bias_init,
             rngs=rngs,
         )
-        self.dropout = nnx.Dropout(dropout, deterministic=None)
+        self.dropout = Dropout(dropout)
         self.dtype = dtype
 
     def __call__(
@@ -347,6 +408,8 @@ class LinearHead(nnx.Module):
         """`[batch, *spatial, in_features]` -> float32 logits `[batch, num_classes]`."""
         positions = tuple(range(1, features.ndim - 1))
         pooled = widen(features).mean(positions)
-        pooled = self.dropout(pooled, deterministic=not train, rngs=key)
+        if train and self.dropout.rate and key is None:
+            raise ValueError("training with dropout needs a random key: pass key=")
+        pooled = self.dropout(pooled, key if train else None)
         kernel, bias = self.linear.kernel[...], self.linear.bias[...]
         return wide_einsum("bd,dk->bk", pooled.astype(self.dtype), kernel) + bias

@@ -109,48 +109,44 @@ def tpu_plan(
     return None
 
 
-def sharded_poca(plan: Plan, operands: Operands, words: jax.Array | None) -> jax.Array:
+def sharded_poca(plan: Plan, operands: Operands, seeds: dropouts.Seeds | None) -> jax.Array:
     """`pallas_poca` on each device's part of the batch."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.auto_axes:  # one device, or inside a shard_map
-        return pallas_poca(plan, operands, words)
-
-    def local(operands, words):
-        first = jax.lax.axis_index(mesh.axis_names) * operands.query_part.shape[1]
-        return pallas_poca(plan, operands, words, first)
-
+        return pallas_poca(plan, operands, seeds)
     part = jax.P(None, mesh.axis_names)
+    images = jax.P(mesh.axis_names)
     return jax.shard_map(
-        local,
-        in_specs=(Operands(part, part, jax.P(), jax.P(), jax.P()), jax.P()),
-        out_specs=jax.P(mesh.axis_names),
+        functools.partial(pallas_poca, plan),
+        in_specs=(
+            Operands(part, part, jax.P(), jax.P(), jax.P()),
+            seeds and dropouts.Seeds(jax.P(), images),
+        ),
+        out_specs=images,
         check_vma=False,
-    )(operands, words)
+    )(operands, seeds)
 
 
-def pallas_poca(
-    plan: Plan, operands: Operands, words: jax.Array | None, first_image: jax.Array | int = 0
-) -> jax.Array:
+def pallas_poca(plan: Plan, operands: Operands, seeds: dropouts.Seeds | None) -> jax.Array:
     """float32 logits, `[batch, classes]`; see `noah_jax.head.poca`.
 
     Args:
       plan: by `tpu_plan`.
       operands: features and weights.
-      words: the key of the dropout, by `dropout.key_words`; `None` switches it off.
-      first_image: number of the first image in the whole batch.
+      seeds: of the dropout's masks, for consecutive images; `None` switches it off.
     """
     query_part, value_part, query_kernel, value_kernel, bias = operands
-    if words is None:
-        words = jnp.zeros((2,), jnp.int32)
+    if seeds is None:
+        numbers = jnp.zeros((3,), jnp.int32)
         plan = plan._replace(rate=0.0)
     else:
         # Dropout falls on values with their bias: one more channel, of ones.
         value_part = jnp.concatenate([value_part, jnp.ones_like(value_part[..., :1])], -1)
         value_kernel = jnp.concatenate([value_kernel, bias[:, None]], 1)
-    seeds = jnp.append(words, jnp.asarray(first_image, jnp.int32))
+        numbers = jnp.append(seeds.words, seeds.images[0])
     parts = [_tiled(plan, part) for part in (query_part, value_part)]
     kernels = [_padded_kernel(plan, kernel) for kernel in (query_kernel, value_kernel)]
-    logits = _tiles_poca(plan, *parts, *kernels, seeds)
+    logits = _tiles_poca(plan, *parts, *kernels, numbers)
     logits = logits.reshape(-1, logits.shape[-1])[:, : query_kernel.shape[-1]]
     return logits if plan.rate else logits + bias.sum(0)
 

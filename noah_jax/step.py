@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from noah_jax import distributed
 from noah_jax.data.mixing import Augment
+from noah_jax.dropout import PartKey
 from noah_jax.groups import trainable, with_frozen
 from noah_jax.metrics import EvalMetrics, TrainMetrics, per_image
 from noah_jax.models.base import Model
@@ -71,7 +73,9 @@ def make_train_step(
     ema_decay: float | None = None,
     frozen: Collection[str] = (),
     log_every: int = 1,
+    accumulate: int = 1,
     mesh: Mesh | None = None,
+    shardings: State | None = None,
 ) -> Callable[[State, Batch], tuple[State, TrainMetrics]]:
     """One training step, `(state, batch) -> (state, metrics)`.
 
@@ -92,7 +96,11 @@ def make_train_step(
       frozen: paths of the parameters that are not trained: not a bit of them changes, and
         nothing is computed for their sake.
       log_every: after how many steps the metrics start anew.
+      accumulate: in how many parts the batch is computed, one after another, see
+        `check_accumulate`. Random numbers, statistics and gradients are those of the whole.
       mesh: the devices that share the batch, for kernels that the compiler cannot partition.
+      shardings: of the state, if the devices share that too: a step gathers the parameters, and
+        each device updates its own part.
     """
 
     def train_step(state: State, batch: Batch) -> tuple[State, TrainMetrics]:
@@ -104,14 +112,42 @@ def make_train_step(
             augment_key = jax.random.fold_in(augment_root, state["step"])
             images, targets = augment(augment_key, images, batch["label"])
 
-        def loss_fn(trained):
-            params = with_frozen(trained, state["params"])
+        whole = state["params"]
+        if shardings is not None:
+            whole = _placed(whole, distributed.replicated(mesh))
+
+        def loss_fn(trained, images, labels, targets, key):
+            params = with_frozen(trained, whole)
             logits, stats = model.apply(params, state["stats"], images, train=True, key=key)
-            values = per_image(logits, batch["label"], targets)
+            values = per_image(logits, labels, targets)
             return values["loss"].mean(), (stats, values)
 
+        def gradients(images, labels, targets, key):
+            arguments = trainable(whole, frozen), images, labels, targets, key
+            grads, (stats, values) = jax.grad(loss_fn, has_aux=True)(*arguments)
+            if shardings is not None:
+                grads = _placed(grads, trainable(shardings["params"], frozen))
+            return (grads, stats), values
+
         trained = trainable(state["params"], frozen)
-        grads, (stats, values) = jax.grad(loss_fn, has_aux=True)(trained)
+        if accumulate == 1:
+            (grads, stats), values = gradients(images, batch["label"], targets, key)
+        else:
+            cut = _cutter(model, accumulate, len(images), mesh)
+            parts = jax.tree.map(
+                cut, (images, batch["label"], targets, jnp.arange(len(images), dtype=jnp.int32))
+            )
+
+            def add(total, part):
+                *arrays, numbers = part
+                new, values = gradients(*arrays, PartKey(key, numbers))
+                return jax.tree.map(jnp.add, total, new), values
+
+            # Of BatchNorm's running statistics each part makes new ones from the same old ones.
+            zeros = jax.tree.map(jnp.zeros_like, (trained, state["stats"]))
+            total, values = jax.lax.scan(add, zeros, parts)
+            grads, stats = jax.tree.map(lambda x: x / accumulate, total)
+            values = jax.tree.map(jnp.ravel, values)
         updates, opt_state = optimizer.update(grads, state["opt_state"], trained)
         trained = optax.apply_updates(trained, updates)
         fresh = state["step"] % log_every == 0
@@ -131,6 +167,59 @@ def make_train_step(
         return new_state, metrics
 
     return _traced_on(mesh, train_step)
+
+
+def check_accumulate(accumulate: int, batch_size: int, model: Model, devices: int) -> None:
+    """Raises a ValueError unless a batch can be computed in so many parts.
+
+    Args:
+      accumulate: number of parts.
+      batch_size: images per step over all devices.
+      model: the parts must consist of whole groups of its BatchNorm.
+      devices: each must get an equal share of every part.
+    """
+    name = f"optim.accumulate={accumulate}"
+    if accumulate < 1 or batch_size % (accumulate * devices):
+        raise ValueError(
+            f"{name} must be at least 1 and cut batch_size={batch_size} into parts that the"
+            f" {devices} device(s) share evenly"
+        )
+    if accumulate == 1 or not model.abstract()[1]:
+        return
+    group, part = model.arguments["batch_norm_group"], batch_size // accumulate
+    if group is None or part % group:
+        raise ValueError(
+            f"{name} makes parts of {part} images, which must consist of whole BatchNorm groups;"
+            f" model.batch_norm_group is {'the whole batch' if group is None else group}, choose a"
+            f" divisor of {part}"
+        )
+
+
+def _cutter(
+    model: Model, count: int, batch_size: int, mesh: Mesh | None
+) -> Callable[[jax.Array], jax.Array]:
+    """What cuts `[batch, ...]` into `[count, batch / count, ...]`.
+
+    Each device takes of its own images in every part, so that none is sent, unless a BatchNorm
+    group is larger than what that is.
+    """
+    devices = 1 if mesh is None else mesh.size
+    group = (model.arguments["batch_norm_group"] if model.abstract()[1] else None) or 1
+    runs = devices if batch_size // (count * devices) % group == 0 else 1
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = x.reshape(runs, count, -1, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(count, -1, *x.shape[3:])
+        if mesh is None:
+            return x
+        return _placed(x, NamedSharding(mesh, PartitionSpec(None, *mesh.axis_names)))
+
+    return cut
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    """The same, on these devices; inside a jitted function."""
+    return jax.lax.with_sharding_constraint(tree, shardings)
 
 
 def _traced_on(mesh: Mesh | None, step: Callable) -> Callable:
@@ -166,13 +255,17 @@ def make_eval_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     mesh: Mesh | None = None,
+    sharded: bool = False,
 ) -> Callable[[Any, Any, Batch, EvalMetrics], EvalMetrics]:
     """One evaluation step, `(params, stats, batch, metrics) -> metrics`.
 
-    Images whose `batch["mask"]` is false do not count. `mesh` is that of `make_train_step`.
+    Images whose `batch["mask"]` is false do not count. `mesh` is that of `make_train_step`;
+    `sharded` says that the devices share the parameters.
     """
 
     def eval_step(params: Any, stats: Any, batch: Batch, metrics: EvalMetrics) -> EvalMetrics:
+        if sharded:
+            params = _placed(params, distributed.replicated(mesh))
         images = normalise(batch["image"], mean, std)
         logits, _ = model.apply(params, stats, images, train=False)
         values = per_image(logits, batch["label"])

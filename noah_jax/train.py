@@ -4,7 +4,7 @@
 
 Started again on the same DIR it goes on from the last checkpoint, exactly; a finished DIR
 says so. DIR and class folders may be `gs://` paths. An error is one line; NOAH_TRACEBACK=1 in
-the environment shows where it came from.
+the environment shows where it came from. --profile writes a profile of five steps to DIR/profile.
 
 On many hosts the same command runs on each: a TPU pod, SLURM, Open MPI and Kubernetes are found,
 elsewhere --coordinator=HOST:PORT --num_processes=N --process_id=I say who is who. The exit code
@@ -12,9 +12,7 @@ is 0 when finished, 75 when the same command would go on, 1 when it would fail a
 """
 
 import collections
-import contextlib
 import json
-import math
 import os
 import signal
 import sys
@@ -37,7 +35,9 @@ from noah_jax.checkpoint import CheckpointError, Checkpoints, saved_steps
 from noah_jax.config import HOST_KEYS, UsageError, parse_command_line
 from noah_jax.experiment import QUICK_COMPILE, Experiment, build, enable_compilation_cache, every
 from noah_jax.finite import NonFiniteError
-from noah_jax.metrics import EvalMetrics, TrainMetrics, as_floats
+from noah_jax.metrics import EvalMetrics, as_floats
+from noah_jax.profile import StepProfile
+from noah_jax.progress import Progress
 from noah_jax.report import say
 from noah_jax.watchdog import RESTARTABLE, Watchdog
 
@@ -52,7 +52,11 @@ class Stopped(Exception):
 
 
 def train(
-    config: ConfigDict, workdir: str, *, alive: Callable[[int], None] = lambda step: None
+    config: ConfigDict,
+    workdir: str,
+    *,
+    alive: Callable[[int], None] = lambda step: None,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Trains, evaluates and saves what the configuration says; returns the results.
 
@@ -60,6 +64,7 @@ def train(
       config: see `noah_jax.config`.
       workdir: the run's folder, the same for all processes.
       alive: called with the step after every step and every batch of an evaluation.
+      profile: write a profile of some steps into the folder.
 
     Raises:
       ValueError: before anything is written, if the configuration or the folder does not fit,
@@ -85,7 +90,9 @@ def train(
 
     # ---- Compile both steps, once each.
     enable_compilation_cache(config.compilation_cache, shared=str(directory / "compilation"))
+    begin = time.perf_counter()
     train_step, eval_step = experiment.compile_steps()
+    compile_seconds = time.perf_counter() - begin
 
     # ---- State: resume, or start from other weights, or afresh.
     workdirs.prepare(directory, as_dict, model)
@@ -101,9 +108,15 @@ def train(
     say(
         f"{model.name}: {model.num_params:,} parameters; {experiment.data_name},"
         f" {len(experiment.train_source):,} training and {len(experiment.eval_source):,}"
-        f" evaluation images; {total_steps} steps of {config.batch_size} on"
-        f" {experiment.mesh.size} {jax.devices()[0].device_kind} device(s)"
+        f" evaluation images; {total_steps} steps of {experiment.config.batch_size} on"
+        f" {experiment.mesh.size} {jax.devices()[0].device_kind} device(s), compiled in"
+        f" {compile_seconds:.1f} s"
     )
+    for line in _what_is_special(config, experiment):
+        say(line)
+    if config.shard_state:
+        own, whole = distributed.device_bytes(state), sum(x.nbytes for x in jax.tree.leaves(state))
+        say(f"a device holds {own / 2**20:,.1f} MiB of the state's {whole / 2**20:,.1f} MiB")
     for line in experiment.groups.describe(state["params"]):
         say(line)
     if start_step:
@@ -127,16 +140,28 @@ def train(
     # ---- The loop: the host feeds the device and reads metrics one log interval late.
     eval_every = every(config.eval_every, experiment)
     checkpoint_every = every(config.checkpoint_every, experiment)
-    progress = _Progress(experiment, directory, writer, start_step)
+    progress = Progress(
+        experiment,
+        directory,
+        writer,
+        start_step=start_step,
+        started=started,
+        compile_seconds=compile_seconds,
+    )
+    profiled = StepProfile(
+        directory, start_step=start_step, total_steps=total_steps, wanted=profile
+    )
     finite_leaves = jax.jit(finite.finite_leaves, compiler_options=QUICK_COMPILE)
     in_flight: collections.deque = collections.deque()
     batches = experiment.train_batches(start_step)
     evaluated: dict[str, dict[str, float]] = {}
-    with _StopRequest() as stop:
+    with _StopRequest() as stop, profiled:
         for step in range(start_step + 1, total_steps + 1):
             with progress.host_time(), progress.input_wait():
                 batch = next(batches)
-            state, metrics = train_step(state, batch)
+            with profiled.step(step):
+                state, metrics = train_step(state, batch)
+            profiled.after(step, metrics)
             with progress.host_time():
                 progress.add(step, metrics)
                 if step % config.log_every == 0 or step == total_steps:
@@ -157,7 +182,8 @@ def train(
                     evaluated = evaluate(step)
                 if saving:
                     writer.flush()
-                    checkpoints.save(step, state)
+                    with progress.saving(step):
+                        checkpoints.save(step, state)
                 progress.go_on()
             if stopping:
                 checkpoints.close()
@@ -189,7 +215,10 @@ def train(
             f"{damaged} damaged image(s), named above: replaced by the next one in training,"
             " left out of the evaluation"
         )
-    say(f"finished in {report.duration(time.time() - started)}: {_result_line(results)}")
+    say(
+        f"finished in {report.duration(time.time() - started)}, goodput"
+        f" {100 * progress.goodput():.0f} %: {_result_line(results)}"
+    )
     return results
 
 
@@ -214,6 +243,22 @@ def _evaluated(
     return values
 
 
+def _what_is_special(config: ConfigDict, experiment: Experiment) -> Iterator[str]:
+    """Lines on how the batch is not simply the configuration's, shared by the devices."""
+    ours = experiment.config
+    if config.scale_batch != 1:
+        yield (
+            f"scale_batch={config.scale_batch:g}: batch {config.batch_size} -> {ours.batch_size},"
+            f" learning rate {config.optim.learning_rate:g} -> {ours.optim.learning_rate:g} (linear"
+            " rule); epochs and warm-up stay"
+        )
+    if ours.optim.accumulate > 1:
+        part = ours.batch_size // ours.optim.accumulate
+        yield f"a step computes its {ours.batch_size} images in parts of {part}"
+    if line := experiment.describe_groups():
+        yield line
+
+
 def _facts(config: dict[str, Any], saved: list[int]) -> dict[str, Any]:
     """What all processes must have alike before they open the data."""
     flat = flatten_dict(config, sep=".")
@@ -222,129 +267,6 @@ def _facts(config: dict[str, Any], saved: list[int]) -> dict[str, Any]:
         **{f"config.{key}": value for key, value in flat.items() if key not in HOST_KEYS},
         "the list of checkpoints": saved,
     }
-
-
-class _Progress:
-    """Reads the metrics one log interval late, tells them, and stops at a non-finite loss."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        directory: epath.Path,
-        writer: report.MetricWriter,
-        start_step: int,
-    ):
-        self._experiment = experiment
-        self._directory = directory
-        self._writer = writer
-        self._losses: list[tuple[int, Any]] = []  # by step, of which none was read
-        self._pending: tuple | None = None
-        self._last_step = start_step
-        self._seconds = 0.0  # of training since the last log line, pauses left out
-        self._since = time.perf_counter()
-        self._host_seconds = 0.0
-        self._wait_seconds = 0.0
-
-    @contextlib.contextmanager
-    def host_time(self) -> Iterator[None]:
-        """Counts the processor time of what is done inside: the loop outside the step."""
-        begin = time.thread_time()
-        yield
-        self._host_seconds += time.thread_time() - begin
-
-    @contextlib.contextmanager
-    def input_wait(self) -> Iterator[None]:
-        """Counts the time until a batch is there: next to none unless the input is too slow."""
-        begin = time.perf_counter()
-        yield
-        self._wait_seconds += time.perf_counter() - begin
-
-    def add(self, step: int, metrics: TrainMetrics) -> None:
-        """Keeps a step's loss until its log line is told: should that not be finite."""
-        self._losses.append((step, metrics.loss.total))
-
-    def check(self, step: int, finite_leaves: dict[str, Any]) -> None:
-        """Raises a NonFiniteError unless all losses so far are finite, and the state is."""
-        if self._losses:
-            self._check_losses()
-        bad = [path for path, ok in jax.device_get(finite_leaves).items() if not ok]
-        if bad:
-            raise self._non_finite(step, f"{len(bad)} arrays, such as {bad[0]}", arrays=bad)
-
-    def log(self, step: int, metrics: Any) -> None:
-        """Tells what was logged before, keeps `metrics` for the next time."""
-        now = time.perf_counter()
-        seconds = self._seconds + now - self._since
-        self._seconds, self._since = 0.0, now
-        steps = step - self._last_step
-        speeds = {
-            "images_per_second": steps * self._experiment.config.batch_size / seconds,
-            "input_wait": self._wait_seconds / seconds,
-            "host_ms": 1000 * self._host_seconds / steps,
-        }
-        self._last_step, self._host_seconds, self._wait_seconds = step, 0.0, 0.0
-        self._flush()
-        self._pending = (step, metrics, steps / seconds, speeds)
-
-    def pause(self) -> None:
-        """Tells what is pending and stops the clock: what follows is not training."""
-        self._flush()
-        self._seconds += time.perf_counter() - self._since
-
-    def go_on(self) -> None:
-        """Starts the clock again."""
-        self._since = time.perf_counter()
-
-    def _flush(self) -> None:
-        if self._pending is None:
-            return
-        step, metrics, steps_per_second, speeds = self._pending
-        self._pending = None
-        values = as_floats(metrics)
-        if not math.isfinite(values["loss"]):
-            self._check_losses()
-        self._losses = [pair for pair in self._losses if pair[0] > step]
-        accuracy = 100 * values["accuracy"]
-        epoch = step / self._experiment.steps_per_epoch
-        left = (self._experiment.total_steps - step) / steps_per_second
-        self._writer.write(
-            step,
-            "train",
-            {
-                "epoch": epoch,
-                "loss": values["loss"],
-                "accuracy": accuracy,
-                "learning_rate": values["learning_rate"],
-                **speeds,
-            },
-        )
-        say(
-            f"step {step}/{self._experiment.total_steps}  epoch {epoch:.1f}"
-            f"  loss {values['loss']:.4f}  accuracy {accuracy:.2f} %"
-            f"  {speeds['images_per_second']:,.0f} images/s"
-            f"  input wait {100 * speeds['input_wait']:.0f} %  {report.duration(left)} left"
-        )
-
-    def _check_losses(self) -> None:
-        """Raises a NonFiniteError at the first step whose loss is not finite, if there is one."""
-        step = finite.first_bad_step(self._losses)
-        if step is not None:
-            raise self._non_finite(step, "the loss")
-
-    def _non_finite(self, step: int, what: str, **facts: Any) -> NonFiniteError:
-        order = self._experiment.order
-        rows = range(order.batch_size)
-        facts |= {
-            "learning_rate": float(self._experiment.schedule(step - 1)),
-            "epoch": (step - 1) / self._experiment.steps_per_epoch,
-            "image_indices": [order.at(step - 1, row)[1] for row in rows],
-        }
-        path = finite.dump(self._directory, step, facts)
-        return NonFiniteError(
-            f"{what} is not finite at step {step}; nothing of it is saved, {path} says which images"
-            " it had. The same command would come to it again: lower optim.learning_rate, set"
-            " optim.clip_grad_norm, or start from another seed"
-        )
 
 
 class _StopRequest:
@@ -409,13 +331,13 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.ERROR)  # the libraries' own notes; ours are printed
     try:
         config, given = parse_command_line(
-            argv, workdir=None, coordinator="", num_processes=0, process_id=-1
+            argv, workdir=None, coordinator="", num_processes=0, process_id=-1, profile=False
         )
         distributed.start(given["coordinator"], given["num_processes"], given["process_id"])
         with Watchdog(
             config.watchdog_seconds, orderly=(Stopped,), expected=_EXPECTED_ERRORS
         ) as watchdog:
-            train(config, given["workdir"], alive=watchdog.progress)
+            train(config, given["workdir"], alive=watchdog.progress, profile=given["profile"])
     except Stopped as stopped:
         say(stopped)
         return RESTARTABLE

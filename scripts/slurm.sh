@@ -48,6 +48,10 @@ job=$(
 #SBATCH --time=$time
 #SBATCH --signal=TERM@120
 cd $(printf %q "$PWD")
+# Gradients are exchanged while the backward pass goes on.
+export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true \${XLA_FLAGS:-}"
+# The step has its GPU to itself; by default JAX takes three quarters of the memory.
+export XLA_PYTHON_CLIENT_MEM_FRACTION=\${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}
 code=0
 srun --kill-on-bad-exit=0 python -m noah_jax.train$(printf ' %q' "$@") || code=\$?
 echo "noah_jax.train ended with code \$code"

@@ -33,14 +33,19 @@ shift
 [[ $starts =~ ^[0-9]+$ ]] || usage "--starts must be a number, got '$starts'"
 
 # Every host starts its own process again: when one is gone, all of them end.
-loop="cd ~/noah_jax && for start in \$(seq 0 $starts); do
+# The flags let all-reduces of gradients, of whatever sizes, overlap with the backward pass, which
+# counts most where the chips are of several slices. LIBTPU_INIT_ARGS, on the hosts, replaces them.
+flags="--xla_tpu_enable_data_parallel_all_reduce_opt=true"
+flags+=" --xla_tpu_data_parallel_opt_different_sized_ops=true"
+loop="export LIBTPU_INIT_ARGS=\"\${LIBTPU_INIT_ARGS-$flags}\"
+cd ~/noah_jax && for start in \$(seq 0 $starts); do
   code=0; python3 -m noah_jax.train$(printf ' %q' "$@") || code=\$?
   [ \$code -eq 75 ] || [ \$code -gt 128 ] || exit \$code
   echo \"start \$start ended with code \$code\"; sleep 30
 done; exit \$code"
 ssh=(gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker all --command "$loop")
 if ((dry_run)); then
-  printf '%s\n' "${ssh[@]:0:10}" "$loop"
+  printf '%s\n' "${ssh[@]}"
 else
   "${ssh[@]}"
 fi

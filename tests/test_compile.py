@@ -88,6 +88,23 @@ def test_a_step_on_eight_devices_exchanges_gradients_and_statistics_alone(start)
     assert report["memory"]["needed"] == sum(report["memory"][part] for part in needed)
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "mix_group", "group"),
+    [(64, 8, 16), (96, 12, 8)],  # on two devices; across the borders between two
+)
+def test_batch_norm_groups_that_span_devices_exchange_sums_alone(
+    start, batch_size, mix_group, group
+):
+    words = [f"--config.{key}={batch_size}" for key in ("batch_size", "eval_batch_size")]
+    words += [f"--config.mix_group={mix_group}", f"--config.model.batch_norm_group={group}"]
+    report = json.loads(output_of(start("resnet", "--topology=cpu:8", "--json", *words), code=0))
+    assert {c["kind"] for c in report["collectives"]} == {"all-reduce"}
+    # No more than the gradients, and of each layer a few numbers for a channel and group.
+    sent = sum(c["bytes"] * c["count"] for c in report["collectives"])
+    groups = batch_size // group
+    assert sent < report["parameter_bytes"] + 4 * groups * report["statistics_bytes"]
+
+
 def test_groups_that_span_devices_exchange_more(start):
     spanning = start("deit", "--topology=cpu:8", "--config.mix_group=16", "--json")
     report = json.loads(output_of(spanning, code=0))

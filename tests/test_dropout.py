@@ -10,7 +10,7 @@ from noah_jax import dropout
 
 def _mask(key, shape, rate):
     batch, head_num, classes, positions = shape
-    seeds = dropout.row_seeds(dropout.key_words(key), batch, head_num, classes)
+    seeds = dropout.row_seeds(dropout.seeds_of(key, batch), head_num, classes)
     return np.asarray(dropout.kept(seeds[..., None], jnp.arange(positions), rate))
 
 

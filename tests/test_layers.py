@@ -13,8 +13,11 @@ def _images(*shape, seed=0):
     return np.asarray(3 + 2 * jax.random.normal(jax.random.key(seed), shape), np.float32)
 
 
-@pytest.mark.parametrize("group", [None, 12, 4, 3])
-def test_batch_norm_follows_the_formula_with_groups(group):
+@pytest.mark.parametrize(("group", "devices"), [(None, 1), (12, 1), (4, 1), (3, 1), (2, 4), (4, 2)])
+def test_batch_norm_follows_the_formula_with_groups(group, devices, monkeypatch):
+    # Groups of 2 lie across the borders of devices that have 3 images each, groups of 4 of 6.
+    mesh = jax.sharding.AbstractMesh((devices,), ("data",))
+    monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
     x = _images(12, 5, 3, 6)
     layer = BatchNorm(6, group=group)
     layer.scale[...] = jnp.linspace(0.5, 2, 6)

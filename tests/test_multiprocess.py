@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import signal
 
@@ -110,6 +111,21 @@ def test_going_on_with_another_number_of_processes(two, jpegs, tmp_path, count):
     # The same images in the same order; later, rounding has grown.
     np.testing.assert_array_equal(ours[:20], theirs[:20])
     np.testing.assert_allclose(ours[20:22], theirs[20:22], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_state_take_the_same_steps(jpegs, tmp_path):
+    wide = "--config.model.width=16"  # so that there are arrays worth sharing
+    workdir = tmp_path / "run"
+    run = processes.start(workdir, jpegs, 2, wide, "--config.shard_state=True")
+    assert run.wait() == [0, 0], run.said(0) + run.said(1)
+    held, whole = re.search(
+        r"a device holds (\S+) MiB of the state's (\S+) MiB", run.said(0)
+    ).groups()
+    assert float(held) < 0.7 * float(whole)
+    # One process, which holds all of it, goes on.
+    alone = _finish(_copy(workdir, tmp_path / "alone", last=20), jpegs, 1, wide)
+    np.testing.assert_allclose(_losses(alone)[20:22], _losses(workdir)[20:22], rtol=1e-4)
 
 
 def test_sigterm_to_one_stops_all_at_the_same_step(two, jpegs, tmp_path):

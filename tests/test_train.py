@@ -49,7 +49,8 @@ np.savez(sys.argv[3], *leaves, losses=losses, devices=jax.device_count())
 def _lines(workdir) -> list[dict]:
     """The metrics without the timings."""
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    timings = ("images_per_second", "input_wait", "host_ms")
+    timings = ("images_per_second", "images_per_second_per_chip", "step_ms", "input_wait")
+    timings += ("host_ms", "save_seconds", "goodput", "compile_seconds")
     return [{k: v for k, v in line.items() if k not in timings} for line in lines]
 
 

@@ -91,7 +91,8 @@ def main(argv: list[str]) -> None:
         experiment = build(config)
     enable_compilation_cache(config.compilation_cache)
     ms = benchmark_host(experiment, steps)
-    print(f"{experiment.model.name}, {config.batch_size} images a step, {_ROUNDS} x {steps} steps")
+    batch = experiment.config.batch_size
+    print(f"{experiment.model.name}, {batch} images a step, {_ROUNDS} x {steps} steps")
     print(f"compiled step alone     {ms['step']:9.2f} ms")
     print(f"loop with real data     {ms['loop']:9.2f} ms  ({ms['loop'] / ms['step']:.3f} of it)")
     print(f"call until it returns   {ms['call']:9.2f} ms  (inside the compiled step)")

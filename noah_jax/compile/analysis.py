@@ -75,7 +75,7 @@ class Report:
       device_kind: what a device is.
       num_devices: how many there are.
       batch_size: images per step over all devices.
-      state_bytes: of the whole state.
+      state_bytes: of the state.
       parameter_bytes: of the trainable parameters, and so of their gradients.
       statistics_bytes: of BatchNorm's running statistics.
       memory: what it takes.
@@ -160,8 +160,8 @@ def compile_for(config: ConfigDict, target: Target) -> Report:
         topology=target.name,
         device_kind=target.devices[0].device_kind,
         num_devices=len(target.devices),
-        batch_size=config.batch_size,
-        state_bytes=_num_bytes(state),
+        batch_size=experiment.config.batch_size,
+        state_bytes=distributed.device_bytes(state),
         parameter_bytes=_num_bytes(trainable(state["params"], experiment.groups.frozen)),
         statistics_bytes=_num_bytes(state["stats"]),
         memory=memory,
@@ -189,9 +189,9 @@ def smaller_batch(config: ConfigDict, target: Target, unfit: Report) -> Report |
     if room <= 0:
         return None
     halvings = max(math.ceil(math.log2(need / room)), 1)
-    while (batch_size := config.batch_size >> halvings) >= unfit.num_devices:
+    while (batch_size := unfit.batch_size >> halvings) >= unfit.num_devices:
         smaller = copy.deepcopy(config)
-        smaller.batch_size = batch_size
+        smaller.batch_size, smaller.scale_batch = batch_size, 1.0
         try:
             report = compile_for(smaller, target)
         except ValueError:  # such as a group of images that is larger than the batch

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from noah_jax.dropout import Key
 from noah_jax.models.registry import Architecture
 
 Tree = dict[str, Any]
@@ -100,7 +101,7 @@ class Model:
         images: jax.Array,
         *,
         train: bool,
-        key: jax.Array | None = None,
+        key: Key | None = None,
     ) -> tuple[jax.Array, Tree]:
         """Logits and the new statistics.
 
@@ -109,7 +110,8 @@ class Model:
           stats: BatchNorm's running statistics; `{}` for models without.
           images: normalised, `[batch, height, width, 3]`.
           train: whether to train: batch statistics, dropout, stochastic depth.
-          key: random key of dropout and stochastic depth; needed to train with them.
+          key: random key of dropout and stochastic depth; needed to train with them. For a part
+            of a batch a `noah_jax.dropout.PartKey`, which gives the masks of the whole.
 
         Returns:
           float32 logits `[batch, num_classes]` (the feature map if the model is made for

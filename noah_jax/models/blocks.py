@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from noah_jax import dropout
 from noah_jax.dtypes import wide_einsum, widen
 from noah_jax.layers import (
+    Dropout,
     LayerNorm,
     conv,
     drop_path,
@@ -135,7 +137,7 @@ def training_key(
 
 def split_key(key: jax.Array | None, num: int) -> Iterable[jax.Array | None]:
     """`num` independent keys; `None` stays `None`."""
-    return [None] * num if key is None else jax.random.split(key, num)
+    return [None] * num if key is None else dropout.split(key, num)
 
 
 def run_blocks(
@@ -150,7 +152,7 @@ def run_blocks(
       remat: see `run_layer`.
     """
     for i, block in enumerate(blocks):
-        block_key = None if key is None else jax.random.fold_in(key, i)
+        block_key = None if key is None else dropout.fold_in(key, i)
         x = run_layer(block, x, block_key, remat=remat)
     return x
 
@@ -233,12 +235,12 @@ class Mlp(nnx.Module):
         init = dict(kernel_init=kernel_init, bias_init=bias_init)
         self.fc1 = nnx.Linear(features, hidden, dtype=dtype, rngs=rngs, **init)
         self.fc2 = nnx.Linear(hidden, features, dtype=dtype, rngs=rngs, **init)
-        self.drop = nnx.Dropout(drop_rate, deterministic=None)
+        self.drop = Dropout(drop_rate)
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         key1, key2 = split_key(key, 2)
-        x = self.drop(gelu(self.fc1(x)), deterministic=key1 is None, rngs=key1)
-        return self.drop(self.fc2(x), deterministic=key2 is None, rngs=key2)
+        x = self.drop(gelu(self.fc1(x)), key1)
+        return self.drop(self.fc2(x), key2)
 
 
 class TransformerBlock(nnx.Module):

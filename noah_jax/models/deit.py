@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.layers import LayerNorm
+from noah_jax.layers import Dropout, LayerNorm
 from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
@@ -40,7 +40,7 @@ class Attention(nnx.Module):
         init = dict(kernel_init=normal_002, dtype=dtype, rngs=rngs)
         self.qkv = nnx.Linear(features, 3 * features, **init)
         self.proj = nnx.Linear(features, features, **init)
-        self.drop = nnx.Dropout(drop_rate, deterministic=None)
+        self.drop = Dropout(drop_rate)
         self.num_heads = num_heads
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -48,7 +48,7 @@ class Attention(nnx.Module):
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
         query, keys, value = (qkv[:, :, i] for i in range(3))
         out = attend(query, keys, value)
-        return self.drop(self.proj(out.reshape(x.shape)), deterministic=key is None, rngs=key)
+        return self.drop(self.proj(out.reshape(x.shape)), key)
 
 
 class DeiT(nnx.Module):
@@ -104,7 +104,7 @@ class DeiT(nnx.Module):
         self.cls_token = class_token(width, rngs) if head.kind == "linear" else None
         tokens = self.grid[0] * self.grid[1] + (self.cls_token is not None)
         self.pos_embed = nnx.Param(normal_002(rngs.params(), (1, tokens, width), jnp.float32))
-        self.pos_drop = nnx.Dropout(drop_rate, deterministic=None)
+        self.pos_drop = Dropout(drop_rate)
         self.patch_embed = PatchEmbed(3, width, patch_size, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
             TransformerBlock(
@@ -150,7 +150,7 @@ class DeiT(nnx.Module):
             token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (batch, 1, width))
             x = jnp.concatenate([token, x], axis=1)
         x = x + self.pos_embed[...].astype(x.dtype)
-        x = self.pos_drop(x, deterministic=pos_key is None, rngs=pos_key)
+        x = self.pos_drop(x, pos_key)
         x = run_blocks(self.blocks, x, blocks_key, remat=self.remat)
         x = self.norm(x)
         return x if self.pre_logits is None else jnp.tanh(self.pre_logits(x))

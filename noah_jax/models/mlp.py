@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.layers import LayerNorm, drop_path
+from noah_jax.layers import Dropout, LayerNorm, drop_path
 from noah_jax.models.blocks import (
     Mlp,
     PatchEmbed,
@@ -82,13 +82,13 @@ class GluMlp(nnx.Module):
         self.fc2 = nnx.Linear(
             half(hidden), features, kernel_init=xavier, bias_init=tiny, dtype=dtype, rngs=rngs
         )
-        self.drop = nnx.Dropout(drop_rate, deterministic=None)
+        self.drop = Dropout(drop_rate)
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         key1, key2 = split_key(key, 2)
         x, gate = jnp.split(self.fc1(x), 2, axis=-1)
-        x = self.drop(x * nnx.silu(gate), deterministic=key1 is None, rngs=key1)
-        return self.drop(self.fc2(x), deterministic=key2 is None, rngs=key2)
+        x = self.drop(x * nnx.silu(gate), key1)
+        return self.drop(self.fc2(x), key2)
 
 
 class SpatialGate(nnx.Module):
@@ -121,13 +121,13 @@ class GatedMlp(nnx.Module):
         self.fc1 = nnx.Linear(features, hidden, **init)
         self.gate = SpatialGate(hidden, tokens, dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(half(hidden), features, **init)
-        self.drop = nnx.Dropout(drop_rate, deterministic=None)
+        self.drop = Dropout(drop_rate)
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         key1, key2 = split_key(key, 2)
-        x = self.drop(gelu(self.fc1(x)), deterministic=key1 is None, rngs=key1)
+        x = self.drop(gelu(self.fc1(x)), key1)
         x = self.fc2(self.gate(x))
-        return self.drop(x, deterministic=key2 is None, rngs=key2)
+        return self.drop(x, key2)
 
 
 class Affine(nnx.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from noah_jax.layers import LayerNorm, conv, torch_default_bias, torch_default_kernel
+from noah_jax.layers import Dropout, LayerNorm, conv, torch_default_bias, torch_default_kernel
 from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
@@ -44,7 +44,7 @@ class SpatialReductionAttention(nnx.Module):
         self.q = nnx.Linear(features, features, **init)
         self.kv = nnx.Linear(features, 2 * features, **init)
         self.proj = nnx.Linear(features, features, **init)
-        self.drop = nnx.Dropout(drop_rate, deterministic=None)
+        self.drop = Dropout(drop_rate)
         self.num_heads = num_heads
         self.reduction = reduction
         if reduction > 1:
@@ -69,7 +69,7 @@ class SpatialReductionAttention(nnx.Module):
         query = self.q(x).reshape(batch, -1, self.num_heads, x.shape[-1] // self.num_heads)
         kv = self.kv(reduced).reshape(batch, -1, 2, *query.shape[2:])
         out = attend(query, kv[:, :, 0], kv[:, :, 1])
-        return self.drop(self.proj(out.reshape(x.shape)), deterministic=key is None, rngs=key)
+        return self.drop(self.proj(out.reshape(x.shape)), key)
 
 
 class PVT(nnx.Module):
@@ -119,7 +119,7 @@ class PVT(nnx.Module):
         self.remat = remat
 
         self.cls_token = class_token(widths[3], rngs) if head.kind == "linear" else None
-        self.pos_drop = nnx.Dropout(drop_rate, deterministic=None)
+        self.pos_drop = Dropout(drop_rate)
         rates = iter(linear_rates(drop_path_rate, sum(depths)))
         in_features = 3
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
@@ -184,7 +184,7 @@ class PVT(nnx.Module):
             else:
                 position = resize_positions(pos_embed, self.grids[stage], x.shape[1:3])
                 x = x + position.astype(x.dtype)
-            x = self.pos_drop(x, deterministic=pos_key is None, rngs=pos_key)
+            x = self.pos_drop(x, pos_key)
             blocks = getattr(self, f"block{stage + 1}")
             x = run_blocks(blocks, x, blocks_key, remat=self.remat)
         x = self.norm(x)

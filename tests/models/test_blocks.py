@@ -11,7 +11,7 @@ from flax import nnx
 from vit_checks import BUILDS, equations, quick_jit, random_images, random_params, small_model
 
 from noah_jax import create_model
-from noah_jax.layers import LayerNorm, drop_path
+from noah_jax.layers import Dropout, LayerNorm, drop_path
 from noah_jax.models import blocks, mlp
 from noah_jax.models.base import _to_dict
 from noah_jax.models.blocks import linear_rates, patch_grid
@@ -88,14 +88,13 @@ def test_every_branch_and_dropout_has_a_key_of_its_own(kind, monkeypatch):
         paths.append((rate, key))
         return x
 
-    def record_dropout(self, x, *, deterministic, rngs):
-        assert not deterministic
-        dropouts.append((self.rate, rngs))
+    def record_dropout(self, x, key):
+        dropouts.append((self.rate, key))
         return x
 
     monkeypatch.setattr(blocks, "drop_path", record_path)
     monkeypatch.setattr(mlp, "drop_path", record_path)
-    monkeypatch.setattr(nnx.Dropout, "__call__", record_dropout)
+    monkeypatch.setattr(Dropout, "__call__", record_dropout)
     model = small_model(kind, "linear", drop_rate=0.2, drop_path_rate=0.3, head_drop_rate=0.1)
 
     @quick_jit

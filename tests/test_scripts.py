@@ -1,0 +1,120 @@
+"""The shell scripts, as far as no cluster is needed."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+SCRIPTS = pathlib.Path(__file__).parent.parent / "scripts"
+SHELL = sorted(SCRIPTS.glob("*.sh"))
+TRAIN = ["--", "--config", "configs/x.py", "--workdir", "/a folder"]
+STAGE = ["--from", "gs://bucket/tfds", "--set", "sample"]
+
+# What `gcloud storage` does with gs://bucket, which stands for a local folder.
+GCLOUD = """#!/usr/bin/env bash
+path=${BUCKET}${4#gs://bucket}
+case $2 in
+  du) [[ -e $path ]] && du --summarize --bytes "$path" | sed 's/$/ gs/' ;;
+  rsync) cp -r "$path/." "$5" ;;
+  *) exit 9 ;;
+esac
+"""
+
+
+def _run(script, *arguments, **environment):
+    return subprocess.run(
+        [str(SCRIPTS / script), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(path):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("needs shellcheck")
+    checked = subprocess.run(["shellcheck", str(path)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("slurm.sh", ["--nodes", "2", "--gpus", "8", *TRAIN], ["srun", "-m noah_jax.train"]),
+        ("slurm.sh", ["--gpus", "8", "--per-node", *TRAIN], ["--ntasks-per-node=1"]),
+        ("tpu_pod.sh", ["--name", "p", "--zone", "z", *TRAIN], ["--worker", "noah_jax.train"]),
+        ("stage_data.sh", [*STAGE, "--to", "/d"], ["rsync --recursive gs://bucket/tfds/sample"]),
+        (
+            "stage_data.sh",
+            [*STAGE, "--to", "/d", "--name", "p", "--zone", "z"],
+            ["--worker\nall", "mkdir -p /d/sample"],
+        ),
+    ],
+)
+def test_dry_runs_show_valid_shell(script, arguments, words):
+    where = arguments.index("--") if "--" in arguments else len(arguments)
+    ran = _run(script, *arguments[:where], "--dry-run", *arguments[where:])
+    assert ran.returncode == 0, ran.stderr
+    for word in words:
+        assert word in ran.stdout
+    if "--" in arguments:
+        assert r"/a\ folder" in ran.stdout
+    shell = ran.stdout
+    if "--worker" in shell:  # of the lines of `gcloud ... --command`, the last is for the hosts
+        shell = shell.split("\n--command\n")[1]
+    if script != "stage_data.sh" or "--name" in arguments:
+        assert subprocess.run(["bash", "-n"], input=shell, text=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("slurm.sh", TRAIN, "--gpus, the GPUs of a node"),
+        ("slurm.sh", ["--gpus", "8"], "must follow after --"),
+        ("tpu_pod.sh", TRAIN, "--name and --zone"),
+        ("tpu_pod.sh", ["--what"], "unknown option --what"),
+        ("stage_data.sh", ["--from", "/x", "--set", "s", "--to", "/d"], "must start with gs://"),
+        ("stage_data.sh", [*STAGE, "--to", "d"], "must start with /, got 'd'"),
+        ("stage_data.sh", [*STAGE, "--to", "/d", "--name", "p"], "needed together"),
+        ("stage_data.sh", ["--from", "gs://b", "--to", "/d"], "--set, such as imagenet2012"),
+    ],
+)
+def test_mistakes_are_one_line(script, arguments, words):
+    ran = _run(script, *arguments)
+    assert ran.returncode == 2 and ran.stdout == ""
+    assert len(ran.stderr.splitlines()) == 1 and words in ran.stderr
+
+
+def test_staging_copies_a_set_once_it_fits(tmp_path):
+    files = tmp_path / "bucket" / "tfds" / "sample" / "1.0.0"
+    files.mkdir(parents=True)
+    (files / "sample-train.array_record-00000-of-00001").write_bytes(b"12345")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "gcloud").write_text(GCLOUD)
+    (tools / "gcloud").chmod(0o755)
+    environment = {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "BUCKET": str(tmp_path / "bucket"),
+    }
+    target = tmp_path / "disk"
+    stage = [*STAGE, "--to", str(target)]
+    for _ in range(2):
+        ran = _run("stage_data.sh", *stage, **environment)
+        assert ran.returncode == 0, ran.stderr
+        assert f"--config.data.dir={target}" in ran.stdout
+        (copied,) = (target / "sample" / "1.0.0").iterdir()
+        assert copied.read_bytes() == b"12345"
+
+    # A set that is not there, and a disk that is full.
+    ran = _run("stage_data.sh", *stage, "--set", "other", **environment)
+    assert ran.returncode == 1 and "gs://bucket/tfds/other holds nothing" in ran.stderr
+    (tools / "df").write_text("#!/bin/sh\necho Avail\necho 4\n")
+    (tools / "df").chmod(0o755)
+    shutil.rmtree(target)
+    ran = _run("stage_data.sh", *stage, **environment)
+    assert ran.returncode == 1 and "has 4 bytes free" in ran.stderr
+    assert not (target / "sample" / "1.0.0").exists()
