@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from noah_jax.benchmark.arguments import Parser, positive
+from noah_jax.arguments import Parser, positive
 from noah_jax.convert.torch_reference import example_weights, torch_forward, torch_state
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
@@ -123,7 +123,7 @@ def _calls_a_second(call: Callable[[], object], seconds: float) -> float:
 
 def main(argv: list[str]) -> None:
     """Measures what the command line asks for and prints it, a line for a model."""
-    parser = Parser("eval")
+    parser = Parser("--what eval", add_help=False)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--batch", type=positive, default=8)
     parser.add_argument("--rounds", type=positive, default=7)
