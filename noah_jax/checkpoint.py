@@ -175,7 +175,11 @@ def restore_model(
 
 
 def restore_model_with_step(
-    directory: str | epath.Path, abstract: dict[str, Any], *, ema: bool = False
+    directory: str | epath.Path,
+    abstract: dict[str, Any],
+    *,
+    ema: bool = False,
+    step: int | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Parameters and statistics alone, from the newest checkpoint that verifies, and its step.
 
@@ -183,6 +187,7 @@ def restore_model_with_step(
       directory: the folder of the checkpoints.
       abstract: `{"params": ..., "stats": ...}` as `jax.ShapeDtypeStruct`s.
       ema: their moving average instead.
+      step: take the checkpoint of this step or none.
 
     Raises:
       CheckpointError: if there is none, or none can be used, or they hold no average.
@@ -192,6 +197,13 @@ def restore_model_with_step(
     steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
     if not steps:
         raise CheckpointError(f"{directory} holds no checkpoint")
+    if step is not None:
+        if step not in steps:
+            raise CheckpointError(
+                f"{directory} holds no checkpoint of step {step}; it has"
+                f" {', '.join(map(str, reversed(steps)))}"
+            )
+        steps = [step]
     item = "ema" if ema else "model"
     if not any((directory / str(step) / item).exists() for step in steps):
         raise CheckpointError(
@@ -214,7 +226,9 @@ def restore_model_with_step(
             reason = " ".join(str(error).split())[:200]
             logging.warning("checkpoint of step %d cannot be used: %s", step, reason)
             failure = reason
-    raise CheckpointError(f"no checkpoint in {directory} can be used: {failure}")
+    which = f"the checkpoint of step {steps[0]}" if len(steps) == 1 else "no checkpoint"
+    verb = "cannot" if len(steps) == 1 else "can"
+    raise CheckpointError(f"{which} in {directory} {verb} be used: {failure}")
 
 
 def host_digests(tree: Any) -> dict[str, list[int]]:

@@ -93,7 +93,7 @@ def train(
     train_step, eval_step = experiment.compile_steps()
 
     # ---- State: resume, or start from other weights, or afresh.
-    workdirs.prepare(directory, as_dict, model)
+    workdirs.prepare(directory, as_dict, model, experiment.class_names)
     checkpoints = Checkpoints(directory / workdirs.CHECKPOINTS, keep=config.keep_checkpoints)
     state = checkpoints.restore(experiment.abstract_state())
     if state is None:

@@ -15,7 +15,7 @@ SAMPLE = "fashion_mnist_sample"
 _FOLDER = "folder:"
 _SAMPLE_DIR = os.path.join(os.path.dirname(__file__), "sample")
 _EVAL_SPLITS = ("validation", "val", "test")
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
 class Source(Protocol):
@@ -36,6 +36,13 @@ class Source(Protocol):
 
     def describe(self, index: int) -> str:
         """Which image that is, for messages."""
+
+    def file_name(self, index: int) -> str:
+        """The name of the file that the image was, without folders.
+
+        Raises:
+          ValueError: if that is not known.
+        """
 
 
 def open_sources(
@@ -59,12 +66,8 @@ def open_sources(
     Raises:
       ValueError: if there is no such dataset or split; says what there is.
     """
-    folder = name.removeprefix(_FOLDER)
-    starts = ("/", ".", "~")
-    if folder != name or "://" in name or name.startswith(starts) or os.path.isdir(name):
-        root = epath.Path(folder).expanduser()
-        if not root.is_dir():
-            raise ValueError(f"data folder {folder} does not exist")
+    root = data_folder(name)
+    if root is not None:
         splits = sorted(p.name for p in root.iterdir() if p.is_dir())
         eval_split = _choose_split(name, splits, train_split, eval_split)
         train = FolderSource(root / train_split)
@@ -72,6 +75,56 @@ def open_sources(
     builder = _tfds_builder(name, data_dir)
     eval_split = _choose_split(name, list(builder.info.splits), train_split, eval_split)
     return TfdsSource(builder, train_split), TfdsSource(builder, eval_split)
+
+
+def open_eval_source(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    split: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Source:
+    """The evaluation split alone; there need be no training images.
+
+    Args:
+      name: as of `open_sources`; a folder may hold the classes themselves, `PATH/CLASS/image`.
+      data_dir: where TFDS keeps its prepared data.
+      split: by default the first that exists of validation, val and test.
+      class_names: the classes that the labels of a folder count in, of which it may hold a
+        part; by default those of its training split, else those it holds.
+
+    Raises:
+      ValueError: if there is no such dataset or split; says what there is.
+    """
+    root = data_folder(name)
+    if root is None:
+        builder = _tfds_builder(name, data_dir)
+        splits = list(builder.info.splits)
+        return TfdsSource(builder, _choose_split(name, splits, splits[0], split))
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir())
+    if split is not None:
+        _choose_split(name, folders, split, split)
+    chosen = split or next((s for s in _EVAL_SPLITS if s in folders), None)
+    if class_names is None and chosen is not None and "train" in folders:
+        class_names = sorted(p.name for p in (root / "train").iterdir() if p.is_dir())
+    return FolderSource(root / chosen if chosen else root, class_names=class_names)
+
+
+def data_folder(name: str) -> epath.Path | None:
+    """The folder that a dataset's name stands for; `None` if it is the name of a TFDS set.
+
+    Raises:
+      ValueError: if there is no such folder.
+    """
+    folder = name.removeprefix(_FOLDER)
+    starts = ("/", ".", "~")
+    named = folder == name and "://" not in name and not name.startswith(starts)
+    if named and not os.path.isdir(name):
+        return None
+    root = epath.Path(folder).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"data folder {folder} does not exist")
+    return root
 
 
 class AbsentSource:
@@ -96,6 +149,9 @@ class AbsentSource:
 
     def describe(self, index: int) -> str:
         return f"image {index} of {self.name}"
+
+    def file_name(self, index: int) -> str:
+        raise ValueError(f"{self.describe(index)} is not on this machine")
 
 
 class TfdsSource:
@@ -128,6 +184,13 @@ class TfdsSource:
     def describe(self, index: int) -> str:
         return f"image {index} of {self.name}"
 
+    def file_name(self, index: int) -> str:
+        """The name of the file that the image was, without folders."""
+        name = self._data[index].get("file_name")
+        if name is None:
+            raise ValueError(f"{self.name} does not tell the names of its image files")
+        return os.path.basename(name.decode() if isinstance(name, bytes) else name)
+
 
 class FolderSource:
     """Class folders, `FOLDER/CLASS/image`, read as PyTorch's ImageFolder orders them.
@@ -154,7 +217,7 @@ class FolderSource:
             (os.fspath(path), labels[name])
             for name in found
             for path in sorted((folder / name).iterdir())
-            if path.suffix.lower() in _IMAGE_SUFFIXES
+            if path.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not self._files:
             raise ValueError(f"{folder} holds no images in class folders (CLASS/image.jpg)")
@@ -171,6 +234,10 @@ class FolderSource:
 
     def describe(self, index: int) -> str:
         return self._files[index][0]
+
+    def file_name(self, index: int) -> str:
+        """The name of the file, without folders."""
+        return os.path.basename(self._files[index][0])
 
 
 def _choose_split(name: str, splits: list[str], train: str, evaluation: str | None) -> str:
