@@ -68,8 +68,23 @@ class Trained:
     class_names: tuple[str, ...] | None
     preprocessing: Preprocessing
 
-    def display_names(self) -> list[str]:
-        """What the classes are called for people; `class 7` where it is not known."""
+    def display_names(self, path: str | None = None) -> list[str]:
+        """What the classes are called for people; `class 7` where it is not known.
+
+        Args:
+          path: of a file with a name a line, which takes the place of what is known.
+
+        Raises:
+          ValueError: if the file does not have a name for every class.
+        """
+        if path is not None:
+            with open(path, encoding="utf-8") as lines:
+                names = [line.strip() for line in lines if line.strip()]
+            if len(names) != self.model.num_classes:
+                raise ValueError(
+                    f"{path} has {len(names)} names, {self.path} {self.model.num_classes} classes"
+                )
+            return names
         if self.class_names is None:
             return [f"class {i}" for i in range(self.model.num_classes)]
         table = imagenet_classes()

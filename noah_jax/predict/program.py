@@ -80,7 +80,7 @@ def predict_all(given: argparse.Namespace) -> int:
     if not paths:
         raise ValueError("there are no paths on stdin")
     trained = load_one(given.checkpoint, ema=given.ema)
-    names = class_names(trained, given.class_names)
+    names = trained.display_names(given.class_names)
     enable_compilation_cache(default_config().compilation_cache)
     damaged = DamagedImages("replace", tell=report.warn)
     width = min(_WIDEST, max(map(len, paths)))
@@ -101,23 +101,6 @@ def predict_all(given: argparse.Namespace) -> int:
     if damaged:
         report.warn(f"{len(damaged)} of {len(paths)} images could not be read, named above")
     return 1 if damaged else 0
-
-
-def class_names(trained: Trained, path: str | None) -> list[str]:
-    """The classes' names, from a file if there is one.
-
-    Raises:
-      ValueError: if the file does not have a name for every class.
-    """
-    if path is None:
-        return trained.display_names()
-    with open(path, encoding="utf-8") as lines:
-        names = [line.strip() for line in lines if line.strip()]
-    if len(names) != trained.model.num_classes:
-        raise ValueError(
-            f"{path} has {len(names)} names, {trained.path} {trained.model.num_classes} classes"
-        )
-    return names
 
 
 def _expand(paths: Sequence[str]) -> Iterator[str]:
