@@ -197,13 +197,14 @@ def restore_model_with_step(
     steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
     if not steps:
         raise CheckpointError(f"{directory} holds no checkpoint")
+    which = ""
     if step is not None:
         if step not in steps:
             raise CheckpointError(
                 f"{directory} holds no checkpoint of step {step}; it has"
                 f" {', '.join(map(str, reversed(steps)))}"
             )
-        steps = [step]
+        steps, which = [step], f" of step {step}"
     item = "ema" if ema else "model"
     if not any((directory / str(step) / item).exists() for step in steps):
         raise CheckpointError(
@@ -226,9 +227,7 @@ def restore_model_with_step(
             reason = " ".join(str(error).split())[:200]
             logging.warning("checkpoint of step %d cannot be used: %s", step, reason)
             failure = reason
-    which = f"the checkpoint of step {steps[0]}" if len(steps) == 1 else "no checkpoint"
-    verb = "cannot" if len(steps) == 1 else "can"
-    raise CheckpointError(f"{which} in {directory} {verb} be used: {failure}")
+    raise CheckpointError(f"no checkpoint{which} in {directory} can be used: {failure}")
 
 
 def host_digests(tree: Any) -> dict[str, list[int]]:

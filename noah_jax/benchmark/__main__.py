@@ -21,11 +21,11 @@ from noah_jax.config import UsageError
 
 # Where the `main(argv)` of each is; imported when it is asked for.
 _BENCHMARKS = {
-    "model": "noah_jax.benchmark.model",
     "eval": "noah_jax.benchmark.evaluation",
     "input": "noah_jax.benchmark.input",
     "host": "noah_jax.benchmark.host",
     "head": "noah_jax.benchmark.head",
+    "model": "noah_jax.benchmark.model",
 }
 
 

@@ -130,8 +130,7 @@ def main(argv: list[str]) -> None:
     given = parser.parse_args(argv[1:])
     models = [create_model(name) for name in given.models.split(",")]
     torch = importlib.util.find_spec("torch") is not None
-    if (load := os.getloadavg()[0]) > _QUIET:
-        print(f"the machine is busy (load {load:.1f}): measure again when it is not")
+    tell_if_busy()
     print(
         f"images/s in evaluation on {jax.devices()[0].device_kind}, float32, batch {given.batch},"
         f" medians of {given.rounds} rounds"
@@ -148,6 +147,12 @@ def main(argv: list[str]) -> None:
         print(_row(model.name, *cells), flush=True)
     if not torch:
         print("PyTorch is not installed, so there is nothing to compare with; pip install torch")
+
+
+def tell_if_busy() -> None:
+    """Prints a warning where other programs would spoil the figures."""
+    if (load := os.getloadavg()[0]) > _QUIET:
+        print(f"the machine is busy (load {load:.1f}): measure again when it is not")
 
 
 def _row(model: str, *cells: str) -> str:
