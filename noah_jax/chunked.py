@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 
 from noah_jax import dropout as dropouts
 from noah_jax.dtypes import wide_dtype, wide_einsum
@@ -108,7 +109,7 @@ def chunked_poca(
     """
     _, batch, positions, _ = operands.query_part.shape
     # A symbolic batch, of `jax.export`, is planned as a common one.
-    images = batch if jax.core.is_constant_dim(batch) else _COMMON_BATCH
+    images = _COMMON_BATCH if is_symbolic_dim(batch) else batch
     in_cache = max(_SCORES // max(images * positions, 1), _MIN_CLASSES)
     plan = _plan(operands, _UNROLLED_CLASSES if unrolled else in_cache, unrolled)
     if words is not None:

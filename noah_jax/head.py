@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from noah_jax import dropout as dropouts
@@ -365,7 +366,8 @@ def _check_classes(classes: jax.Array, num_classes: int, features: jax.Array) ->
             f" the features hold {features.shape[0]}"
         )
     if not isinstance(classes, jax.core.Tracer) and classes.size:
-        low, high = int(classes.min()), int(classes.max())
+        values = np.asarray(classes)  # of JAX's it would be traced
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= num_classes:
             raise ValueError(f"classes must lie in 0..{num_classes - 1}, got {low}..{high}")
     return classes

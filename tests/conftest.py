@@ -51,6 +51,8 @@ def tiny_run(class_folders, tmp_path_factory) -> str:
     config = make_tiny_config(class_folders)
     config.model.depths = (1, 1, 1, 1)
     config.checkpoint_every = 6
+    config.mixup = config.cutmix = config.erase_prob = 0.0
+    config.mix_group = None
     config.optim.learning_rate = 0.005  # probabilities that are neither 0 nor 1
     workdir = str(tmp_path_factory.mktemp("tiny") / "run")
     train(config, workdir)

@@ -123,9 +123,7 @@ def main(argv: list[str]) -> None:
         print(f"batch {batch}")
         print(_line("  latency/ms", [1e3 * t for t in medians], ".2f", ratio))
         print(_line("  images/s", [batch / t for t in medians], ".1f", 1 / ratio))
-        print(
-            _line("  weights, images/MB", [c.arguments_bytes / 1e6 for c in (noah, linear)], ".1f")
-        )
+        print(_line("  arguments/MB", [c.arguments_bytes / 1e6 for c in (noah, linear)], ".1f"))
         print(_line("  temporary/MB", [c.temporary_bytes / 1e6 for c in (noah, linear)], ".1f"))
 
 
