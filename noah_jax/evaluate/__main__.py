@@ -10,8 +10,9 @@
 
 A checkpoint is a training run's folder (its newest checkpoint), RUN/checkpoints/STEP,
 RUN/checkpoints (all of them, a row each), a converted folder, a PyTorch file, or a folder of such
-folders. Images are prepared as the training's own evaluation does it. All devices share the work.
-The exit code is 0, or 1 after an error; images that cannot be decoded are named and left out.
+folders. Images are prepared as the training's own evaluation does it. All devices of the process
+share the work. The exit code is 0, or 1 after an error; images that cannot be decoded are named
+and left out.
 """
 
 import argparse

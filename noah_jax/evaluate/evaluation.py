@@ -1,6 +1,7 @@
 """One trained model over one dataset, image by image."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -37,12 +38,16 @@ class Evaluation:
     ranked: np.ndarray
     num_classes: int
 
-    def summary(self) -> dict[str, float | int]:
-        """Percentages and the mean loss over all images, as the training's results have them."""
+    def summary(self) -> dict[str, float | int | None]:
+        """Percentages and the mean loss over all images, as the training's results have them.
+
+        The loss is `None` where it is not finite, which JSON could not say.
+        """
+        loss = float(self.loss.mean(dtype=np.float64))
         return {
             "top1": 100 * float(self.top1.mean()),
             "top5": 100 * float(self.top5.mean()),
-            "loss": float(self.loss.mean(dtype=np.float64)),
+            "loss": loss if math.isfinite(loss) else None,
             "examples": len(self.labels),
         }
 
@@ -58,14 +63,18 @@ class Evaluation:
 
         Args:
           sets: the right labels of every image of the dataset.
+
+        Raises:
+          ValueError: if no image has any.
         """
         hits = [
             first in sets[i]
             for i, first in zip(self.index.tolist(), self.ranked[:, 0].tolist(), strict=True)
             if sets[i]
         ]
-        top1 = 100 * float(np.mean(hits)) if hits else float("nan")
-        return {"real_top1": top1, "real_examples": len(hits)}
+        if not hits:
+            raise ValueError("none of the images has a label that is right")
+        return {"real_top1": 100 * float(np.mean(hits)), "real_examples": len(hits)}
 
 
 def make_inference(trained: Trained, batch_size: int) -> Inference:

@@ -33,13 +33,11 @@ def evaluate_all(given: argparse.Namespace) -> None:
     programs: dict[str, Inference] = {}
     names = [path if step is None else f"{path}/checkpoints/{step}" for path, step in found]
     width = max(map(len, [*names, "checkpoint"]))
-    if not given.json:
-        real = f" {'ReaL top-1':>11} {'images':>8}" if given.real_labels else ""
-        head = f"{'checkpoint':{width}} {'step':>7} {'top-1':>7} {'top-5':>7} {'loss':>8}"
-        print(f"{head} {'images':>8}{real}", flush=True)
-    for (path, step), name in zip(found, names, strict=True):
+    for number, ((path, step), name) in enumerate(zip(found, names, strict=True)):
         trained = load_trained(path, step, ema=given.ema)
         source = _open(given, trained)
+        if given.real_labels:
+            sets = real_labels(source, given.real_labels, trained.model.num_classes)
         damaged = DamagedImages("replace", tell=report.warn)
         batch_size = min(given.batch or _BATCH, max(1, len(source)))
         inference = _inference(programs, trained, batch_size)
@@ -59,9 +57,10 @@ def evaluate_all(given: argparse.Namespace) -> None:
             **evaluation.summary(),
         }
         if given.real_labels:
-            sets = real_labels(source, given.real_labels, trained.model.num_classes)
             facts |= evaluation.real(sets)
         facts["damaged"] = len(damaged)
+        if not given.json and not number:
+            print(_header(width, real=bool(given.real_labels)))
         print(json.dumps(facts) if given.json else _row(facts, width), flush=True)
         if given.report:
             folder = epath.Path(given.report)
@@ -107,10 +106,16 @@ def _open(given: argparse.Namespace, trained: Trained) -> Source:
     return source
 
 
+def _header(width: int, *, real: bool) -> str:
+    head = f"{'checkpoint':{width}} {'step':>7} {'top-1':>7} {'top-5':>7} {'loss':>8} {'images':>8}"
+    return head + (f" {'ReaL top-1':>11} {'images':>8}" if real else "")
+
+
 def _row(facts: dict[str, Any], width: int) -> str:
+    loss = "none" if facts["loss"] is None else f"{facts['loss']:.4f}"
     row = (
         f"{facts['checkpoint']:{width}} {facts['step']:7} {facts['top1']:6.2f}%"
-        f" {facts['top5']:6.2f}% {facts['loss']:8.4f} {facts['examples']:8,}"
+        f" {facts['top5']:6.2f}% {loss:>8} {facts['examples']:8,}"
     )
     if "real_top1" in facts:
         row += f" {facts['real_top1']:10.2f}% {facts['real_examples']:8,}"

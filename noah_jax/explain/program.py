@@ -59,6 +59,9 @@ def explain_all(given: argparse.Namespace) -> int:
         logits = [
             explainer.logits(shown) for explainer, shown in zip(explainers, pixels, strict=True)
         ]
+        for model, found in zip(models, logits, strict=True):
+            if not np.isfinite(found).all():
+                raise ValueError(f"{paths[index]}: the logits of {model.path} are not finite")
         classes = _classes(chosen, logits[0])
         explanations = [
             explainer.explain(shown, found, classes)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -44,6 +45,9 @@ def predict(
     Yields:
       `{"file": ..., "classes": [{"class": 3, "name": ..., "probability": 0.9}, ...]}`, the most
       likely class first.
+
+    Raises:
+      ValueError: if a probability is no number.
     """
     count = min(top, trained.model.num_classes)
 
@@ -62,6 +66,8 @@ def predict(
             found["probabilities"].tolist(),
             strict=True,
         ):
+            if not all(map(math.isfinite, probabilities)):
+                raise ValueError(f"{paths[index]}: the logits of {trained.path} are not finite")
             ranked = [
                 {"class": number, "name": names[number], "probability": probability}
                 for number, probability in zip(classes, probabilities, strict=True)
