@@ -42,9 +42,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | epath.Path, *, keep: int = 3):
-        self._directory = epath.Path(directory)
-        if "://" not in str(directory):
-            self._directory = self._directory.resolve()
+        self._directory = _absolute(directory)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -192,7 +190,7 @@ def restore_model_with_step(
     Raises:
       CheckpointError: if there is none, or none can be used, or they hold no average.
     """
-    directory = epath.Path(directory)
+    directory = _absolute(directory)
     names = [p.name for p in directory.iterdir()] if directory.is_dir() else []
     steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
     if not steps:
@@ -225,9 +223,16 @@ def restore_model_with_step(
             return step, tree
         except Exception as error:  # whatever damage makes Orbax raise
             reason = " ".join(str(error).split())[:200]
-            logging.warning("checkpoint of step %d cannot be used: %s", step, reason)
+            if step != steps[-1]:
+                logging.warning("checkpoint of step %d cannot be used: %s", step, reason)
             failure = reason
     raise CheckpointError(f"no checkpoint{which} in {directory} can be used: {failure}")
+
+
+def _absolute(directory: str | epath.Path) -> epath.Path:
+    """As Orbax wants it."""
+    path = epath.Path(directory)
+    return path if "://" in str(directory) else path.resolve()
 
 
 def host_digests(tree: Any) -> dict[str, list[int]]:

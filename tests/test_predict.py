@@ -89,3 +89,11 @@ def test_imagenet_has_names():
     assert (
         list(names.values())[:2] == ["tench", "goldfish"] and names["n15075141"] == "toilet tissue"
     )
+
+
+def test_a_checkpoint_by_a_relative_path(tiny_run, images, capsys, monkeypatch):
+    run = pathlib.Path(tiny_run)
+    monkeypatch.chdir(run.parent)
+    for path in (run.name, f"{run.name}/checkpoints/6"):
+        assert main([f"{images}/ant/00.png", "--checkpoint", path]) == 0
+    assert capsys.readouterr().err == ""

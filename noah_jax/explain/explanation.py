@@ -82,7 +82,6 @@ class Explainer:
         self._names = names
         self._weights = jax.device_put((trained.params, trained.stats))
         self._transform = preprocessing.transform()
-        # Wide products, wherever this runs: accelerators would round float32 to fewer bits.
         options = model.evaluation_options()
 
         def logits(params, stats, images):
@@ -93,9 +92,8 @@ class Explainer:
             images = normalise(images, preprocessing.mean, preprocessing.std)
             return model.contributions(params, stats, images, classes)
 
-        with jax.default_matmul_precision("float32"):
-            self._logits = jax.jit(logits, compiler_options=options)
-            self._contributions = jax.jit(contributions, compiler_options=options)
+        self._logits = jax.jit(logits, compiler_options=options)
+        self._contributions = jax.jit(contributions, compiler_options=options)
 
     def pixels(self, data: bytes, name: str) -> np.ndarray:
         """What the model is shown of an encoded image; raises a DamagedImageError."""
@@ -103,6 +101,7 @@ class Explainer:
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """float32 `[num_classes]`."""
+        # Accelerators would multiply float32 in fewer bits.
         with jax.default_matmul_precision("float32"):
             return np.asarray(self._logits(*self._weights, pixels[None]))[0]
 
