@@ -1,8 +1,8 @@
-"""Converts weights between PyTorch and noah_jax; see `noah_jax/convert/convert.py`."""
+"""Converts weights between PyTorch and noah_jax; see `noah_jax/convert/program.py`."""
 
 import sys
 
-from noah_jax.convert.convert import main
+from noah_jax.convert.program import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,7 +15,12 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["noah_jax", "noah_jax.*"]),
     package_data={
-        "noah_jax.data": ["sample/*", "sample/fashion_mnist_sample/*/*"],
+        "noah_jax.data": [
+            "imagenet_classes.txt",
+            "sample/*",
+            "sample/fashion_mnist_sample/*/*",
+        ],
+        "noah_jax.explain": ["page.html"],
         "noah_jax.models": ["released.json"],
     },
     install_requires=[
@@ -44,12 +49,14 @@ setup(
     ],
     extras_require={
         "test": [
+            "flatbuffers>=25.12.19",
             "gdown>=6.5.1",
             "opencv-python-headless>=5.0.0.93",
             "pytest>=9.0",
             "pytest-xdist>=3.8",
             "ruff>=0.17",
         ],
+        "export": ["flatbuffers>=25.12.19"],
         "fast": ["opencv-python-headless>=5.0.0.93"],
         "released": ["gdown>=6.5.1"],
         "torch": ["torch>=2.13"],

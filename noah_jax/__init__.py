@@ -1,7 +1,20 @@
 """NOAH, the attentive classification head, in JAX."""
 
-from noah_jax.head import NOAH, poca
-from noah_jax.models import create_model, list_models
-from noah_jax.workdir import load_model
+from noah_jax.lazy import lazy_names
 
 __all__ = ["NOAH", "create_model", "list_models", "load_model", "poca"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "NOAH": "noah_jax.head",
+        "create_model": "noah_jax.models.create",
+        "list_models": "noah_jax.models.create",
+        "load_model": "noah_jax.workdir",
+        "poca": "noah_jax.head",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return __all__

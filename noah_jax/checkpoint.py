@@ -42,9 +42,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | epath.Path, *, keep: int = 3):
-        self._directory = epath.Path(directory)
-        if "://" not in str(directory):
-            self._directory = self._directory.resolve()
+        self._directory = _absolute(directory)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -175,7 +173,11 @@ def restore_model(
 
 
 def restore_model_with_step(
-    directory: str | epath.Path, abstract: dict[str, Any], *, ema: bool = False
+    directory: str | epath.Path,
+    abstract: dict[str, Any],
+    *,
+    ema: bool = False,
+    step: int | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Parameters and statistics alone, from the newest checkpoint that verifies, and its step.
 
@@ -183,15 +185,24 @@ def restore_model_with_step(
       directory: the folder of the checkpoints.
       abstract: `{"params": ..., "stats": ...}` as `jax.ShapeDtypeStruct`s.
       ema: their moving average instead.
+      step: take the checkpoint of this step or none.
 
     Raises:
       CheckpointError: if there is none, or none can be used, or they hold no average.
     """
-    directory = epath.Path(directory)
+    directory = _absolute(directory)
     names = [p.name for p in directory.iterdir()] if directory.is_dir() else []
     steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
     if not steps:
         raise CheckpointError(f"{directory} holds no checkpoint")
+    which = ""
+    if step is not None:
+        if step not in steps:
+            raise CheckpointError(
+                f"{directory} holds no checkpoint of step {step}; it has"
+                f" {', '.join(map(str, reversed(steps)))}"
+            )
+        steps, which = [step], f" of step {step}"
     item = "ema" if ema else "model"
     if not any((directory / str(step) / item).exists() for step in steps):
         raise CheckpointError(
@@ -212,9 +223,16 @@ def restore_model_with_step(
             return step, tree
         except Exception as error:  # whatever damage makes Orbax raise
             reason = " ".join(str(error).split())[:200]
-            logging.warning("checkpoint of step %d cannot be used: %s", step, reason)
+            if step != steps[-1]:
+                logging.warning("checkpoint of step %d cannot be used: %s", step, reason)
             failure = reason
-    raise CheckpointError(f"no checkpoint in {directory} can be used: {failure}")
+    raise CheckpointError(f"no checkpoint{which} in {directory} can be used: {failure}")
+
+
+def _absolute(directory: str | epath.Path) -> epath.Path:
+    """As Orbax wants it."""
+    path = epath.Path(directory)
+    return path if "://" in str(directory) else path.resolve()
 
 
 def host_digests(tree: Any) -> dict[str, list[int]]:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 
 from noah_jax import dropout as dropouts
 from noah_jax.dtypes import wide_dtype, wide_einsum
@@ -28,6 +29,7 @@ from noah_jax.dtypes import wide_dtype, wide_einsum
 # Scores of one chunk: about what the caches of a few CPU cores hold, beside as many values.
 _SCORES = 2**20
 _MIN_CLASSES = 64  # narrower products are slow
+_COMMON_BATCH = 32
 # Classes of one chunk on accelerators.
 _UNROLLED_CLASSES = 512
 
@@ -106,7 +108,9 @@ def chunked_poca(
       unrolled: whether for an accelerator; see `_Plan`.
     """
     _, batch, positions, _ = operands.query_part.shape
-    in_cache = max(_SCORES // max(batch * positions, 1), _MIN_CLASSES)
+    # A symbolic batch, of `jax.export`, is planned as a common one.
+    images = _COMMON_BATCH if is_symbolic_dim(batch) else batch
+    in_cache = max(_SCORES // max(images * positions, 1), _MIN_CLASSES)
     plan = _plan(operands, _UNROLLED_CLASSES if unrolled else in_cache, unrolled)
     if seeds is not None:
         return _pairwise(plan, dropout, operands, seeds)

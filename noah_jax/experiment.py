@@ -50,6 +50,7 @@ class Experiment:
       mesh: the devices.
       model: the model.
       data_name: what the training images are, for messages.
+      class_names: the classes, in the order of the labels.
       train_source: the training images.
       eval_source: the evaluation images.
       order: which training image stands where.
@@ -69,6 +70,7 @@ class Experiment:
     mesh: Mesh
     model: Model
     data_name: str
+    class_names: list[str]
     train_source: DecodedSource
     eval_source: DecodedSource
     order: Order
@@ -320,6 +322,7 @@ def build(
         mesh=mesh,
         model=model,
         data_name=train_source.name,
+        class_names=train_source.class_names,
         train_source=DecodedSource(train_source, cache=data.cache),
         eval_source=DecodedSource(eval_source, cache=data.cache),
         order=order,

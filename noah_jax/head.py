@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from noah_jax import dropout as dropouts
@@ -293,6 +294,68 @@ def attention(
     head_num, _, num_classes = query.kernel.shape
     part, _ = _parts(features, head_num, key_ratio, head_split, kv_split)
     _check_projection("query", query, part.shape[-1], head_num, head_split)
+    classes = _check_classes(classes, num_classes, features)
+    weights = jax.nn.softmax(_project_chosen(part, query.kernel, classes, head_split), axis=-1)
+    return weights.reshape(*weights.shape[:3], *features.shape[1:-1])
+
+
+class Contributions(NamedTuple):
+    """What the logits of chosen classes are made of; float32.
+
+    `contributions` summed over blocks and positions, plus `bias` summed over blocks, are the
+    logits. A logit's bias has no place: the attention sums to one over all of them.
+
+    Attributes:
+      attention: `[batch, head_num, m, *spatial]`; sums to one over the spatial dimensions.
+      contributions: `[batch, head_num, m, *spatial]`, the attention times the value.
+      bias: `[batch, head_num, m]`.
+    """
+
+    attention: jax.Array
+    contributions: jax.Array
+    bias: jax.Array
+
+
+def contributions(
+    features: jax.Array,
+    query: Projection,
+    value: Projection,
+    classes: jax.Array,
+    *,
+    key_ratio: float = 0.5,
+    head_split: bool = True,
+    kv_split: bool = True,
+) -> Contributions:
+    """What every position contributes to the logits of the chosen classes.
+
+    Only the chosen classes are computed.
+
+    Args:
+      features: `[batch, *spatial, channels]`.
+      query: weights of the query, `(kernel, bias)`.
+      value: weights of the value, `(kernel, bias)`.
+      classes: class indices, `[m]` for the same classes in every image or `[batch, m]`.
+      key_ratio: see `poca`.
+      head_split: see `poca`.
+      kv_split: see `poca`.
+
+    Raises:
+      ValueError: see `attention`.
+    """
+    value = Projection(*value)
+    split = {"key_ratio": key_ratio, "head_split": head_split, "kv_split": kv_split}
+    weights = attention(features, query, classes, **split)
+    head_num, _, num_classes = value.kernel.shape
+    _, part = _parts(features, head_num, key_ratio, head_split, kv_split)
+    _check_projection("value", value, part.shape[-1], head_num, head_split)
+    classes = _check_classes(classes, num_classes, features)
+    values = _project_chosen(part, value.kernel, classes, head_split).reshape(weights.shape)
+    bias = jnp.moveaxis(value.bias[:, classes], 0, -2)  # [..., N, m]
+    bias = jnp.broadcast_to(bias, weights.shape[:3]).astype(weights.dtype)
+    return Contributions(weights, weights * values, bias)
+
+
+def _check_classes(classes: jax.Array, num_classes: int, features: jax.Array) -> jax.Array:
     classes = jnp.asarray(classes)
     if classes.ndim not in (1, 2) or not jnp.issubdtype(classes.dtype, jnp.integer):
         raise ValueError(
@@ -305,16 +368,23 @@ def attention(
             f" the features hold {features.shape[0]}"
         )
     if not isinstance(classes, jax.core.Tracer) and classes.size:
-        low, high = int(classes.min()), int(classes.max())
+        values = np.asarray(classes)  # of JAX's it would be traced
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= num_classes:
             raise ValueError(f"classes must lie in 0..{num_classes - 1}, got {low}..{high}")
+    return classes
 
-    kernel = query.kernel[..., classes]  # [N, D, m] or [N, D, batch, m]
+
+def _project_chosen(
+    part: jax.Array, kernel: jax.Array, classes: jax.Array, head_split: bool
+) -> jax.Array:
+    """What `_project` gives, of the chosen classes alone."""
+    head_num = kernel.shape[0]
+    kernel = kernel[..., classes]  # [N, D, m] or [N, D, batch, m]
     if head_split:
         part = part.reshape(*part.shape[:2], head_num, -1)
     equation = ("blnd" if head_split else "bld") + (",ndk" if classes.ndim == 1 else ",ndbk")
-    weights = jax.nn.softmax(wide_einsum(equation + "->bnkl", part, kernel), axis=-1)
-    return weights.reshape(*weights.shape[:3], *features.shape[1:-1])
+    return wide_einsum(equation + "->bnkl", part, kernel)
 
 
 class NOAH(nnx.Module):
@@ -403,6 +473,18 @@ class NOAH(nnx.Module):
         return attention(
             features.astype(self.dtype),
             self.query.weights(),
+            classes,
+            key_ratio=self.key_ratio,
+            head_split=self.head_split,
+            kv_split=self.kv_split,
+        )
+
+    def contributions(self, features: jax.Array, classes: jax.Array) -> Contributions:
+        """What every position contributes to the logits; see `contributions`."""
+        return contributions(
+            features.astype(self.dtype),
+            self.query.weights(),
+            self.value.weights(),
             classes,
             key_ratio=self.key_ratio,
             head_split=self.head_split,

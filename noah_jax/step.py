@@ -249,6 +249,21 @@ def _merge(metrics: Any, new: Any) -> Any:
     return jax.tree.map(lambda out, own: out.astype(own.dtype), metrics.merge(new), metrics)
 
 
+def make_predict_step(
+    model: Model,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    mesh: Mesh | None = None,
+) -> Callable[[Any, Any, jax.Array], jax.Array]:
+    """`(params, stats, images) -> logits` of uint8 images, in evaluation mode."""
+
+    def predict_step(params: Any, stats: Any, images: jax.Array) -> jax.Array:
+        return model.apply(params, stats, normalise(images, mean, std), train=False)[0]
+
+    return _traced_on(mesh, predict_step)
+
+
 def make_eval_step(
     model: Model,
     *,
@@ -263,12 +278,13 @@ def make_eval_step(
     `sharded` says that the devices share the parameters.
     """
 
+    predict_step = make_predict_step(model, mean=mean, std=std, mesh=mesh)
+
     def eval_step(params: Any, stats: Any, batch: Batch, metrics: EvalMetrics) -> EvalMetrics:
         if sharded:
             params = _placed(params, distributed.replicated(mesh))
-        images = normalise(batch["image"], mean, std)
-        logits, _ = model.apply(params, stats, images, train=False)
+        logits = predict_step(params, stats, batch["image"])
         values = per_image(logits, batch["label"])
         return _merge(metrics, EvalMetrics.single_from_model_output(**values, mask=batch["mask"]))
 
-    return _traced_on(mesh, eval_step)
+    return eval_step

@@ -112,7 +112,9 @@ class MultiLabel:
         self, logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None
     ) -> dict[str, jax.Array]:
         counted = labels >= 0
-        losses = self.loss(logits, (labels == 1).astype(jnp.float32) if targets is None else targets)
+        losses = self.loss(
+            logits, (labels == 1).astype(jnp.float32) if targets is None else targets
+        )
         first = jnp.take_along_axis(labels, logits.argmax(-1)[:, None], axis=-1)[:, 0]
         return {
             "loss": jnp.where(counted, losses, 0).sum(-1) / jnp.maximum(counted.sum(-1), 1),

@@ -11,6 +11,11 @@ elsewhere --coordinator=HOST:PORT --num_processes=N --process_id=I say who is wh
 is 0 when finished, 75 when the same command would go on, 1 when it would fail again.
 """
 
+from noah_jax.arguments import show_help
+
+if __name__ == "__main__":
+    show_help(__doc__)  # before the imports that take seconds
+
 import collections
 import json
 import os
@@ -95,7 +100,7 @@ def train(
     compile_seconds = time.perf_counter() - begin
 
     # ---- State: resume, or start from other weights, or afresh.
-    workdirs.prepare(directory, as_dict, model)
+    workdirs.prepare(directory, as_dict, model, experiment.class_names)
     checkpoints = Checkpoints(directory / workdirs.CHECKPOINTS, keep=config.keep_checkpoints)
     state = checkpoints.restore(experiment.abstract_state())
     if state is None:
@@ -325,9 +330,6 @@ def _closing_words(config: ConfigDict, workdir: str) -> str:
 
 def main(argv: list[str]) -> int:
     """Trains what the command line says; returns the exit code."""
-    if "--help" in argv:
-        print(__doc__)
-        return 0
     logging.set_verbosity(logging.ERROR)  # the libraries' own notes; ours are printed
     try:
         config, given = parse_command_line(

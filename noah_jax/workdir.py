@@ -3,6 +3,7 @@
 import difflib
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -66,8 +67,10 @@ def results(workdir: epath.Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def prepare(workdir: epath.Path, config: dict[str, Any], model: Model) -> None:
-    """Makes the folder and writes what a later run and `load_model` need.
+def prepare(
+    workdir: epath.Path, config: dict[str, Any], model: Model, class_names: Sequence[str]
+) -> None:
+    """Makes the folder and writes what a later run, `load_model` and `Trained` need.
 
     Raises:
       ValueError: if the processes of a run do not all see what the first one wrote.
@@ -75,6 +78,7 @@ def prepare(workdir: epath.Path, config: dict[str, Any], model: Model) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         facts = {"name": model.name, "arguments": model.arguments}
+        facts["class_names"] = list(class_names)
         write_text(workdir / MODEL_FILE, json.dumps(facts, indent=2) + "\n")
         write_text(workdir / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     distributed.barrier("workdir")
@@ -111,9 +115,12 @@ def load_model(path: str, *, ema: bool = False) -> tuple[Model, dict[str, Any], 
 
 
 def load_with_step(
-    path: str, *, ema: bool = False
+    path: str, *, ema: bool = False, step: int | None = None
 ) -> tuple[int, Model, dict[str, Any], dict[str, Any]]:
-    """What `load_model` gives, after the step of the checkpoint; 0 for weights from PyTorch."""
+    """What `load_model` gives, after the step of the checkpoint; 0 for weights from PyTorch.
+
+    With `step` it is that checkpoint's or an error.
+    """
     workdir = epath.Path(path)
     if workdir.is_file():
         loaded = load_torch(path, ema=ema)
@@ -129,6 +136,6 @@ def load_with_step(
     model = create_model(facts["name"], **facts["arguments"])
     params, stats = model.abstract()
     step, tree = restore_model_with_step(
-        workdir / CHECKPOINTS, {"params": params, "stats": stats}, ema=ema
+        workdir / CHECKPOINTS, {"params": params, "stats": stats}, ema=ema, step=step
     )
     return step, model, tree["params"], tree.get("stats", {})

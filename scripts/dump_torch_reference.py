@@ -17,7 +17,6 @@ import os
 import sys
 
 import numpy as np
-import torch
 
 
 def dump(model, path, image_size=224, batch=8, seed=0):
@@ -36,6 +35,8 @@ def dump(model, path, image_size=224, batch=8, seed=0):
     Raises:
       ValueError: if the model's answer is not `[batch, num_classes]`.
     """
+    import torch  # takes seconds, --help should not
+
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     random = np.random.RandomState(seed)
     # Coarse patches and fine noise, so that a model has both to see.

@@ -79,7 +79,9 @@ def wait_for(processes: list[subprocess.Popen], workdir: pathlib.Path, before: i
 
 def main() -> int:
     """Runs, kills, compares; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")

@@ -6,6 +6,11 @@ Needs PyTorch and NumPy 2. What the values are is stated in `tests/convert/test_
 and `test_sources.py`: rows of whole numbers, which every dtype holds exactly.
 """
 
+from noah_jax.arguments import show_help
+
+if __name__ == "__main__":
+    show_help(__doc__)  # before the imports that take seconds
+
 import argparse
 import collections
 import pathlib

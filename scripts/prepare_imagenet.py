@@ -16,31 +16,34 @@ that are CMYK or PNG (decoding handles them) and any that are damaged (training 
 """
 
 import argparse
+import functools
 import sys
 
-import tensorflow_datasets as tfds
-
-from noah_jax import report
-from noah_jax.data.imagenet import NAME, imagenet_facts, plan_imagenet_folders, plan_tars
-from noah_jax.data.prepare import plan_folders, prepare
-from noah_jax.data.tfrecord import plan_conversion
+from noah_jax.arguments import Parser, fail, run
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python scripts/prepare_imagenet.py", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--tar", nargs=2, metavar=("TRAIN_TAR", "VAL_TAR"))
     source.add_argument("--folder", metavar="PATH", help="class folders")
     source.add_argument("--from-tfrecord", metavar="DIR", help="a set that TFDS prepared")
-    parser.add_argument("--name", help=f"of a set of class folders; by default {NAME}")
+    parser.add_argument("--name", help="of a set of class folders; by default imagenet2012")
     parser.add_argument(
-        "--data-dir", default=str(tfds.core.constants.DATA_DIR), help="by default %(default)s"
+        "--data-dir", metavar="DIR", help="by default TFDS's own, ~/tensorflow_datasets"
     )
-    args = parser.parse_args()
+    return run(functools.partial(_prepare, parser), parser, None)
+
+
+def _prepare(parser: Parser, args: argparse.Namespace) -> int:
     if args.name and not args.folder:
         parser.error("--name goes with --folder")
+    import tensorflow_datasets as tfds
+
+    from noah_jax.data.imagenet import NAME, imagenet_facts, plan_imagenet_folders, plan_tars
+    from noah_jax.data.prepare import plan_folders, prepare
+    from noah_jax.data.tfrecord import plan_conversion
+
     try:
         if args.tar:
             info, splits = plan_tars(*args.tar, imagenet_facts())
@@ -50,11 +53,9 @@ def main() -> int:
             info, splits = plan_imagenet_folders(args.folder, imagenet_facts())
         else:
             info, splits = plan_folders(args.folder, args.name)
-        prepare(info, splits, args.data_dir)
-    except (ValueError, OSError) as error:
-        return report.fail(error)
+        prepare(info, splits, args.data_dir or str(tfds.core.constants.DATA_DIR))
     except KeyboardInterrupt:
-        return report.fail("stopped; the same command goes on from here")
+        return fail("stopped; the same command goes on from here")
     return 0
 
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from noah_jax.config import default_config
+from noah_jax.train import train
 
 GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
 
@@ -42,6 +43,20 @@ def class_folders(tmp_path_factory) -> str:
                 pixels[..., label] += 100
                 Image.fromarray(pixels).save(folder / f"{i:02}.png")
     return str(root)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(class_folders, tmp_path_factory) -> str:
+    """The folder of a finished run of 12 steps on the class folders: checkpoints 6 and 12."""
+    config = make_tiny_config(class_folders)
+    config.model.depths = (1, 1, 1, 1)
+    config.checkpoint_every = 6
+    config.mixup = config.cutmix = config.erase_prob = 0.0
+    config.mix_group = None
+    config.optim.learning_rate = 0.005  # probabilities that are neither 0 nor 1
+    workdir = str(tmp_path_factory.mktemp("tiny") / "run")
+    train(config, workdir)
+    return workdir
 
 
 @pytest.fixture

@@ -1,28 +1,31 @@
 """Measures the speed of what is asked for.
 
+    python -m noah_jax.benchmark --what model --model noah_resnet50 [--dtype bfloat16] [--batch 1,8]
     python -m noah_jax.benchmark --what eval [--models NAME,NAME...] [--batch 8] [--rounds 7]
     python -m noah_jax.benchmark --what input [--folder PATH] [--batch 64] [--rounds 7]
     python -m noah_jax.benchmark --what host --config configs/quickstart.py [--steps 100]
     python -m noah_jax.benchmark --what head [--models NAME,NAME...] [--topology v5e:1x1]
 
+`model`: parameters, FLOPs, latency and memory of a model with the NOAH and with a linear head.
 `eval`: images a second that models evaluate, and that PyTorch does where it is installed.
 `input`: images a second that get ready for training, and that PyTorch's loader delivers.
 `host`: what a run costs besides the compiled step.
 `head`: what the NOAH head costs beside a linear one, here or in the train step of a TPU.
 """
 
+import importlib
 import sys
-from collections.abc import Callable
 
-from noah_jax.benchmark import evaluation, head, host, input
+from noah_jax.arguments import fail
 from noah_jax.config import UsageError
-from noah_jax.report import fail
 
-_BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
-    "eval": evaluation.main,
-    "input": input.main,
-    "host": host.main,
-    "head": head.main,
+# Where the `main(argv)` of each is; imported when it is asked for.
+_BENCHMARKS = {
+    "eval": "noah_jax.benchmark.evaluation",
+    "input": "noah_jax.benchmark.input",
+    "host": "noah_jax.benchmark.host",
+    "head": "noah_jax.benchmark.head",
+    "model": "noah_jax.benchmark.model",
 }
 
 
@@ -34,7 +37,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         what, rest = _split_what(arguments)
-        _BENCHMARKS[what]([program, *rest])
+        importlib.import_module(_BENCHMARKS[what]).main([program, *rest])
     except (UsageError, ValueError) as error:
         return fail(error)
     return 0

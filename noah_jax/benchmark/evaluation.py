@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from noah_jax.benchmark.arguments import Parser, positive
+from noah_jax.arguments import Parser, positive
 from noah_jax.convert.torch_reference import example_weights, torch_forward, torch_state
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
@@ -123,15 +123,14 @@ def _calls_a_second(call: Callable[[], object], seconds: float) -> float:
 
 def main(argv: list[str]) -> None:
     """Measures what the command line asks for and prints it, a line for a model."""
-    parser = Parser("eval")
+    parser = Parser("--what eval", add_help=False)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--batch", type=positive, default=8)
     parser.add_argument("--rounds", type=positive, default=7)
     given = parser.parse_args(argv[1:])
     models = [create_model(name) for name in given.models.split(",")]
     torch = importlib.util.find_spec("torch") is not None
-    if (load := os.getloadavg()[0]) > _QUIET:
-        print(f"the machine is busy (load {load:.1f}): measure again when it is not")
+    tell_if_busy()
     print(
         f"images/s in evaluation on {jax.devices()[0].device_kind}, float32, batch {given.batch},"
         f" medians of {given.rounds} rounds"
@@ -148,6 +147,12 @@ def main(argv: list[str]) -> None:
         print(_row(model.name, *cells), flush=True)
     if not torch:
         print("PyTorch is not installed, so there is nothing to compare with; pip install torch")
+
+
+def tell_if_busy() -> None:
+    """Prints a warning where other programs would spoil the figures."""
+    if (load := os.getloadavg()[0]) > _QUIET:
+        print(f"the machine is busy (load {load:.1f}): measure again when it is not")
 
 
 def _row(model: str, *cells: str) -> str:

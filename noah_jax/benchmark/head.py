@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from noah_jax.arguments import Parser, positive
 from noah_jax.benchmark import ahead
-from noah_jax.benchmark.arguments import Parser, positive
 from noah_jax.head import Projection, poca
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
@@ -212,7 +212,7 @@ def _torch_calls(shape, features, query, value):
 
 def main(argv: list[str]) -> None:
     """Measures what the command line asks for and prints it."""
-    parser = Parser("head")
+    parser = Parser("--what head", add_help=False)
     parser.add_argument("--models", type=lambda names: names.split(","))
     parser.add_argument("--batch", type=positive)
     parser.add_argument("--rounds", type=positive, default=5)

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from noah_jax.benchmark.arguments import Parser, positive
+from noah_jax.arguments import Parser, positive
 from noah_jax.benchmark.photographs import write_class_folder
 from noah_jax.data.batches import num_cores, train_batches
 from noah_jax.data.decoding import DamagedImages, DecodedSource, decode_and_transform
@@ -176,7 +176,7 @@ def pixel_difference(source: Source, transform: TrainTransform, images: int = 64
 
 def main(argv: list[str]) -> None:
     """Measures what the command line asks for and prints it."""
-    parser = Parser("input")
+    parser = Parser("--what input", add_help=False)
     parser.add_argument("--folder", type=pathlib.Path)
     parser.add_argument("--batch", type=positive, default=64)
     parser.add_argument("--rounds", type=positive, default=7)

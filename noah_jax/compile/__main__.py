@@ -14,6 +14,11 @@ Everything is of one device. The exit code is 0 if everything fits, 1 if somethi
 batch that does not, the program looks for a smaller one that does. Large models take minutes.
 """
 
+from noah_jax.arguments import show_help
+
+if __name__ == "__main__":
+    show_help(__doc__)  # before the imports that take seconds
+
 import argparse
 import fnmatch
 import importlib.util
@@ -44,9 +49,6 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str]) -> int:
     """Compiles what the command line says; returns the exit code."""
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
-        return 0
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--topology")
     parser.add_argument("--json", action="store_true")

@@ -19,7 +19,7 @@ _FOLDER = "folder:"
 _CSV = "csv:"
 _SAMPLE_DIR = os.path.join(os.path.dirname(__file__), "sample")
 _EVAL_SPLITS = ("validation", "val", "test")
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
 class Source(Protocol):
@@ -43,6 +43,13 @@ class Source(Protocol):
     def describe(self, index: int) -> str:
         """Which image that is, for messages."""
 
+    def file_name(self, index: int) -> str:
+        """The name of the file that the image was, without folders.
+
+        Raises:
+          ValueError: if that is not known.
+        """
+
 
 def open_sources(
     name: str,
@@ -65,28 +72,87 @@ def open_sources(
     Raises:
       ValueError: if there is no such dataset or split; says what there is.
     """
-    if name.startswith(_CSV):
-        root = epath.Path(name.removeprefix(_CSV)).expanduser()
-        if not root.is_dir():
-            raise ValueError(f"data folder {root} does not exist")
-        splits = sorted(p.stem for p in root.iterdir() if p.suffix == ".csv")
+    if (root := _csv_folder(name)) is not None:
+        splits = sorted(p.stem for p in root.glob("*.csv"))
         eval_split = _choose_split(name, splits, train_split, eval_split)
         train = CsvSource(root / f"{train_split}.csv")
         return train, CsvSource(root / f"{eval_split}.csv", class_names=train.class_names)
-    folder = name.removeprefix(_FOLDER)
-    starts = ("/", ".", "~")
-    if folder != name or "://" in name or name.startswith(starts) or os.path.isdir(name):
-        root = epath.Path(folder).expanduser()
-        if not root.is_dir():
-            raise ValueError(f"data folder {folder} does not exist")
+    root = data_folder(name)
+    if root is not None:
         splits = sorted(p.name for p in root.iterdir() if p.is_dir())
         eval_split = _choose_split(name, splits, train_split, eval_split)
         train = FolderSource(root / train_split)
         return train, FolderSource(root / eval_split, class_names=train.class_names)
     builder = _tfds_builder(name, data_dir)
     eval_split = _choose_split(name, list(builder.info.splits), train_split, eval_split)
-    kind = MultiLabelTfdsSource if MultiLabelTfdsSource.fits(builder) else TfdsSource
+    kind = _kind(builder)
     return kind(builder, train_split), kind(builder, eval_split)
+
+
+def open_eval_source(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    split: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Source:
+    """The evaluation split alone; there need be no training images.
+
+    Args:
+      name: as of `open_sources`; a folder may hold the classes themselves, `PATH/CLASS/image`.
+      data_dir: where TFDS keeps its prepared data.
+      split: by default the first that exists of validation, val and test.
+      class_names: the classes that the labels of a folder count in, of which it may hold a
+        part; by default those of its training split, else those it holds.
+
+    Raises:
+      ValueError: if there is no such dataset or split; says what there is.
+    """
+    if (root := _csv_folder(name)) is not None:
+        splits = sorted(p.stem for p in root.glob("*.csv"))
+        chosen = _choose_split(name, splits, splits[0] if splits else "", split)
+        if class_names is None and "train" in splits:
+            class_names = CsvSource(root / "train.csv").class_names
+        return CsvSource(root / f"{chosen}.csv", class_names=class_names)
+    root = data_folder(name)
+    if root is None:
+        builder = _tfds_builder(name, data_dir)
+        splits = list(builder.info.splits)
+        return _kind(builder)(builder, _choose_split(name, splits, splits[0], split))
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir())
+    if split is not None:
+        _choose_split(name, folders, split, split)
+    chosen = split or next((s for s in _EVAL_SPLITS if s in folders), None)
+    if class_names is None and chosen is not None and "train" in folders:
+        class_names = sorted(p.name for p in (root / "train").iterdir() if p.is_dir())
+    return FolderSource(root / chosen if chosen else root, class_names=class_names)
+
+
+def _csv_folder(name: str) -> epath.Path | None:
+    """The folder of CSV files that a dataset's name stands for; `None` if it is none."""
+    if not name.startswith(_CSV):
+        return None
+    root = epath.Path(name.removeprefix(_CSV)).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"data folder {root} does not exist")
+    return root
+
+
+def data_folder(name: str) -> epath.Path | None:
+    """The folder that a dataset's name stands for; `None` if it is the name of a TFDS set.
+
+    Raises:
+      ValueError: if there is no such folder.
+    """
+    folder = name.removeprefix(_FOLDER)
+    starts = ("/", ".", "~")
+    named = folder == name and "://" not in name and not name.startswith(starts)
+    if named and not os.path.isdir(name):
+        return None
+    root = epath.Path(folder).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"data folder {folder} does not exist")
+    return root
 
 
 class AbsentSource:
@@ -114,6 +180,9 @@ class AbsentSource:
     def describe(self, index: int) -> str:
         return f"image {index} of {self.name}"
 
+    def file_name(self, index: int) -> str:
+        raise ValueError(f"{self.describe(index)} is not on this machine")
+
 
 class TfdsSource:
     """A split of a prepared TFDS dataset, images as they are stored."""
@@ -137,6 +206,13 @@ class TfdsSource:
 
     def describe(self, index: int) -> str:
         return f"image {index} of {self.name}"
+
+    def file_name(self, index: int) -> str:
+        """The name of the file that the image was, without folders."""
+        name = self._data[index].get("file_name")
+        if name is None:
+            raise ValueError(f"{self.name} does not tell the names of its image files")
+        return os.path.basename(name.decode() if isinstance(name, bytes) else name)
 
 
 class MultiLabelTfdsSource:
@@ -272,7 +348,7 @@ class FolderSource:
             (os.fspath(path), labels[name])
             for name in found
             for path in sorted((folder / name).iterdir())
-            if path.suffix.lower() in _IMAGE_SUFFIXES
+            if path.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not self._files:
             raise ValueError(f"{folder} holds no images in class folders (CLASS/image.jpg)")
@@ -286,6 +362,10 @@ class FolderSource:
 
     def describe(self, index: int) -> str:
         return self._files[index][0]
+
+    def file_name(self, index: int) -> str:
+        """The name of the file, without folders."""
+        return os.path.basename(self._files[index][0])
 
 
 def _read(path: str) -> bytes:
@@ -335,6 +415,10 @@ def _tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             " importlib_resources where you prepare them)"
         ) from error
     return builder
+
+
+def _kind(builder: tfds.core.DatasetBuilder) -> "type[TfdsSource | MultiLabelTfdsSource]":
+    return MultiLabelTfdsSource if MultiLabelTfdsSource.fits(builder) else TfdsSource
 
 
 def _open_data(builder: tfds.core.DatasetBuilder, split: str, image: str) -> Sequence[Any]:

@@ -10,47 +10,27 @@ head's: its blocks and the share of the channels that feeds the query.
 """
 
 import argparse
-import fractions
 import sys
 
-from noah_jax.models import create_model, list_models
-from noah_jax.models.flops import multiply_adds
-from noah_jax.models.published import published
-from noah_jax.report import fail
-
-SOURCE = "NOAH README"
-
-
-def row(name: str) -> str:
-    """One line of the table."""
-    model = create_model(name)
-    known = published().get(name)
-    top1, source = (f"{known.top1:.2f}", SOURCE) if known else ("-", "-")
-    head_num = ratio = "-"
-    if model.arguments["head"] == "noah":
-        head_num = model.arguments["head_num"]
-        ratio = fractions.Fraction(model.arguments["key_ratio"]).limit_denominator(64)
-    millions = model.num_params / 1e6
-    billions = multiply_adds(model) / 1e9
-    return _LINE.format(name, f"{millions:.3f}", f"{billions:.3f}", top1, source, head_num, ratio)
-
-
-_LINE = "{:36} {:>12} {:>9} {:>6}  {:12} {:>2} {!s:>4}"
+from noah_jax.arguments import Parser, run
+from noah_jax.config import UsageError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m noah_jax.models",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m noah_jax.models", __doc__)
     parser.add_argument("pattern", nargs="?", default="*", help="which names, shell-style")
-    args = parser.parse_args(argv)
+    return run(_print, parser, argv)
+
+
+def _print(args: argparse.Namespace) -> int:
+    from noah_jax.models.create import list_models
+    from noah_jax.models.table import HEADER, row
+
     names = list_models(args.pattern)
     if not names:
-        return fail(f"no model matches {args.pattern!r}; there are {len(list_models())}")
-    print(_LINE.format("model", "parameters/M", "FLOPs/G", "top-1", "source", "N", "r"))
+        raise UsageError(f"no model matches {args.pattern!r}; there are {len(list_models())}")
+    print(HEADER)
     for name in names:
         print(row(name), flush=True)
     return 0

@@ -3,6 +3,7 @@
 Beyond this file parameters and statistics are nested dicts of arrays.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from noah_jax.dropout import Key
+from noah_jax.head import Contributions
 from noah_jax.models.registry import Architecture
 
 Tree = dict[str, Any]
@@ -145,6 +147,31 @@ class Model:
         Raises:
           ValueError: if the head has no attention, or on bad classes.
         """
+        head, features = self._attentive_head(params, stats, images)
+        return head.attention(features, classes)
+
+    def contributions(
+        self, params: Tree, stats: Tree, images: jax.Array, classes: jax.Array
+    ) -> Contributions:
+        """What every position of the last feature map contributes to the logits of chosen classes.
+
+        Arguments and errors are those of `attention`; see `head.contributions`.
+        """
+        head, features = self._attentive_head(params, stats, images)
+        return head.contributions(features, classes)
+
+    def portable(self) -> "Model":
+        """The same model, whose head every platform computes by the same plain operations."""
+        module = nnx.merge(self._graphdef, *self._abstract)
+        if hasattr(module.head, "implementation"):
+            module.head.implementation = "xla"
+        other = copy.copy(self)
+        other._graphdef = nnx.split(module, nnx.Param, nnx.BatchStat)[0]
+        return other
+
+    def _attentive_head(
+        self, params: Tree, stats: Tree, images: jax.Array
+    ) -> tuple[nnx.Module, jax.Array]:
         module = self._merge(params, stats)
         if not hasattr(module.head, "attention"):
             what = f"a {type(module.head).__name__}" if module.head is not None else "no"
@@ -152,8 +179,7 @@ class Model:
                 f"{self.name} has {what} head, which has no attention;"
                 " create the model with head='noah'"
             )
-        features = module.features(_check_images(images), train=False)
-        return module.head.attention(features, classes)
+        return module.head, module.features(_check_images(images), train=False)
 
     def _merge(self, params: Tree, stats: Tree) -> nnx.Module:
         abstract_params, abstract_stats = self._abstract

@@ -157,7 +157,7 @@ class DeiT(nnx.Module):
 
     def _map(self, tokens: jax.Array) -> jax.Array:
         patches = tokens if self.cls_token is None else tokens[:, 1:]
-        return patches.reshape(len(tokens), *self.grid, -1)
+        return patches.reshape(tokens.shape[0], *self.grid, -1)
 
     def features(
         self, images: jax.Array, *, train: bool, key: jax.Array | None = None

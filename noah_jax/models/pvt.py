@@ -191,7 +191,7 @@ class PVT(nnx.Module):
         if self.cls_token is None:
             return x, None
         rows, columns = (pixels // STRIDE for pixels in images.shape[1:3])
-        return x[:, 1:].reshape(len(x), rows, columns, -1), x[:, 0]
+        return x[:, 1:].reshape(x.shape[0], rows, columns, -1), x[:, 0]
 
     def features(
         self, images: jax.Array, *, train: bool, key: jax.Array | None = None

@@ -26,26 +26,16 @@ largest value, gradients included. Exit code 1 if any disagrees.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Iterator
 
-import jax
-
-from noah_jax.checkpoint import CheckpointError
-from noah_jax.parity.checkpoint import check_checkpoint
-from noah_jax.parity.head import check_head
-from noah_jax.parity.models import check_models
-from noah_jax.parity.training import check_training
-from noah_jax.report import fail
+from noah_jax.arguments import Parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the checks the arguments ask for; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m noah_jax.parity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m noah_jax.parity", __doc__)
     parser.add_argument("--checkpoint", metavar="SRC", help="a folder or a PyTorch file")
     parser.add_argument("--reference", metavar="NPZ", help="what PyTorch answers with it")
     parser.add_argument("--golden", metavar="DIR", help="the golden vectors")
@@ -58,20 +48,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--head", action="store_true", help="the head alone; models only if --models is given"
     )
-    args = parser.parse_args(argv)
+    return run(functools.partial(_check, parser), parser, argv)
+
+
+def _check(parser: Parser, args: argparse.Namespace) -> int:
+    """Runs the checks asked for; returns the exit code."""
     if args.checkpoint is None and args.reference is None:
         if args.golden is None:
             parser.error("--golden, or --checkpoint and --reference, must be given")
     elif None in (args.checkpoint, args.reference) or args.golden is not None:
         parser.error("--checkpoint and --reference go together, without --golden")
-    try:
-        # Accelerators would multiply float32 in fewer bits.
-        with jax.default_matmul_precision("float32"):
-            if args.checkpoint is not None:
-                return 0 if check_checkpoint(args.checkpoint, args.reference) else 1
-            results = list(_golden(args))
-    except (ValueError, OSError, CheckpointError) as error:
-        return fail(error)
+    import jax
+
+    from noah_jax.parity.checkpoint import check_checkpoint
+
+    # Accelerators would multiply float32 in fewer bits.
+    with jax.default_matmul_precision("float32"):
+        if args.checkpoint is not None:
+            return 0 if check_checkpoint(args.checkpoint, args.reference) else 1
+        results = list(_golden(args))
     failed = results.count(False)
     print(f"{len(results) - failed} of {len(results)} agree")
     return 1 if failed else 0
@@ -79,6 +74,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _golden(args: argparse.Namespace) -> Iterator[bool]:
     """Whether each of the golden cases asked for agrees."""
+    from noah_jax.parity.head import check_head
+    from noah_jax.parity.models import check_models
+    from noah_jax.parity.training import check_training
+
     if args.head:
         yield from check_head(args.golden)
     if args.train:

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from noah_jax import list_models, load_model
-from noah_jax.convert import convert as program
+from noah_jax.convert import convert, program
 from noah_jax.convert.golden import golden_state_dict
 from noah_jax.convert.load import load_torch
 from noah_jax.convert.names import TABLES
@@ -161,7 +161,7 @@ def test_a_failure_leaves_nothing(small_file, tmp_path, capsys, monkeypatch):
         (directory / "half").write_text("")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(program, "save_model", fail)
+    monkeypatch.setattr(convert, "save_model", fail)
     assert "No space left" in _error(capsys, small_file, tmp_path / "folder")
     assert not list(tmp_path.iterdir())
 

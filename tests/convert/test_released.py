@@ -12,8 +12,8 @@ import files
 import pytest
 
 from noah_jax import load_model
-from noah_jax.convert import convert as program
-from noah_jax.convert import released
+from noah_jax.convert import program, released
+from noah_jax.convert.convert import convert
 from noah_jax.convert.released import fetch
 from noah_jax.models.published import published
 
@@ -251,5 +251,5 @@ def test_one_download_at_a_time(server, tmp_path):
 def test_the_hint_chooses_between_names_of_the_same_weights(name, tmp_path):
     state = files.golden_state("resmlp_12_224", num_classes=5, image_size=32)
     source = files.write(tmp_path / "in.pth", state, "bare", "")
-    loaded = program.convert(str(source), str(tmp_path / "out"), hint=name, dry_run=True)
+    loaded = convert(str(source), str(tmp_path / "out"), hint=name, dry_run=True)
     assert loaded.model.name == name

@@ -1,0 +1,122 @@
+"""What `python -m noah_jax.evaluate` does once its command line is parsed."""
+
+import argparse
+import json
+import re
+from typing import Any
+
+from etils import epath
+
+from noah_jax import report
+from noah_jax.config import UsageError, default_config
+from noah_jax.data.decoding import DamagedImages, DecodedSource
+from noah_jax.data.sources import Source, open_eval_source
+from noah_jax.evaluate.evaluation import evaluate, make_inference
+from noah_jax.evaluate.labels import labelled_folder, real_labels, relabelled
+from noah_jax.evaluate.report import write_report
+from noah_jax.experiment import enable_compilation_cache
+from noah_jax.inference import Inference
+from noah_jax.trained import Trained, find_checkpoints, load_trained
+
+_BATCH = 128
+
+
+def evaluate_all(given: argparse.Namespace) -> None:
+    """Evaluates every checkpoint and prints a row for each.
+
+    Raises:
+      UsageError, ValueError, OSError, CheckpointError: before anything is printed of the
+        checkpoint that does not fit.
+    """
+    found = find_checkpoints(given.checkpoint)
+    enable_compilation_cache(default_config().compilation_cache)
+    programs: dict[str, Inference] = {}
+    names = [path if step is None else f"{path}/checkpoints/{step}" for path, step in found]
+    width = max(map(len, [*names, "checkpoint"]))
+    for number, ((path, step), name) in enumerate(zip(found, names, strict=True)):
+        trained = load_trained(path, step, ema=given.ema)
+        source = _open(given, trained)
+        if given.real_labels:
+            sets = real_labels(source, given.real_labels, trained.model.num_classes)
+        damaged = DamagedImages("replace", tell=report.warn)
+        batch_size = min(given.batch or _BATCH, max(1, len(source)))
+        inference = _inference(programs, trained, batch_size)
+        evaluation = evaluate(
+            inference,
+            trained,
+            DecodedSource(source),
+            damaged=damaged,
+            num_threads=given.threads,
+        )
+        facts: dict[str, Any] = {
+            "checkpoint": name,
+            "step": trained.step,
+            "ema": trained.ema,
+            "model": trained.model.name,
+            "dataset": source.name,
+            **evaluation.summary(),
+        }
+        if given.real_labels:
+            facts |= evaluation.real(sets)
+        facts["damaged"] = len(damaged)
+        if not given.json and not number:
+            print(_header(width, real=bool(given.real_labels)))
+        print(json.dumps(facts) if given.json else _row(facts, width), flush=True)
+        if given.report:
+            folder = epath.Path(given.report)
+            if len(found) > 1:
+                folder /= re.sub(r"[^\w.-]+", "_", name).strip("_")
+            write_report(folder, facts, evaluation, trained.display_names())
+
+
+def _inference(programs: dict[str, Inference], trained: Trained, batch_size: int) -> Inference:
+    """The compiled program of a model, which checkpoints of the same kind share."""
+    model = trained.model
+    key = repr((model.name, model.arguments, trained.preprocessing, batch_size))
+    if key not in programs:
+        programs[key] = make_inference(trained, batch_size)
+    return programs[key]
+
+
+def _open(given: argparse.Namespace, trained: Trained) -> Source:
+    """The images and labels that the command line and the checkpoint say."""
+    data = trained.config.get("data", {})
+    dataset, own = given.dataset, {"dir": given.data_dir, "split": given.split}
+    if dataset is None:
+        if "dataset" not in trained.config:
+            raise UsageError(f"{trained.path} does not tell its dataset; --dataset is needed")
+        dataset = trained.config["dataset"]
+        own = {"dir": given.data_dir or data["dir"], "split": given.split or data["eval_split"]}
+    classes = trained.class_names or [str(i) for i in range(trained.model.num_classes)]
+    if given.labels and (source := labelled_folder(dataset, given.labels, classes)) is not None:
+        return source
+    source = open_eval_source(
+        dataset, data_dir=own["dir"], split=own["split"], class_names=trained.class_names
+    )
+    if given.labels:
+        return relabelled(source, given.labels, classes)
+    theirs = source.class_names
+    if len(theirs) != len(classes) or (trained.class_names and list(classes) != list(theirs)):
+        differing = [pair for pair in zip(classes, theirs, strict=False) if pair[0] != pair[1]]
+        first = f", the first to differ are {' and '.join(differing[0])}" if differing else ""
+        raise ValueError(
+            f"{source.name} has {len(theirs)} classes, {trained.path} {len(classes)}{first};"
+            " choose another --dataset, or say its labels with --labels"
+        )
+    return source
+
+
+def _header(width: int, *, real: bool) -> str:
+    head = f"{'checkpoint':{width}} {'step':>7} {'top-1':>7} {'top-5':>7} {'loss':>8} {'images':>8}"
+    return head + (f" {'ReaL top-1':>11} {'images':>8}" if real else "")
+
+
+def _row(facts: dict[str, Any], width: int) -> str:
+    loss = "none" if facts["loss"] is None else f"{facts['loss']:.4f}"
+    row = (
+        f"{facts['checkpoint']:{width}} {facts['step']:7} {facts['top1']:6.2f}%"
+        f" {facts['top5']:6.2f}% {loss:>8} {facts['examples']:8,}"
+    )
+    if "real_top1" in facts:
+        row += f" {facts['real_top1']:10.2f}% {facts['real_examples']:8,}"
+    return row

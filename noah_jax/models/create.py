@@ -1,0 +1,204 @@
+"""The registry: every model by name.
+
+Each architecture stands twice, bare (`resnet50`: linear head) and with the prefix
+`noah_` (`noah_resnet50`: the NOAH head with the published N and r).
+"""
+
+import difflib
+import fnmatch
+import inspect
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from noah_jax.dtypes import check_compute_dtype
+from noah_jax.models import deit, mlp, mobilenetv2, mobilenetv3, pvt, resnet, shufflenetv2
+from noah_jax.models.base import Model
+from noah_jax.models.heads import HeadSpec
+from noah_jax.models.registry import Architecture, check_dimension
+
+ARCHITECTURES: dict[str, Architecture] = {
+    **resnet.ARCHITECTURES,
+    **mobilenetv2.ARCHITECTURES,
+    **mobilenetv3.ARCHITECTURES,
+    **shufflenetv2.ARCHITECTURES,
+    **deit.ARCHITECTURES,
+    **pvt.ARCHITECTURES,
+    **mlp.ARCHITECTURES,
+}
+_PREFIX = "noah_"
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the registered models that match a shell-style pattern, sorted."""
+    names = [*ARCHITECTURES, *(_PREFIX + name for name in ARCHITECTURES)]
+    return sorted(fnmatch.filter(names, pattern))
+
+
+def get_architecture(name: str) -> Architecture:
+    """What the registry knows of a model, named with or without `noah_`.
+
+    Raises:
+      ValueError: if there is no such model; names the nearest ones.
+    """
+    if name not in list_models():
+        near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else "see noah_jax.list_models()"
+        raise ValueError(f"unknown model {name!r}; {hint}")
+    return ARCHITECTURES[name.removeprefix(_PREFIX)]
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    head: str | nnx.Module | None = None,
+    head_num: int | None = None,
+    key_ratio: float | None = None,
+    head_split: bool = True,
+    kv_split: bool = True,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    head_drop_rate: float = 0.0,
+    features_only: bool = False,
+    batch_norm_group: int | None = None,
+    remat: bool = False,
+    dtype: Any = jnp.float32,
+    **family_arguments: Any,
+) -> Model:
+    """Creates a model by name; no weights are made yet (see `Model.init`).
+
+    Args:
+      name: a registered name, such as "noah_resnet50"; see `list_models`.
+      num_classes: number of classes; by default the published one.
+      image_size: pixels, one number or `(height, width)`; by default the published one.
+      head: "linear", "noah" or a module, instead of the one the name says.
+      head_num: NOAH's N; by default the published one.
+      key_ratio: NOAH's r in (0, 1); by default the published one.
+      head_split: whether each NOAH block sees only its share of the channels.
+      kv_split: whether NOAH's query and value see different channels.
+      drop_rate: dropout in the backbone while training; DeiT, PVT and the MLP family.
+      drop_path_rate: stochastic depth; DeiT, PVT (of the last block, rising linearly from 0)
+        and the MLP family (the same in every block).
+      head_drop_rate: dropout in the head while training.
+      features_only: leaves the head out: `apply` gives the last feature map, `[batch,
+        *spatial, channels]`, in place of the logits. A backbone named without `noah_` keeps
+        what a linear head needs, such as a class token.
+      batch_norm_group: images per BatchNorm statistic while training (the original's
+        recipes: 32); `None` is the global batch.
+      remat: whether the backward pass computes the blocks' insides again: the same numbers
+        in less memory, for about one more forward pass.
+      dtype: compute dtype: "float32", "bfloat16", ...; parameters, statistics, softmax and
+        logits are float32. ("float64", for parity, where JAX_ENABLE_X64 is set.)
+      **family_arguments: what the family adds: ResNet's `stem`, DeiT's `pre_logits`, and its
+        dimensions in place of the published ones (`get_architecture(name).dimensions`):
+        `width` (ResNet, DeiT, MLP), `widths` (PVT, ShuffleNetV2), `width_mult` (MobileNets),
+        `depth` (DeiT, MLP), `depths` (ResNet, PVT, ShuffleNetV2), `patch_size` (DeiT, MLP),
+        `num_heads` (DeiT, PVT), hidden sizes over the width: `mlp_ratio` (DeiT), `mlp_ratios`
+        (PVT), `channel_ratio` (MLP) and `token_ratio` (Mixer, gMixer), and PVT's `reductions`.
+
+    Raises:
+      ValueError: if a name, an argument or its value does not fit; says what would.
+    """
+    architecture = get_architecture(name)
+    kind = head if head is not None else ("noah" if name.startswith(_PREFIX) else "linear")
+    if not isinstance(kind, nnx.Module) and kind not in ("linear", "noah"):
+        raise ValueError(f"head must be 'linear', 'noah' or a flax.nnx.Module, got {kind!r}")
+    _check_arguments(name, architecture, family_arguments)
+    for key, published in architecture.dimensions.items():
+        given = family_arguments.get(key, published)
+        family_arguments[key] = check_dimension(key, given, published)
+    for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+        if key in _own_arguments(architecture):
+            family_arguments[key] = rate
+        elif rate:
+            raise ValueError(
+                f"{name} has no {'dropout' if key == 'drop_rate' else 'stochastic depth'} in its"
+                f" backbone: {key} must be 0, got {rate}; head_drop_rate is the head's"
+            )
+    dtype = check_compute_dtype(dtype)
+    num_classes = architecture.num_classes if num_classes is None else num_classes
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    size = _image_size(image_size, architecture.image_size)
+    spec = HeadSpec(
+        kind=kind,
+        num_classes=num_classes,
+        head_num=architecture.head_num if head_num is None else head_num,
+        key_ratio=architecture.key_ratio if key_ratio is None else key_ratio,
+        head_split=head_split,
+        kv_split=kv_split,
+        drop_rate=head_drop_rate,
+        dtype=dtype,
+        features_only=features_only,
+    )
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        return architecture.build(
+            spec,
+            image_size=size,
+            batch_norm_group=batch_norm_group,
+            remat=remat,
+            dtype=dtype,
+            rngs=rngs,
+            **family_arguments,
+        )
+
+    arguments = dict(
+        num_classes=num_classes,
+        image_size=size,
+        head=kind if isinstance(kind, str) else type(kind).__name__,
+        head_num=spec.head_num,
+        key_ratio=spec.key_ratio,
+        head_split=head_split,
+        kv_split=kv_split,
+        head_drop_rate=head_drop_rate,
+        features_only=features_only,
+        batch_norm_group=batch_norm_group,
+        remat=remat,
+        dtype=dtype.name,
+        **family_arguments,
+    )
+    return Model(
+        build,
+        name=name,
+        arguments=arguments,
+        num_classes=num_classes,
+        image_size=size,
+        architecture=architecture,
+    )
+
+
+def _own_arguments(architecture: Architecture) -> set[str]:
+    """What the architecture's class takes besides what is passed to all."""
+    build = architecture.build
+    # The class's own signature: Flax's metaclass hides it behind (*args, **kwargs).
+    parameters = inspect.signature(build.func.__init__).parameters.values()
+    own = {p.name for p in parameters if p.kind != p.VAR_KEYWORD} - set(build.keywords)
+    own -= {"self", "head", "image_size", "batch_norm_group", "remat", "dtype", "rngs"}
+    return own | set(architecture.dimensions)
+
+
+def _check_arguments(name: str, architecture: Architecture, given: dict[str, Any]) -> None:
+    common = set(inspect.signature(create_model).parameters) - {"name", "family_arguments"}
+    own = _own_arguments(architecture) - common
+    for key in given:
+        if key not in own:
+            near = difflib.get_close_matches(key, sorted(own | common), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"{name} takes no argument {key!r}; {hint}"
+                f"it takes {', '.join(sorted(common))}"
+                + (f" and {', '.join(sorted(own))}" if own else "")
+            )
+
+
+def _image_size(given: int | tuple[int, int] | None, default: tuple[int, int]) -> tuple[int, int]:
+    if given is None:
+        return default
+    size = (given, given) if isinstance(given, int) else tuple(given)
+    if len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
+        raise ValueError(f"image_size must be pixels or (height, width), got {given!r}")
+    return size

@@ -1,0 +1,122 @@
+"""What `python -m noah_jax.predict` does once its command line is parsed."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from noah_jax import report
+from noah_jax.config import default_config
+from noah_jax.data.decoding import DamagedImages, DecodedSource
+from noah_jax.data.files import FileSource, find_images
+from noah_jax.experiment import enable_compilation_cache
+from noah_jax.inference import Inference
+from noah_jax.trained import Trained, load_one
+
+_WIDEST = 60  # characters of a path up to which the columns stand in line
+
+
+def predict(
+    trained: Trained,
+    paths: Sequence[str],
+    *,
+    names: Sequence[str],
+    top: int,
+    batch_size: int,
+    damaged: DamagedImages,
+    num_threads: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The most likely classes of each image, in order; damaged ones are left out.
+
+    Args:
+      trained: the model.
+      paths: of the image files.
+      names: of the classes.
+      top: how many classes.
+      batch_size: images at a time.
+      damaged: what to do about images that cannot be read.
+      num_threads: that decode; `None` is one for every core.
+
+    Yields:
+      `{"file": ..., "classes": [{"class": 3, "name": ..., "probability": 0.9}, ...]}`, the most
+      likely class first.
+
+    Raises:
+      ValueError: if a probability is no number.
+    """
+    count = min(top, trained.model.num_classes)
+
+    def best(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        del labels
+        probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits), count)
+        return {"probabilities": probabilities, "classes": classes}
+
+    batch_size = max(1, min(batch_size, len(paths)))
+    inference = Inference(trained.model, trained.preprocessing, best, batch_size=batch_size)
+    source = DecodedSource(FileSource(paths))
+    for indices, found in inference.run(trained, source, damaged=damaged, num_threads=num_threads):
+        for index, classes, probabilities in zip(
+            indices.tolist(),
+            found["classes"].tolist(),
+            found["probabilities"].tolist(),
+            strict=True,
+        ):
+            if not all(map(math.isfinite, probabilities)):
+                raise ValueError(f"{paths[index]}: the logits of {trained.path} are not finite")
+            ranked = [
+                {"class": number, "name": names[number], "probability": probability}
+                for number, probability in zip(classes, probabilities, strict=True)
+            ]
+            yield {"file": paths[index], "classes": ranked}
+
+
+def predict_all(given: argparse.Namespace) -> int:
+    """Classifies the images and prints what they are; 1 if some could not be read.
+
+    Raises:
+      ValueError, OSError, CheckpointError: if the model or a list of names does not fit, or
+        there are no images.
+    """
+    paths = find_images(list(_expand(given.paths)))
+    if not paths:
+        raise ValueError("there are no paths on stdin")
+    trained = load_one(given.checkpoint, ema=given.ema)
+    names = trained.display_names(given.class_names)
+    enable_compilation_cache(default_config().compilation_cache)
+    damaged = DamagedImages("replace", tell=report.warn)
+    width = min(_WIDEST, max(map(len, paths)))
+    results = predict(
+        trained,
+        paths,
+        names=names,
+        top=given.top,
+        batch_size=given.batch,
+        damaged=damaged,
+        num_threads=given.threads,
+    )
+    # Where the results go to the terminal they are progress enough.
+    quiet = True if sys.stdout.isatty() else None
+    for result in tqdm(results, total=len(paths), unit=" images", disable=quiet, leave=False):
+        print(json.dumps(result) if given.json else _row(result, width))
+    sys.stdout.flush()
+    if damaged:
+        report.warn(f"{len(damaged)} of {len(paths)} images could not be read, named above")
+    return 1 if damaged else 0
+
+
+def _expand(paths: Sequence[str]) -> Iterator[str]:
+    for path in paths:
+        if path == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        else:
+            yield path
+
+
+def _row(result: dict[str, Any], width: int) -> str:
+    cells = [f"{100 * x['probability']:5.1f}% {x['name']}" for x in result["classes"]]
+    return f"{result['file']:{width}}  " + "  ".join(cells)
