@@ -24,7 +24,6 @@ from noah_jax.data.sources import Source, open_sources
 from noah_jax.data.transforms import EvalTransform, TrainTransform, make_eval_transform
 from noah_jax.finetune import Initial
 from noah_jax.groups import Groups, find_groups
-from noah_jax.metrics import EvalMetrics
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
 from noah_jax.step import (
@@ -35,6 +34,7 @@ from noah_jax.step import (
     make_eval_step,
     make_train_step,
 )
+from noah_jax.task import Task, make_task
 
 # For programs that run a few times: compiling them well takes longer than running them
 # badly (the initialisation of ResNet-18 on a CPU: 18 s against 3 s, the same numbers).
@@ -57,6 +57,7 @@ class Experiment:
       train_transform: the training transform.
       eval_transform: the evaluation transform.
       damaged: the images that could not be decoded so far, on this host.
+      task: the loss, and what an evaluation finds out.
       augment: what the step does to the normalised images and their labels.
       groups: which parameters are frozen or have a learning rate of their own.
       optimizer: the optimizer, with its schedule.
@@ -77,6 +78,7 @@ class Experiment:
     train_transform: TrainTransform
     eval_transform: EvalTransform
     damaged: DamagedImages
+    task: Task
     augment: Augment
     groups: Groups
     optimizer: optax.GradientTransformation
@@ -120,9 +122,9 @@ class Experiment:
         return jax.tree.map(lambda _: distributed.replicated(self.mesh), shapes)
 
     @functools.cached_property
-    def empty_eval_metrics(self) -> Callable[[], EvalMetrics]:
+    def empty_eval_metrics(self) -> Callable[[], Any]:
         """Makes metrics to start an evaluation with, on every device."""
-        return jax.jit(EvalMetrics.empty, out_shardings=distributed.replicated(self.mesh))
+        return jax.jit(self.task.empty, out_shardings=distributed.replicated(self.mesh))
 
     def data_facts(self) -> dict[str, Any]:
         """What the processes of a run must have alike of the data."""
@@ -168,6 +170,7 @@ class Experiment:
             self.optimizer,
             self.schedule,
             seed=self.config.seed,
+            task=self.task,
             augment=self.augment,
             ema_decay=self.config.ema_decay,
             frozen=self.groups.frozen,
@@ -213,12 +216,16 @@ class Experiment:
           shapes is an error, never another compilation.
         """
         eval_step = make_eval_step(
-            self.model, mesh=self.mesh, sharded=self.config.shard_state, **self._pixels
+            self.model,
+            task=self.task,
+            mesh=self.mesh,
+            sharded=self.config.shard_state,
+            **self._pixels,
         )
         everywhere = distributed.replicated(self.mesh)
         state = self.abstract_state()
         eval_batch = self._abstract_batch(self.eval_batch_size, mask=True)
-        metrics = distributed.abstract_like(jax.eval_shape(EvalMetrics.empty), everywhere)
+        metrics = distributed.abstract_like(jax.eval_shape(self.task.empty), everywhere)
         jitted_eval = jax.jit(
             eval_step,
             out_shardings=everywhere,
@@ -242,7 +249,7 @@ class Experiment:
     def _abstract_batch(self, size: int, *, mask: bool = False) -> dict[str, Any]:
         shapes = {
             "image": ((size, *self.model.image_size, 3), "uint8"),
-            "label": ((size,), "int32"),
+            "label": ((size, *self.task.label_shape), "int32"),
         }
         if mask:
             shapes["mask"] = ((size,), "bool")
@@ -329,6 +336,12 @@ def build(
         train_transform=train_transform,
         eval_transform=eval_transform,
         damaged=DamagedImages(data.on_damage, tell=report.warn),
+        task=make_task(
+            config,
+            multi_label=train_source.multi_label,
+            num_classes=model.num_classes,
+            places=-(-len(eval_source) // eval_batch_size) * eval_batch_size,
+        ),
         augment=make_augment(
             config,
             num_classes=model.num_classes,

@@ -17,13 +17,15 @@ from noah_jax import distributed
 from noah_jax.data.mixing import Augment
 from noah_jax.dropout import PartKey
 from noah_jax.groups import trainable, with_frozen
-from noah_jax.metrics import EvalMetrics, TrainMetrics, per_image
+from noah_jax.metrics import TrainMetrics
 from noah_jax.models.base import Model
+from noah_jax.task import SingleLabel, Task
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
 
 _AUGMENTATION = 2**32 - 1  # folded in apart from every step
+_SINGLE_LABEL = SingleLabel()
 
 
 def init_state(
@@ -69,6 +71,7 @@ def make_train_step(
     seed: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    task: Task = _SINGLE_LABEL,
     augment: Augment | None = None,
     ema_decay: float | None = None,
     frozen: Collection[str] = (),
@@ -91,6 +94,7 @@ def make_train_step(
       seed: seed of dropout, stochastic depth and `augment`.
       mean: of the pixels in 0..1.
       std: of the pixels in 0..1.
+      task: the loss of an image.
       augment: applied to the normalised images, see `data.mixing`; `None` for nothing.
       ema_decay: what the moving average keeps of itself after every step; `None` for none.
       frozen: paths of the parameters that are not trained: not a bit of them changes, and
@@ -119,7 +123,7 @@ def make_train_step(
         def loss_fn(trained, images, labels, targets, key):
             params = with_frozen(trained, whole)
             logits, stats = model.apply(params, state["stats"], images, train=True, key=key)
-            values = per_image(logits, labels, targets)
+            values = task.per_image(logits, labels, targets)
             return values["loss"].mean(), (stats, values)
 
         def gradients(images, labels, targets, key):
@@ -153,7 +157,8 @@ def make_train_step(
         fresh = state["step"] % log_every == 0
         metrics = jax.tree.map(lambda x: jnp.where(fresh, 0, x), state["metrics"])
         values["learning_rate"] = schedule(state["step"])
-        metrics = _merge(metrics, TrainMetrics.single_from_model_output(**values))
+        new = TrainMetrics.single_from_model_output(**values)
+        metrics = _in_dtypes_of(metrics, metrics.merge(new))
         new_state = {
             "step": state["step"] + 1,
             "params": with_frozen(trained, state["params"]),
@@ -244,9 +249,9 @@ def update_ema(average: Any, new: Any, decay: float) -> Any:
     return jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), average, new)
 
 
-def _merge(metrics: Any, new: Any) -> Any:
-    """The metrics with the new ones, in their own dtypes: JAX_ENABLE_X64 would widen them."""
-    return jax.tree.map(lambda out, own: out.astype(own.dtype), metrics.merge(new), metrics)
+def _in_dtypes_of(old: Any, new: Any) -> Any:
+    """The new metrics in the dtypes of the old: JAX_ENABLE_X64 would widen them."""
+    return jax.tree.map(lambda out, own: out.astype(own.dtype), new, old)
 
 
 def make_predict_step(
@@ -269,22 +274,22 @@ def make_eval_step(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    task: Task = _SINGLE_LABEL,
     mesh: Mesh | None = None,
     sharded: bool = False,
-) -> Callable[[Any, Any, Batch, EvalMetrics], EvalMetrics]:
+) -> Callable[[Any, Any, Batch, Any], Any]:
     """One evaluation step, `(params, stats, batch, metrics) -> metrics`.
 
-    Images whose `batch["mask"]` is false do not count. `mesh` is that of `make_train_step`;
-    `sharded` says that the devices share the parameters.
+    The metrics are those of the task; images whose `batch["mask"]` is false do not count. `mesh`
+    is that of `make_train_step`; `sharded` says that the devices share the parameters.
     """
 
     predict_step = make_predict_step(model, mean=mean, std=std, mesh=mesh)
 
-    def eval_step(params: Any, stats: Any, batch: Batch, metrics: EvalMetrics) -> EvalMetrics:
+    def eval_step(params: Any, stats: Any, batch: Batch, metrics: Any) -> Any:
         if sharded:
             params = _placed(params, distributed.replicated(mesh))
         logits = predict_step(params, stats, batch["image"])
-        values = per_image(logits, batch["label"])
-        return _merge(metrics, EvalMetrics.single_from_model_output(**values, mask=batch["mask"]))
+        return _in_dtypes_of(metrics, task.update(metrics, logits, batch["label"], batch["mask"]))
 
     return eval_step

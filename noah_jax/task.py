@@ -38,9 +38,6 @@ class Task(Protocol):
     def summarise(self, gathered: Any) -> dict[str, float]:
         """The measures in percent, the mean loss, and the number of `examples`."""
 
-    def describe(self, values: dict[str, Any]) -> str:
-        """The main ones in words."""
-
 
 class SingleLabel:
     """Images of one class each: softmax cross entropy, top-1 and top-5 accuracy."""
@@ -63,9 +60,6 @@ class SingleLabel:
             "loss": values["loss"],
             "examples": int(jax.device_get(gathered.top1.count)),
         }
-
-    def describe(self, values: dict[str, Any]) -> str:
-        return f"top-1 {values['top1']:.2f} %, top-5 {values['top5']:.2f} %"
 
 
 @flax.struct.dataclass
@@ -164,8 +158,12 @@ class MultiLabel:
         logits, labels, mask = jax.device_get((gathered.logits, gathered.labels, gathered.mask))
         return measure(logits[mask], labels[mask])
 
-    def describe(self, values: dict[str, Any]) -> str:
+
+def describe(values: dict[str, Any]) -> str:
+    """The main measures in words, of either task."""
+    if "map" in values:
         return f"mAP {values['map']:.2f} %, CF1 {values['cf1']:.2f} %, OF1 {values['of1']:.2f} %"
+    return f"top-1 {values['top1']:.2f} %, top-5 {values['top5']:.2f} %"
 
 
 def make_task(config: ConfigDict, *, multi_label: bool, num_classes: int, places: int) -> Task:

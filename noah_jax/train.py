@@ -40,10 +40,10 @@ from noah_jax.checkpoint import CheckpointError, Checkpoints, saved_steps
 from noah_jax.config import HOST_KEYS, UsageError, parse_command_line
 from noah_jax.experiment import QUICK_COMPILE, Experiment, build, enable_compilation_cache, every
 from noah_jax.finite import NonFiniteError
-from noah_jax.metrics import EvalMetrics, as_floats
 from noah_jax.profile import StepProfile
 from noah_jax.progress import Progress
 from noah_jax.report import say
+from noah_jax.task import Task, describe
 from noah_jax.watchdog import RESTARTABLE, Watchdog
 
 _STEPS_IN_FLIGHT = 2  # enough to keep the device busy without batches piling up on it
@@ -138,7 +138,7 @@ def train(
                 metrics[split] = eval_step(params, stats, batch, metrics[split])
             alive(step)
         return {
-            split: _evaluated(step, split, found, writer if record else None)
+            split: _evaluated(step, split, experiment.task, found, writer if record else None)
             for split, found in metrics.items()
         }
 
@@ -228,22 +228,15 @@ def train(
 
 
 def _evaluated(
-    step: int, split: str, metrics: EvalMetrics, writer: report.MetricWriter | None
+    step: int, split: str, task: Task, metrics: Any, writer: report.MetricWriter | None
 ) -> dict[str, float]:
     """What an evaluation found, told and, with a writer, recorded."""
-    examples = int(jax.device_get(metrics.top1.count))
-    values = as_floats(metrics)
-    values = {
-        "top1": 100 * values["top1"],
-        "top5": 100 * values["top5"],
-        "loss": values["loss"],
-        "examples": examples,
-    }
+    values = task.summarise(metrics)
     if writer is not None:
         writer.write(step, split, values)
     say(
-        f"step {step}: {'EMA ' if split == 'eval_ema' else ''}top-1 {values['top1']:.2f} %,"
-        f" top-5 {values['top5']:.2f} %, loss {values['loss']:.4f} on {examples:,} images"
+        f"step {step}: {'EMA ' if split == 'eval_ema' else ''}{describe(values)}, loss"
+        f" {values['loss']:.4f} on {values['examples']:,} images"
     )
     return values
 
@@ -310,10 +303,11 @@ class _StopRequest:
 
 
 def _result_line(results: dict[str, Any]) -> str:
-    average = f" (EMA {results['ema_top1']:.2f} %)" if "ema_top1" in results else ""
+    averages = {k.removeprefix("ema_"): v for k, v in results.items() if k.startswith("ema_")}
+    average = f" (EMA: {describe(averages)})" if averages else ""
     return (
-        f"{results['model']} has top-1 {results['top1']:.2f} %{average} and top-5"
-        f" {results['top5']:.2f} % on {results['examples']:,} images after step {results['step']}"
+        f"{results['model']} has {describe(results)}{average} on {results['examples']:,} images"
+        f" after step {results['step']}"
     )
 
 

@@ -70,7 +70,8 @@ def train_batches(
       process_count: number of hosts; must divide the order's batch.
 
     Yields:
-      What `put` gives for `image` uint8 `[local, height, width, 3]`, `label` int32 `[local]`.
+      What `put` gives for `image` uint8 `[local, height, width, 3]`, `label` int32 `[local]`
+      (`[local, num_classes]` with several labels).
     """
     local = _local_size(order.batch_size, process_count)
     load = functools.partial(_load_for_training, source, transform, order, process_index * local)
@@ -109,12 +110,14 @@ def eval_batches(
       process_count: number of hosts; must divide `batch_size`.
 
     Yields:
-      What `put` gives for `image` uint8 `[local, height, width, 3]`, `label` int32 `[local]`,
+      What `put` gives for `image` uint8 `[local, height, width, 3]`, `label` int32 `[local]`
+      (`[local, num_classes]` with several labels),
       `mask` bool `[local]`, false for the filling and for damaged images.
     """
     local = _local_size(batch_size, process_count)
     blank = np.zeros_like(transform(np.zeros((1, 1, 3), np.uint8)))
-    filling = {"image": blank, "label": np.int32(0), "mask": np.bool_(False)}
+    label = np.zeros(source.label_shape, np.int32)
+    filling = {"image": blank, "label": label, "mask": np.bool_(False)}
     load = functools.partial(
         _load_for_evaluation, source, transform, filling, batch_size, process_index * local
     )
@@ -142,7 +145,7 @@ def _load_for_training(
         except DamagedImageError as error:
             errors.append(error)
         else:
-            return {"image": image, "label": np.int32(label)}, errors
+            return {"image": image, "label": np.asarray(label, np.int32)}, errors
     raise ValueError(f"{count} images in a row cannot be decoded; the last: {errors[-1]}")
 
 
@@ -163,7 +166,7 @@ def _load_for_evaluation(
     except DamagedImageError as error:
         return filling, [error]
     image = transform(image)
-    return {"image": image, "label": np.int32(label), "mask": np.bool_(True)}, []
+    return {"image": image, "label": np.asarray(label, np.int32), "mask": np.bool_(True)}, []
 
 
 def _local_size(batch_size: int, process_count: int) -> int:

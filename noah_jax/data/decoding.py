@@ -103,6 +103,11 @@ class DecodedSource:
         """Whether images are kept."""
         return self._kept is not None
 
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """The shape of an image's label: a number, or one for every class."""
+        return (len(self._source.class_names),) if self._source.multi_label else ()
+
     def __len__(self) -> int:
         return len(self._source)
 

@@ -43,13 +43,15 @@ def smooth(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
     """Targets: `smoothing / num_classes` for every class and the rest for the label's.
 
     Args:
-      labels: int32 `[batch]`.
+      labels: int32 `[batch]`, or `[batch, num_classes]`, 1 for each class of an image.
       num_classes: number of classes.
       smoothing: share of the target that is spread over all classes.
 
     Returns:
-      float32 `[batch, num_classes]`, sums to one.
+      float32 `[batch, num_classes]`; of a single label each sums to one.
     """
+    if labels.ndim == 2:
+        return (labels == 1).astype(jnp.float32)
     one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     return optax.smooth_labels(one_hot, smoothing)
 
