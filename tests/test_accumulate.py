@@ -167,10 +167,15 @@ def test_groups_across_borders_are_told(tiny_config):
     assert "a BatchNorm group of 4 images spans up to 2 devices, which have 6 each" in line
     tiny_config.model.name = "noah_mixer_s16_224"
     del tiny_config.model.stem, tiny_config.model.width
+    tiny_config.model.image_size = 32
+    tiny_config.data.pad = 8
     assert build(tiny_config, mesh=four).describe_groups() is None
 
 
 def test_scaling_the_batch_scales_the_learning_rates_alone(tiny_config):
+    # 10 steps of 6 images are an epoch of the 60, and 5 of 12.
+    tiny_config.batch_size = tiny_config.model.batch_norm_group = 6
+    tiny_config.mix_group = 2
     tiny_config.epochs = 10.0
     tiny_config.optim.warmup_epochs = 2.0
     tiny_config.optim.warmup_learning_rate = 0.01
@@ -178,17 +183,17 @@ def test_scaling_the_batch_scales_the_learning_rates_alone(tiny_config):
     small = build(tiny_config)
     tiny_config.scale_batch = 2.0
     large = build(tiny_config)
-    assert large.config.batch_size == 16 and tiny_config.batch_size == 8
+    assert large.config.batch_size == 12 and tiny_config.batch_size == 6
     assert large.steps_per_epoch == small.steps_per_epoch / 2
-    assert large.total_steps == small.total_steps // 2 + 1  # 37.5 steps
-    for epoch in (2, 5, 9.9):  # after the warm-up, whose steps are whole
+    assert large.total_steps == small.total_steps // 2 == 50
+    for epoch in (2, 5, 9):  # after the warm-up
         rates = [x.schedule(epoch * x.steps_per_epoch) for x in (small, large)]
-        np.testing.assert_allclose(rates[1], 2 * rates[0], rtol=0.05)
+        np.testing.assert_allclose(rates[1], 2 * rates[0], rtol=1e-5)
     assert large.config.optim.final_learning_rate == 0.002
     assert large.config.optim.warmup_learning_rate == 0.02
     assert large.config.optim.weight_decay == small.config.optim.weight_decay
     tiny_config.scale_batch = 0.3
-    with pytest.raises(ValueError, match=r"scale_batch=0.3 makes batch_size=8 into 2.4"):
+    with pytest.raises(ValueError, match=r"scale_batch=0.3 makes batch_size=6 into 1.8"):
         build(tiny_config)
 
 
