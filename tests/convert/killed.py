@@ -8,13 +8,16 @@ name in the file system; `swap3`: likewise, of the names in FOLDER's parent; `0.
 so many seconds; `never`.
 """
 
+import importlib
 import os
 import signal
 import sys
 import time
 import traceback
 
-from noah_jax.convert import convert as program
+from noah_jax.convert import program
+
+importlib.import_module("noah_jax.convert.convert")  # before any fork
 
 _CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
 

@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load, load_file
 
 from noah_jax import load_model
-from noah_jax.convert import convert as program
+from noah_jax.convert import convert, program
 
 CLASSES = (5, 6)
 
@@ -66,7 +66,7 @@ def test_a_failure_while_writing_leaves_the_old_one(sources, tmp_path, capsys, m
         directory.mkdir()
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(program, "save_model", fail)
+    monkeypatch.setattr(convert, "save_model", fail)
     assert "No space left" in _error(capsys, sources[1], folder, "--overwrite")
     assert _classes(folder) == CLASSES[0] and _names(tmp_path) == ["folder"]
 
