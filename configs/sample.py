@@ -27,7 +27,7 @@ def get_config(variant: str = ""):
     config.model.image_size = 28
     config.model.patch_size = 7
     config.model.width = 64
-    config.model.depth = 4
+    config.model.depth = 2
     config.model.update(arguments)
 
     config.dataset = "fashion_mnist_sample"
@@ -37,7 +37,7 @@ def get_config(variant: str = ""):
     config.data.cache = True
     config.data.num_threads = 2
 
-    config.epochs = 5.0
+    config.epochs = 4.0
     config.batch_size = 64
     config.eval_batch_size = 100
 
