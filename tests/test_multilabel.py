@@ -12,9 +12,7 @@ from PIL import Image
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from noah_jax import load_model
 from noah_jax.config import default_config
-from noah_jax.data.decoding import decode
 from noah_jax.data.prepare import Split, prepare
 from noah_jax.data.sources import CsvSource, open_sources
 from noah_jax.experiment import build
@@ -25,8 +23,6 @@ from noah_jax.multilabel import (
     measure,
     sigmoid_loss,
 )
-from noah_jax.step import normalise
-from noah_jax.train import train
 
 
 def test_the_losses_are_their_formulas():
@@ -264,62 +260,6 @@ def test_voc_ignores_difficult_objects(tmp_path):
     labels = dict(zip(train.class_names, train[0][1].tolist(), strict=True))
     assert len(names) == 20 and train.class_names == names
     assert labels.pop("cat") == 1 and labels.pop("dog") == -1 and not any(labels.values())
-
-
-def _write_colours(folder, count):
-    """Images whose left half is red or not and whose right half is green or not."""
-    random = np.random.default_rng(0)
-    for split in ("train", "val"):
-        lines = ["image,labels"]
-        for i in range(count):
-            red, green = random.integers(0, 2, 2)
-            pixels = random.integers(0, 60, (28, 28, 3)).astype(np.uint8)
-            pixels[:, :14, 0] += 180 * np.uint8(red)
-            pixels[:, 14:, 1] += 180 * np.uint8(green)
-            name = f"{split}{i}.png"
-            Image.fromarray(pixels).save(folder / name)
-            labels = [label for label, there in (("red", red), ("green", green)) if there]
-            # The first image's green is not to be counted.
-            labels = ["-green"] if i == 0 else labels
-            lines.append(f"{name},{';'.join(labels)}")
-        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
-
-
-@pytest.fixture
-def multi_label_config(tmp_path, tiny_config):
-    _write_colours(tmp_path, 50)
-    tiny_config.dataset = f"csv:{tmp_path}"
-    tiny_config.loss = "asymmetric"
-    tiny_config.smoothing = 0.0
-    tiny_config.erase_prob = 0.0
-    tiny_config.mixup = tiny_config.cutmix = 0.0
-    tiny_config.mix_group = None
-    tiny_config.model.head_drop_rate = 0.0
-    tiny_config.data.flip = False
-    tiny_config.batch_size = 10
-    tiny_config.model.batch_norm_group = 10
-    tiny_config.epochs = 8.0
-    tiny_config.eval_every = 100
-    tiny_config.checkpoint_every = 100
-    return tiny_config
-
-
-def test_training_end_to_end(tmp_path, multi_label_config):
-    results = train(multi_label_config, str(tmp_path / "run"))
-    # Two halves, each of which tells its own label; a guess has a mAP of about 50 %.
-    assert results["map"] > 90 and results["examples"] == 50
-    assert {"map_voc", "map_voc07", "cf1", "of1", "ema_map"} <= results.keys()
-    assert "top1" not in results
-
-    # What was found is what the loaded weights give, image by image.
-    model, params, stats = load_model(str(tmp_path / "run"))
-    _, source = open_sources(multi_label_config.dataset)
-    pixels = np.stack([decode(source[i][0]) for i in range(50)])
-    images = normalise(pixels, model.mean, model.std)
-    logits = np.asarray(model.apply(params, stats, images, train=False)[0])
-    expected = measure(logits, np.stack([source[i][1] for i in range(50)]))
-    for key in ("map", "map_voc", "cf1", "of1"):
-        assert results[key] == pytest.approx(expected[key], abs=1e-3)
 
 
 def test_ignored_labels_have_no_gradient(multi_label_config):
