@@ -3,8 +3,8 @@
     python scripts/tutorial.py
     python scripts/tutorial.py --workdir /tmp/tutorial --quick
 
-Trains a small ResNet with the NOAH head on the embedded sample for one epoch, about a minute on
-two CPU cores, and says what it does, each time with the command that does the same. Everything it
+Trains a small ResNet with the NOAH head on the embedded sample for one epoch and says what it does,
+each time with the command that does the same; about three minutes on two CPU cores. Everything it
 makes lies in --workdir (runs/tutorial); started again there, it goes on where it was or uses the
 trained model. --quick takes a tiny Mixer and a few steps, in which it learns little.
 

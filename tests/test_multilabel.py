@@ -1,6 +1,8 @@
 """Images with several labels: losses, measures, sources."""
 
 import io
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from noah_jax.config import default_config
 from noah_jax.data.prepare import Split, prepare
 from noah_jax.data.sources import CsvSource, open_sources
+from noah_jax.evaluate.__main__ import main as evaluate
 from noah_jax.experiment import build
 from noah_jax.multilabel import (
     asymmetric_loss,
@@ -260,6 +263,28 @@ def test_voc_ignores_difficult_objects(tmp_path):
     labels = dict(zip(train.class_names, train[0][1].tolist(), strict=True))
     assert len(names) == 20 and train.class_names == names
     assert labels.pop("cat") == 1 and labels.pop("dog") == -1 and not any(labels.values())
+
+
+def test_evaluating_a_set_like_voc(multi_label_run, csv_folder, tmp_path, capsys):
+    labels = tfds.features.Sequence(tfds.features.ClassLabel(names=["green", "red"]))
+    features = {"image": tfds.features.Image(), "labels": labels, "labels_no_difficult": labels}
+    source = CsvSource(epath.Path(csv_folder) / "val.csv")
+    examples = [
+        {
+            "image": png,
+            "labels": np.flatnonzero(values),
+            "labels_no_difficult": np.flatnonzero(values == 1),
+        }
+        for png, values in map(source.__getitem__, range(len(source)))
+    ]
+    _prepare("my_voc", tfds.features.FeaturesDict(features), examples, tmp_path)
+    capsys.readouterr()
+    arguments = ["--dataset", "my_voc", "--data-dir", str(tmp_path), "--json"]
+    assert evaluate(["--checkpoint", multi_label_run, *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    results = json.loads((pathlib.Path(multi_label_run) / "results.json").read_text())
+    for key in ("map", "map_voc", "map_voc07", "cf1", "of1", "loss"):
+        assert found[key] == pytest.approx(results[key], rel=1e-5), key
 
 
 def test_ignored_labels_have_no_gradient(multi_label_config):

@@ -42,7 +42,7 @@ def evaluate_all(given: argparse.Namespace) -> None:
     programs: dict[str, Inference] = {}
     names = [path if step is None else f"{path}/checkpoints/{step}" for path, step in found]
     width = max(map(len, [*names, "checkpoint"]))
-    header = None
+    header = ""
     for (path, step), name in zip(found, names, strict=True):
         trained = load_trained(path, step, ema=given.ema)
         source = _open(given, trained)
@@ -73,7 +73,8 @@ def evaluate_all(given: argparse.Namespace) -> None:
             print(json.dumps(facts), flush=True)
         else:
             columns = _MULTI_LABEL if trained.multi_label else _SINGLE_LABEL
-            if header != (header := _header(columns, width, real=bool(given.real_labels))):
+            before, header = header, _header(columns, width, real=bool(given.real_labels))
+            if header != before:
                 print(header)
             print(_row(facts, columns, width), flush=True)
         if given.report:
@@ -114,10 +115,12 @@ def _open(given: argparse.Namespace, trained: Trained) -> Source:
         dataset, data_dir=own["dir"], split=own["split"], class_names=trained.class_names
     )
     if source.multi_label != trained.multi_label:
-        kinds = "one label for each image", "several labels for an image"
         raise ValueError(
-            f"{source.name} has {kinds[source.multi_label]}, and {trained.path} was trained for"
-            f" {kinds[trained.multi_label]}; choose another --dataset or --checkpoint"
+            f"{source.name} has several labels an image, and {trained.path} was not trained for"
+            " that, or does not tell; choose another --dataset"
+            if source.multi_label
+            else f"{source.name} has one label for each image, and {trained.path} was trained for"
+            " several; choose another --dataset"
         )
     if given.labels:
         return relabelled(source, given.labels, classes)
