@@ -8,12 +8,14 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 
 from noah_jax import workdir as workdirs
 from noah_jax.checkpoint import saved_steps
 from noah_jax.data.transforms import EvalTransform, make_eval_transform
 from noah_jax.models.base import Model, Tree
+from noah_jax.multilabel import LOSSES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,15 @@ class Trained:
     config: dict[str, Any]
     class_names: tuple[str, ...] | None
     preprocessing: Preprocessing
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether it was trained for several labels an image, as its training's loss tells."""
+        return self.config.get("loss") in LOSSES
+
+    def probabilities(self, logits: jax.Array) -> jax.Array:
+        """Of the classes, `[..., num_classes]`: each its own with several labels, else shares."""
+        return jax.nn.sigmoid(logits) if self.multi_label else jax.nn.softmax(logits)
 
     def display_names(self, path: str | None = None) -> list[str]:
         """What the classes are called for people; `class 7` where it is not known.

@@ -59,6 +59,45 @@ def tiny_run(class_folders, tmp_path_factory) -> str:
     return workdir
 
 
+@pytest.fixture(scope="session")
+def csv_folder(tmp_path_factory) -> str:
+    """`train.csv` and `val.csv`, 50 images each, labelled `green`, `red`, both or neither.
+
+    The first image of each has the labels `-green`.
+    """
+    root = tmp_path_factory.mktemp("csv")
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        lines = ["image,labels"]
+        for i in range(50):
+            # The left half is red or not, the right half is green or not.
+            red, green = random.integers(0, 2, 2)
+            pixels = random.integers(0, 60, (28, 28, 3)).astype(np.uint8)
+            pixels[:, :14, 0] += 180 * np.uint8(red)
+            pixels[:, 14:, 1] += 180 * np.uint8(green)
+            name = f"{split}{i}.png"
+            Image.fromarray(pixels).save(root / name)
+            labels = [label for label, there in (("red", red), ("green", green)) if there]
+            labels = ["-green"] if i == 0 else labels
+            lines.append(f"{name},{';'.join(labels)}")
+        (root / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return str(root)
+
+
+@pytest.fixture
+def multi_label_config(csv_folder):
+    """See `make_multi_label_config`."""
+    return make_multi_label_config(csv_folder)
+
+
+@pytest.fixture(scope="session")
+def multi_label_run(csv_folder, tmp_path_factory) -> str:
+    """The folder of a finished run of 40 steps on images with several labels."""
+    workdir = str(tmp_path_factory.mktemp("multi_label") / "run")
+    train(make_multi_label_config(csv_folder), workdir)
+    return workdir
+
+
 @pytest.fixture
 def tiny_config(class_folders):
     """A run of 12 steps on the class folders that has everything: augmentation, dropout, EMA."""
@@ -93,4 +132,19 @@ def make_tiny_config(class_folders: str) -> ConfigDict:
     config.keep_checkpoints = 10
     config.optim.learning_rate = 0.05
     config.compilation_cache = ""
+    return config
+
+
+def make_multi_label_config(csv_folder: str) -> ConfigDict:
+    """A run of 40 steps on images with several labels, with a moving average."""
+    config = make_tiny_config(f"csv:{csv_folder}")
+    config.loss = "asymmetric"
+    config.smoothing = config.erase_prob = config.mixup = config.cutmix = 0.0
+    config.mix_group = None
+    config.model.head_drop_rate = 0.0
+    config.data.flip = False
+    config.batch_size = 10
+    config.model.batch_norm_group = 10
+    config.epochs = 8.0
+    config.eval_every = config.checkpoint_every = 100
     return config

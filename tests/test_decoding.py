@@ -212,6 +212,8 @@ def test_every_damaged_image_is_told_once():
 class _Encoded:
     """A source whose image i is filled with i and has label i; some are damaged."""
 
+    multi_label = False
+
     def __init__(self, length: int, damaged: tuple[int, ...]):
         self._length, self._damaged = length, damaged
 

@@ -159,6 +159,42 @@ def test_pictures(page):
     )
 
 
+def test_all_images_in_one_picture(tiny_run, images, tmp_path, capsys):
+    arguments = ["--checkpoint", tiny_run, "--image", *images, "--classes", "0", "2"]
+    arguments += ["--output", str(tmp_path), "--overview"]
+    assert main([*arguments, str(tmp_path / "docs/all.png")]) == 0
+    assert [p.name for p in (tmp_path / "docs").iterdir()] == ["all.png"]
+    picture = np.asarray(Image.open(tmp_path / "docs/all.png")).astype(int)
+    side, line, gap, wide = 224, 36, 6, 24
+    row = 2 * line + side + wide
+    assert picture.shape[:2] == (2 * row + line, side + 2 * (wide + 2 * side + gap))
+    trained = load_one(tiny_run)
+    explainer = Explainer(trained, trained.display_names())
+    for number, path in enumerate(images):
+        pixels = explainer.pixels(pathlib.Path(path).read_bytes(), path)
+        top = number * row + 2 * line
+        shown = picture[top : top + side]
+        assert np.array_equal(shown[4::8, :side][:, 4::8], pixels)
+        classes = explainer.explain(pixels, explainer.logits(pixels), [0, 2]).classes
+        left = side + wide + (side + gap)  # of the first class's contributions
+        maps = [np.abs(x.merged_contributions) for x in classes]
+        largest = max(m.max() for m in maps)
+        for i, (own, values) in enumerate(zip(classes, maps, strict=True)):
+            at = left + i * (2 * side + gap + wide)
+            found = shown[4::8, at : at + side][:, 4::8]
+            share = (0.85 * values / largest).repeat(7, 0).repeat(7, 1)[..., None]
+            colours = np.where(own.merged_contributions < 0, 1, 0)
+            colours = np.array([(200, 30, 30), (30, 70, 210)])[colours]
+            colours = colours.repeat(7, 0).repeat(7, 1)
+            expected = share * colours + (1 - share) * pixels
+            assert np.abs(found - expected).max() <= 2
+    for what, words in (("all.jpg", "must end in .png"), ("all.png", "takes up to 20 images")):
+        many = ["--image", *(images * 11)] if what == "all.png" else []
+        assert main([*arguments, str(tmp_path / "none" / what), *many]) == 1
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_the_page_in_a_browser(page, tmp_path):

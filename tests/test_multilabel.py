@@ -1,6 +1,8 @@
 """Images with several labels: losses, measures, sources."""
 
 import io
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +14,10 @@ from PIL import Image
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from noah_jax import load_model
 from noah_jax.config import default_config
-from noah_jax.data.decoding import decode
 from noah_jax.data.prepare import Split, prepare
 from noah_jax.data.sources import CsvSource, open_sources
+from noah_jax.evaluate.__main__ import main as evaluate
 from noah_jax.experiment import build
 from noah_jax.multilabel import (
     asymmetric_loss,
@@ -25,8 +26,6 @@ from noah_jax.multilabel import (
     measure,
     sigmoid_loss,
 )
-from noah_jax.step import normalise
-from noah_jax.train import train
 
 
 def test_the_losses_are_their_formulas():
@@ -266,60 +265,26 @@ def test_voc_ignores_difficult_objects(tmp_path):
     assert labels.pop("cat") == 1 and labels.pop("dog") == -1 and not any(labels.values())
 
 
-def _write_colours(folder, count):
-    """Images whose left half is red or not and whose right half is green or not."""
-    random = np.random.default_rng(0)
-    for split in ("train", "val"):
-        lines = ["image,labels"]
-        for i in range(count):
-            red, green = random.integers(0, 2, 2)
-            pixels = random.integers(0, 60, (28, 28, 3)).astype(np.uint8)
-            pixels[:, :14, 0] += 180 * np.uint8(red)
-            pixels[:, 14:, 1] += 180 * np.uint8(green)
-            name = f"{split}{i}.png"
-            Image.fromarray(pixels).save(folder / name)
-            labels = [label for label, there in (("red", red), ("green", green)) if there]
-            # The first image's green is not to be counted.
-            labels = ["-green"] if i == 0 else labels
-            lines.append(f"{name},{';'.join(labels)}")
-        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
-
-
-@pytest.fixture
-def multi_label_config(tmp_path, tiny_config):
-    _write_colours(tmp_path, 50)
-    tiny_config.dataset = f"csv:{tmp_path}"
-    tiny_config.loss = "asymmetric"
-    tiny_config.smoothing = 0.0
-    tiny_config.erase_prob = 0.0
-    tiny_config.mixup = tiny_config.cutmix = 0.0
-    tiny_config.mix_group = None
-    tiny_config.model.head_drop_rate = 0.0
-    tiny_config.data.flip = False
-    tiny_config.batch_size = 10
-    tiny_config.model.batch_norm_group = 10
-    tiny_config.epochs = 8.0
-    tiny_config.eval_every = 100
-    tiny_config.checkpoint_every = 100
-    return tiny_config
-
-
-def test_training_end_to_end(tmp_path, multi_label_config):
-    results = train(multi_label_config, str(tmp_path / "run"))
-    # Two halves, each of which tells its own label; a guess has a mAP of about 50 %.
-    assert results["map"] > 90 and results["examples"] == 50
-    assert {"map_voc", "map_voc07", "cf1", "of1", "ema_map"} <= results.keys()
-    assert "top1" not in results
-
-    # What was found is what the loaded weights give, image by image.
-    model, params, stats = load_model(str(tmp_path / "run"))
-    _, source = open_sources(multi_label_config.dataset)
-    pixels = np.stack([decode(source[i][0]) for i in range(50)])
-    images = normalise(pixels, model.mean, model.std)
-    logits = np.asarray(model.apply(params, stats, images, train=False)[0])
-    expected = measure(logits, np.stack([source[i][1] for i in range(50)]))
-    for key in ("map", "map_voc", "cf1", "of1"):
-        assert results[key] == pytest.approx(expected[key], abs=1e-3)
+def test_evaluating_a_set_like_voc(multi_label_run, csv_folder, tmp_path, capsys):
+    labels = tfds.features.Sequence(tfds.features.ClassLabel(names=["green", "red"]))
+    features = {"image": tfds.features.Image(), "labels": labels, "labels_no_difficult": labels}
+    source = CsvSource(epath.Path(csv_folder) / "val.csv")
+    examples = [
+        {
+            "image": png,
+            "labels": np.flatnonzero(values),
+            "labels_no_difficult": np.flatnonzero(values == 1),
+        }
+        for png, values in map(source.__getitem__, range(len(source)))
+    ]
+    _prepare("my_voc", tfds.features.FeaturesDict(features), examples, tmp_path)
+    capsys.readouterr()
+    arguments = ["--dataset", "my_voc", "--data-dir", str(tmp_path), "--json"]
+    assert evaluate(["--checkpoint", multi_label_run, *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    results = json.loads((pathlib.Path(multi_label_run) / "results.json").read_text())
+    for key in ("map", "map_voc", "map_voc07", "cf1", "of1", "loss"):
+        assert found[key] == pytest.approx(results[key], rel=1e-5), key
 
 
 def test_ignored_labels_have_no_gradient(multi_label_config):

@@ -17,6 +17,8 @@ class FileSource:
       class_names: the classes, in the order of the labels.
     """
 
+    multi_label = False
+
     def __init__(
         self,
         paths: Sequence[str],

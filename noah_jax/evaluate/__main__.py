@@ -13,6 +13,10 @@ RUN/checkpoints (all of them, a row each), a converted folder, a PyTorch file, o
 folders. Images are prepared as the training's own evaluation does it. All devices of the process
 share the work. The exit code is 0, or 1 after an error; images that cannot be decoded are named
 and left out.
+
+Models trained for several labels an image (config.loss sigmoid or asymmetric) are measured by mean
+average precision (mAP; also as VOC has it since 2010, and as in VOC 2007) and by the F1 over the
+classes (CF1) and over all decisions (OF1).
 """
 
 import argparse
@@ -29,9 +33,9 @@ def _parser() -> Parser:
     add("--ema", action="store_true", help="the moving average of the weights")
     add(
         "--dataset",
-        metavar="NAME|folder:PATH",
-        help="a TFDS set, or PATH/val/CLASS/image or PATH/CLASS/image; by default the one of the"
-        " checkpoint's own training",
+        metavar="NAME|folder:PATH|csv:PATH",
+        help="a TFDS set, PATH/val/CLASS/image or PATH/CLASS/image, or PATH/val.csv, for several"
+        " labels an image; by default the one of the checkpoint's own training",
     )
     add("--data-dir", metavar="DIR", help="where TFDS keeps its prepared data")
     add("--split", help="by default the first that exists of validation, val and test")
@@ -53,7 +57,8 @@ def _parser() -> Parser:
         "--report",
         metavar="DIR",
         help="write accuracy by class and the confusion matrix: report.json, classes.csv,"
-        " confusion.csv and confusion.png; in a folder each if there are several checkpoints",
+        " confusion.csv and confusion.png (with several labels average precision by class and no"
+        " confusion); in a folder each if there are several checkpoints",
     )
     add("--json", action="store_true", help="one JSON object a line in place of the table")
     return parser

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from noah_jax.data.decoding import DamagedImages, DecodedSource
+from noah_jax.evaluate.multilabel import MultiLabelEvaluation, multi_label_values
 from noah_jax.inference import Inference
 from noah_jax.metrics import per_image
 from noah_jax.trained import Trained
@@ -17,7 +18,7 @@ from noah_jax.trained import Trained
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of every image that could be decoded.
+    """What a model makes of every image that could be decoded, of one label each.
 
     Attributes:
       index: int `[images]`, which image of the dataset.
@@ -79,7 +80,8 @@ class Evaluation:
 
 def make_inference(trained: Trained, batch_size: int) -> Inference:
     """What `evaluate` needs, for the weights of one model and others of its kind."""
-    return Inference(trained.model, trained.preprocessing, _per_image, batch_size=batch_size)
+    compute = multi_label_values(trained) if trained.multi_label else _per_image
+    return Inference(trained.model, trained.preprocessing, compute, batch_size=batch_size)
 
 
 def _per_image(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
@@ -95,7 +97,7 @@ def evaluate(
     *,
     damaged: DamagedImages,
     num_threads: int | None = None,
-) -> Evaluation:
+) -> Evaluation | MultiLabelEvaluation:
     """Every image of the source, once.
 
     Args:
@@ -106,7 +108,8 @@ def evaluate(
       num_threads: that decode; `None` is one for every core.
 
     Raises:
-      ValueError: if no image can be decoded, or a label is none of the model's classes.
+      ValueError: if no image can be decoded, a label is none of the model's classes, or, with
+        several labels, a logit is not finite: there would be no order of the images.
     """
     indices, parts = [], []
     # Quiet where stderr is no terminal.
@@ -118,15 +121,20 @@ def evaluate(
             parts.append(values)
             bar.update(len(index))
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    index = np.concatenate(indices)
     labels, num_classes = joined["label"], trained.model.num_classes
     if not len(labels):
         raise ValueError("none of the images can be decoded")
+    if trained.multi_label:
+        if not np.isfinite(joined["logits"]).all():
+            raise ValueError(f"the logits of {trained.path} are not finite")
+        return MultiLabelEvaluation(index, labels, joined["loss"], joined["logits"])
     if labels.max() >= num_classes:
         raise ValueError(
             f"the dataset has the label {labels.max()}, {trained.path} {num_classes} classes"
         )
     return Evaluation(
-        index=np.concatenate(indices),
+        index=index,
         labels=labels,
         loss=joined["loss"],
         top1=joined["top1"] > 0,

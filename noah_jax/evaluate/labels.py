@@ -15,6 +15,8 @@ _HEADS = {"file", "filename", "file_name", "image", "path"}
 class _Chosen:
     """Some images of a source, with other labels."""
 
+    multi_label = False
+
     def __init__(self, source: Source, rows: Sequence[tuple[int, int]]):
         self.name = source.name
         self.class_names = source.class_names

@@ -19,6 +19,15 @@ from noah_jax.inference import Inference
 from noah_jax.trained import Trained, find_checkpoints, load_trained
 
 _BATCH = 128
+# The columns of the table: percentages of the facts.
+_SINGLE_LABEL = {"top-1": "top1", "top-5": "top5"}
+_MULTI_LABEL = {
+    "mAP": "map",
+    "mAP-VOC": "map_voc",
+    "mAP-VOC07": "map_voc07",
+    "CF1": "cf1",
+    "OF1": "of1",
+}
 
 
 def evaluate_all(given: argparse.Namespace) -> None:
@@ -33,7 +42,8 @@ def evaluate_all(given: argparse.Namespace) -> None:
     programs: dict[str, Inference] = {}
     names = [path if step is None else f"{path}/checkpoints/{step}" for path, step in found]
     width = max(map(len, [*names, "checkpoint"]))
-    for number, ((path, step), name) in enumerate(zip(found, names, strict=True)):
+    header = ""
+    for (path, step), name in zip(found, names, strict=True):
         trained = load_trained(path, step, ema=given.ema)
         source = _open(given, trained)
         if given.real_labels:
@@ -59,9 +69,14 @@ def evaluate_all(given: argparse.Namespace) -> None:
         if given.real_labels:
             facts |= evaluation.real(sets)
         facts["damaged"] = len(damaged)
-        if not given.json and not number:
-            print(_header(width, real=bool(given.real_labels)))
-        print(json.dumps(facts) if given.json else _row(facts, width), flush=True)
+        if given.json:
+            print(json.dumps(facts), flush=True)
+        else:
+            columns = _MULTI_LABEL if trained.multi_label else _SINGLE_LABEL
+            before, header = header, _header(columns, width, real=bool(given.real_labels))
+            if header != before:
+                print(header)
+            print(_row(facts, columns, width), flush=True)
         if given.report:
             folder = epath.Path(given.report)
             if len(found) > 1:
@@ -72,7 +87,8 @@ def evaluate_all(given: argparse.Namespace) -> None:
 def _inference(programs: dict[str, Inference], trained: Trained, batch_size: int) -> Inference:
     """The compiled program of a model, which checkpoints of the same kind share."""
     model = trained.model
-    key = repr((model.name, model.arguments, trained.preprocessing, batch_size))
+    loss = [trained.config.get(key) for key in ("loss", "asymmetric")]
+    key = repr((model.name, model.arguments, trained.preprocessing, loss, batch_size))
     if key not in programs:
         programs[key] = make_inference(trained, batch_size)
     return programs[key]
@@ -87,12 +103,25 @@ def _open(given: argparse.Namespace, trained: Trained) -> Source:
             raise UsageError(f"{trained.path} does not tell its dataset; --dataset is needed")
         dataset = trained.config["dataset"]
         own = {"dir": given.data_dir or data["dir"], "split": given.split or data["eval_split"]}
+    if trained.multi_label and (given.labels or given.real_labels):
+        raise UsageError(
+            f"--labels and --real-labels give images one label, and {trained.path} was trained for"
+            " several"
+        )
     classes = trained.class_names or [str(i) for i in range(trained.model.num_classes)]
     if given.labels and (source := labelled_folder(dataset, given.labels, classes)) is not None:
         return source
     source = open_eval_source(
         dataset, data_dir=own["dir"], split=own["split"], class_names=trained.class_names
     )
+    if source.multi_label != trained.multi_label:
+        raise ValueError(
+            f"{source.name} has several labels an image, and {trained.path} was not trained for"
+            " that, or does not tell; choose another --dataset"
+            if source.multi_label
+            else f"{source.name} has one label for each image, and {trained.path} was trained for"
+            " several; choose another --dataset"
+        )
     if given.labels:
         return relabelled(source, given.labels, classes)
     theirs = source.class_names
@@ -106,16 +135,21 @@ def _open(given: argparse.Namespace, trained: Trained) -> Source:
     return source
 
 
-def _header(width: int, *, real: bool) -> str:
-    head = f"{'checkpoint':{width}} {'step':>7} {'top-1':>7} {'top-5':>7} {'loss':>8} {'images':>8}"
+def _header(columns: dict[str, str], width: int, *, real: bool) -> str:
+    percentages = "".join(f" {title:>7}" for title in columns)
+    head = f"{'checkpoint':{width}} {'step':>7}{percentages} {'loss':>8} {'images':>8}"
     return head + (f" {'ReaL top-1':>11} {'images':>8}" if real else "")
 
 
-def _row(facts: dict[str, Any], width: int) -> str:
+def _row(facts: dict[str, Any], columns: dict[str, str], width: int) -> str:
+    percentages = "".join(
+        f" {'none' if facts[key] is None else f'{facts[key]:.2f}%':>{max(7, len(title))}}"
+        for title, key in columns.items()
+    )
     loss = "none" if facts["loss"] is None else f"{facts['loss']:.4f}"
     row = (
-        f"{facts['checkpoint']:{width}} {facts['step']:7} {facts['top1']:6.2f}%"
-        f" {facts['top5']:6.2f}% {loss:>8} {facts['examples']:8,}"
+        f"{facts['checkpoint']:{width}} {facts['step']:7}{percentages} {loss:>8}"
+        f" {facts['examples']:8,}"
     )
     if "real_top1" in facts:
         row += f" {facts['real_top1']:10.2f}% {facts['real_examples']:8,}"

@@ -1,4 +1,4 @@
-"""An evaluation in files: accuracy by class and the confusion matrix."""
+"""An evaluation in files: what it found by class, and the confusion matrix."""
 
 import csv
 import io
@@ -11,6 +11,7 @@ from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 from noah_jax.evaluate.evaluation import Evaluation
+from noah_jax.evaluate.multilabel import MultiLabelEvaluation
 from noah_jax.report import write_text
 
 _SIDE = 800  # pixels of the matrix, about
@@ -20,9 +21,14 @@ _WHITE, _DARK = np.array([255, 255, 255]), np.array([8, 48, 107])
 
 
 def write_report(
-    folder: epath.Path, facts: dict[str, Any], evaluation: Evaluation, names: Sequence[str]
+    folder: epath.Path,
+    facts: dict[str, Any],
+    evaluation: Evaluation | MultiLabelEvaluation,
+    names: Sequence[str],
 ) -> None:
-    """Writes `report.json`, `classes.csv`, `confusion.csv` and `confusion.png`, each whole.
+    """Writes `report.json` and `classes.csv`, each whole.
+
+    Where images have one label each, `confusion.csv` and `confusion.png` as well.
 
     Args:
       folder: made if it does not exist.
@@ -31,11 +37,12 @@ def write_report(
       names: of the classes.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(evaluation, MultiLabelEvaluation):
+        _write_classes(folder, _precisions(evaluation, names), facts)
+        return
     counts = evaluation.confusion()
-    classes = _classes(evaluation, counts, names)
-    content = {**facts, "classes": classes, "confusion": counts.tolist()}
-    write_text(folder / "report.json", json.dumps(content) + "\n")
-    write_text(folder / "classes.csv", _csv([list(classes[0]), *(row.values() for row in classes)]))
+    facts = {**facts, "confusion": counts.tolist()}
+    _write_classes(folder, _classes(evaluation, counts, names), facts)
     rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
     write_text(folder / "confusion.csv", _csv([["label \\ predicted", *names], *rows]))
     png = io.BytesIO()
@@ -43,6 +50,28 @@ def write_report(
     partial = folder / ".confusion.png.partial"
     partial.write_bytes(png.getvalue())
     partial.replace(folder / "confusion.png")
+
+
+def _write_classes(
+    folder: epath.Path, classes: Sequence[dict[str, Any]], facts: dict[str, Any]
+) -> None:
+    write_text(folder / "report.json", json.dumps({**facts, "classes": classes}) + "\n")
+    write_text(folder / "classes.csv", _csv([list(classes[0]), *(row.values() for row in classes)]))
+
+
+def _precisions(evaluation: MultiLabelEvaluation, names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a class: the images that have it, those that do not count for it, its precision."""
+    precisions = evaluation.average_precisions()
+    return [
+        {
+            "class": number,
+            "name": name,
+            "images": int((evaluation.labels[:, number] == 1).sum()),
+            "ignored": int((evaluation.labels[:, number] < 0).sum()),
+            "average_precision": precisions[number],
+        }
+        for number, name in enumerate(names)
+    ]
 
 
 def _classes(

@@ -42,6 +42,11 @@ def _parser() -> Parser:
     )
     add("--class-names", metavar="FILE", help="a class's name a line, in the order of the labels")
     add("--output", metavar="DIR", default="explanation", help="made if need be; `explanation`")
+    add(
+        "--overview",
+        metavar="FILE.png",
+        help="also write one picture of all images (up to 20) and their classes, blocks merged",
+    )
     return parser
 
 

@@ -21,7 +21,7 @@ class ClassEvidence:
       number: of the class.
       name: of the class.
       logit: of the class, as the model computes it.
-      probability: its softmax.
+      probability: of the class, see `Trained.probabilities`.
       attention: float32 `[head_num, rows, columns]`; each block sums to one.
       contributions: float32 `[head_num, rows, columns]`.
       bias: float32 `[head_num]`.
@@ -80,6 +80,7 @@ class Explainer:
                 " with the NOAH head can be explained"
             )
         self._names = names
+        self._probabilities = trained.probabilities
         self._weights = jax.device_put((trained.params, trained.stats))
         self._transform = preprocessing.transform()
         options = model.evaluation_options()
@@ -118,8 +119,7 @@ class Explainer:
         with jax.default_matmul_precision("float32"):
             found = self._contributions(*self._weights, pixels[None], np.array(classes, np.int32))
         attention, contributions, bias = (np.asarray(x)[0] for x in found)
-        exponentials = np.exp(logits - logits.max())
-        probabilities = exponentials / exponentials.sum()
+        probabilities = np.asarray(self._probabilities(logits))
         return Explanation(
             pixels,
             tuple(

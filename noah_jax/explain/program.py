@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
+from PIL import Image
 from tqdm import tqdm
 
 from noah_jax import report
@@ -17,6 +18,7 @@ from noah_jax.data.files import FileSource, find_images
 from noah_jax.experiment import enable_compilation_cache
 from noah_jax.explain.explanation import Explainer, Explanation
 from noah_jax.explain.overlay import common_scale, strip
+from noah_jax.explain.overview import MOST_IMAGES, overview
 from noah_jax.explain.page import render_page
 from noah_jax.trained import load_one
 
@@ -47,6 +49,10 @@ def explain_all(given: argparse.Namespace) -> int:
     enable_compilation_cache(default_config().compilation_cache)
 
     paths = find_images(given.image)
+    if given.overview and not given.overview.endswith(".png"):
+        raise UsageError(f"--overview {given.overview}: the name must end in .png")
+    if given.overview and len(paths) > MOST_IMAGES:
+        raise UsageError(f"--overview takes up to {MOST_IMAGES} images, not {len(paths)}")
     source = FileSource(paths)
     explained: list[tuple[str, list[Explanation]]] = []
     for index in tqdm(range(len(paths)), unit=" images", disable=None, leave=False):
@@ -73,6 +79,9 @@ def explain_all(given: argparse.Namespace) -> int:
     folder = epath.Path(given.output)
     pictures = _write(folder, explained, [model.path for model in models])
     report.say(f"{os.fspath(folder / 'index.html')} and {pictures} pictures beside it")
+    if given.overview:
+        _write_overview(epath.Path(given.overview), explained)
+        report.say(f"{given.overview}, all images in one")
     return 0 if len(explained) == len(paths) else 1
 
 
@@ -119,12 +128,29 @@ def _write(
         for evidence in zip(*(x.classes for x in by_model), strict=True):
             scale = common_scale(evidence)
             for letter, explanation, own in zip("ab", by_model, evidence, strict=False):
-                png = io.BytesIO()
-                strip(explanation, own, scale).save(png, "PNG")
                 which = f"_{letter}" if len(by_model) > 1 else ""
                 name = f"{number:03}_{stem}_class{own.number}{which}.png"
-                (folder / name).write_bytes(png.getvalue())
+                (folder / name).write_bytes(_png(strip(explanation, own, scale)))
                 count += 1
     page = render_page([path for path, _ in explained], models, [x for _, x in explained])
     report.write_text(folder / "index.html", page)
     return count
+
+
+def _write_overview(path: epath.Path, explained: Sequence[tuple[str, list[Explanation]]]) -> None:
+    """A row for each image and, of two checkpoints, for each of them; the file appears whole."""
+    rows = []
+    for image, by_model in explained:
+        name = os.path.splitext(os.path.basename(image))[0]
+        for letter, explanation in zip("ab", by_model, strict=False):
+            rows.append((f"{name}, {letter}" if len(by_model) > 1 else name, explanation))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.partial"
+    partial.write_bytes(_png(overview(rows)))
+    partial.replace(path)
+
+
+def _png(picture: Image.Image) -> bytes:
+    png = io.BytesIO()
+    picture.save(png, "PNG")
+    return png.getvalue()

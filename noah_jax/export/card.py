@@ -88,12 +88,13 @@ def _metrics(trained: Trained) -> Iterator[str]:
     if found is None:
         yield "None are recorded of these weights; `python -m noah_jax.evaluate` measures them."
     else:
-        yield "| top-1 | top-5 | loss | images |"
-        yield "|---|---|---|---|"
-        yield (
-            f"| {found['top1']:.2f} % | {found['top5']:.2f} % | {found['loss']:.4f} |"
-            f" {found['examples']:,} |"
-        )
+        columns = {"mAP": "map", "CF1": "cf1", "OF1": "of1"}
+        if not trained.multi_label:
+            columns = {"top-1": "top1", "top-5": "top5"}
+        percentages = " | ".join(f"{found[key]:.2f} %" for key in columns.values())
+        yield f"| {' | '.join(columns)} | loss | images |"
+        yield "|---" * (len(columns) + 2) + "|"
+        yield f"| {percentages} | {found['loss']:.4f} | {found['examples']:,} |"
     name = trained.model.name
     if "source" in trained.facts and name in published():
         yield ""

@@ -6,7 +6,8 @@
 
 Folders stand for all the images in them, at any depth; `-` for the paths on stdin, a line each.
 Images are prepared as in the training's own evaluation. --json prints one object a line, with
-file, class, name and probability; otherwise a line of text for each image.
+file, class, name and probability; otherwise a line of text for each image. Probabilities add up to
+one; of a model trained for several labels an image each class has its own instead.
 
 The exit code is 0 if every image was classified, 1 if some could not be read (each is named on
 stderr, the others are classified all the same) and after any other error.

@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from tqdm import tqdm
 
 from noah_jax import report
@@ -44,29 +44,33 @@ def predict(
 
     Yields:
       `{"file": ..., "classes": [{"class": 3, "name": ..., "probability": 0.9}, ...]}`, the most
-      likely class first.
+      likely class first. Of a model for several labels each probability is a class's own.
 
     Raises:
-      ValueError: if a probability is no number.
+      ValueError: if a logit is not finite.
     """
     count = min(top, trained.model.num_classes)
 
     def best(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
         del labels
-        probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits), count)
-        return {"probabilities": probabilities, "classes": classes}
+        # By the logits: probabilities that round to one another are in no order.
+        classes = jax.lax.top_k(logits, count)[1]
+        probabilities = jnp.take_along_axis(trained.probabilities(logits), classes, axis=-1)
+        finite = jnp.isfinite(logits).all(-1)
+        return {"probabilities": probabilities, "classes": classes, "finite": finite}
 
     batch_size = max(1, min(batch_size, len(paths)))
     inference = Inference(trained.model, trained.preprocessing, best, batch_size=batch_size)
     source = DecodedSource(FileSource(paths))
     for indices, found in inference.run(trained, source, damaged=damaged, num_threads=num_threads):
-        for index, classes, probabilities in zip(
+        for index, classes, probabilities, finite in zip(
             indices.tolist(),
             found["classes"].tolist(),
             found["probabilities"].tolist(),
+            found["finite"].tolist(),
             strict=True,
         ):
-            if not all(map(math.isfinite, probabilities)):
+            if not finite:
                 raise ValueError(f"{paths[index]}: the logits of {trained.path} are not finite")
             ranked = [
                 {"class": number, "name": names[number], "probability": probability}
