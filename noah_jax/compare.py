@@ -30,6 +30,7 @@ from noah_jax.report import fail
 HEADS = ("linear", "noah")
 _CONFIGS = ("configs/quickstart.py", "configs/sample.py:deit", "configs/sample.py:mixer")
 _RESTARTABLE = 75
+_MEASURES = {"top1": "top-1", "map": "mAP"}
 # What a head may change besides the model's name; all else must be alike.
 _OF_THE_HEAD = ("model.name", "model.head_drop_rate", "model.head_num", "model.key_ratio")
 
@@ -103,8 +104,8 @@ def summarise(runs: list[dict[str, Any]], heads: list[str]) -> list[dict[str, An
     """One row for every configuration and head, from the runs' results."""
     rows = []
     for config in dict.fromkeys(run["config"] for run in runs):
-        top1 = {
-            head: [r["top1"] for r in runs if r["config"] == config and r["head"] == head]
+        values = {
+            head: [r["value"] for r in runs if r["config"] == config and r["head"] == head]
             for head in heads
         }
         for head in heads:
@@ -115,20 +116,23 @@ def summarise(runs: list[dict[str, Any]], heads: list[str]) -> list[dict[str, An
                 "model": mine[0]["model"],
                 "num_params": mine[0]["num_params"],
                 "seeds": [r["seed"] for r in mine],
-                "top1": top1[head],
-                "mean": statistics.fmean(top1[head]),
-                "std": statistics.stdev(top1[head]) if len(mine) > 1 else float("nan"),
+                "measure": mine[0]["measure"],
+                "values": values[head],
+                "mean": statistics.fmean(values[head]),
+                "std": statistics.stdev(values[head]) if len(mine) > 1 else float("nan"),
             }
             if head != heads[0]:
-                row["difference"] = differences(top1[heads[0]], top1[head])
+                row["difference"] = differences(values[heads[0]], values[head])
             rows.append(row)
     return rows
 
 
 def table(rows: list[dict[str, Any]], heads: list[str]) -> str:
     """The rows in Markdown."""
+    measures = sorted({_MEASURES[row["measure"]] for row in rows}, reverse=True)
     lines = [
-        f"| model | parameters | seeds | top-1 | difference from {heads[0]}, 95 % interval |",
+        f"| model | parameters | seeds | {' or '.join(measures)} | difference from {heads[0]},"
+        " 95 % interval |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
@@ -144,7 +148,7 @@ def table(rows: list[dict[str, Any]], heads: list[str]) -> str:
 
 
 def draw_curves(runs: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Top-1 over the epochs: a panel for each configuration, a colour for each head."""
+    """What is measured over the epochs: a panel for each configuration, a colour for each head."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -158,12 +162,12 @@ def draw_curves(runs: list[dict[str, Any]], path: pathlib.Path) -> None:
         labelled = set()
         for run in (r for r in runs if r["config"] == config):
             head = run["head"]
-            epochs, top1 = zip(*run["curve"], strict=True)
+            epochs, values = zip(*run["curve"], strict=True)
             label = None if head in labelled else run["model"]
             labelled.add(head)
             color = f"C{HEADS.index(head)}"
-            axis.plot(epochs, top1, color=color, alpha=0.8, label=label, marker=".")
-        axis.set(title=config, xlabel="epoch", ylabel="top-1 (%)")
+            axis.plot(epochs, values, color=color, alpha=0.8, label=label, marker=".")
+        axis.set(title=config, xlabel="epoch", ylabel=f"{_MEASURES[run['measure']]} (%)")
         axis.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -190,8 +194,9 @@ def _results(directory: Any, expected: dict[str, Any]) -> dict[str, Any] | None:
     epochs = {line["step"]: line["epoch"] for line in lines if line["split"] == "train"}
     last_step, last_epoch = max(epochs.items(), default=(results["step"], expected["epochs"]))
     per_step = last_epoch / last_step
-    curve = [(line["step"] * per_step, line["top1"]) for line in lines if line["split"] == "eval"]
-    return {**results, "curve": curve}
+    measure = "map" if "map" in results else "top1"
+    curve = [(line["step"] * per_step, line[measure]) for line in lines if line["split"] == "eval"]
+    return {**results, "measure": measure, "value": results[measure], "curve": curve}
 
 
 def compare(
@@ -225,7 +230,7 @@ def compare(
             subprocess.run(command, check=True, stdout=sys.stderr)
             found = _results(directory, expected)
         print(
-            f"[{number}/{len(planned)}] {found['model']}, seed {seed}: {found['top1']:.2f} %",
+            f"[{number}/{len(planned)}] {found['model']}, seed {seed}: {found['value']:.2f} %",
             file=sys.stderr,
             flush=True,
         )

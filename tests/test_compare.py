@@ -66,7 +66,15 @@ def test_the_interval_is_students():
 
 def test_the_table():
     runs = [
-        dict(config="q", head=head, seed=seed, model=head, num_params=1000, top1=top1)
+        dict(
+            config="q",
+            head=head,
+            seed=seed,
+            model=head,
+            num_params=1000,
+            measure="top1",
+            value=top1,
+        )
         for head, values in {"linear": [50.0, 52.0], "noah": [51.0, 53.2]}.items()
         for seed, top1 in enumerate(values)
     ]
