@@ -64,7 +64,9 @@ def cut(request, monkeypatch):
     return set_classes
 
 
-@pytest.mark.parametrize("chunk", [3, 7, 10**6])  # parts with and without filling, all at once
+@pytest.mark.parametrize(
+    "chunk", [3, pytest.param(7, marks=pytest.mark.slow), 10**6]
+)  # parts with and without filling, all at once
 @pytest.mark.parametrize("kv_split", [True, False])
 @pytest.mark.parametrize("head_split", [True, False])
 def test_values_and_gradients_are_those_of_the_definition(cut, head_split, kv_split, chunk):
