@@ -197,6 +197,7 @@ def test_scaling_the_batch_scales_the_learning_rates_alone(tiny_config):
         build(tiny_config)
 
 
+@pytest.mark.slow
 def test_what_is_special_of_the_batch_is_said(tiny_config, tmp_path, capsys):
     tiny_config.epochs = 0.6
     tiny_config.scale_batch = 2.0

@@ -90,7 +90,8 @@ def test_a_step_on_eight_devices_exchanges_gradients_and_statistics_alone(start)
 
 @pytest.mark.parametrize(
     ("batch_size", "mix_group", "group"),
-    [(64, 8, 16), (96, 12, 8)],  # on two devices; across the borders between two
+    # On two devices; across the borders between two.
+    [pytest.param(64, 8, 16, marks=pytest.mark.slow), (96, 12, 8)],
 )
 def test_batch_norm_groups_that_span_devices_exchange_sums_alone(
     start, batch_size, mix_group, group

@@ -19,6 +19,7 @@ class _Numbers:
     """A source whose image i is filled with i."""
 
     cached = False
+    label_shape = ()
 
     def __init__(self, length: int):
         self._length = length
@@ -228,7 +229,7 @@ def test_a_large_batch_is_made_of_parts():
         np.testing.assert_array_equal(joined, np.concatenate([batch[key] for batch in small]))
 
 
-@pytest.mark.parametrize("name", [SAMPLE, "folder"])
+@pytest.mark.parametrize("name", [pytest.param(SAMPLE, marks=pytest.mark.slow), "folder"])
 def test_worker_processes_change_nothing(name, class_folders, monkeypatch):
     # Processes share the threads: three workers of which each prepares every third part.
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")

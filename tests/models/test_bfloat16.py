@@ -39,23 +39,24 @@ def _train_step(name: str, **arguments) -> str:
 
 
 RATES = dict(drop_rate=0.1, drop_path_rate=0.1)
+SLOW = pytest.mark.slow  # compiles for 10 to 25 s
 
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
         ("noah_resnet18", {}),
-        ("resnet50", dict(remat=True)),
-        ("noah_mobilenetv2_035", {}),
-        ("mobilenetv3_small", {}),
-        ("noah_shufflenetv2_050", {}),
+        pytest.param("resnet50", dict(remat=True), marks=SLOW),
+        pytest.param("noah_mobilenetv2_035", {}, marks=SLOW),
+        pytest.param("mobilenetv3_small", {}, marks=SLOW),
+        pytest.param("noah_shufflenetv2_050", {}, marks=SLOW),
         ("noah_deit_tiny_050_patch16_224", RATES),
         ("deit_tiny_050_patch16_224", RATES),
-        ("noah_pvt_tiny_050", RATES),
+        pytest.param("noah_pvt_tiny_050", RATES, marks=SLOW),
         ("noah_mixer_s32_224", RATES),
-        ("gmixer_12_224", RATES),
-        ("noah_resmlp_12_224", RATES),
-        ("noah_gmlp_ti16_050_224", RATES),
+        pytest.param("gmixer_12_224", RATES, marks=SLOW),
+        pytest.param("noah_resmlp_12_224", RATES, marks=SLOW),
+        pytest.param("noah_gmlp_ti16_050_224", RATES, marks=SLOW),
     ],
 )
 def test_no_float32_is_multiplied(name, arguments):

@@ -241,8 +241,15 @@ def test_linear_rates():
     assert linear_rates(0.3, 1) == [0]
 
 
-@pytest.mark.parametrize("heads", [1, 3])
-@pytest.mark.parametrize(("tokens", "others"), [(12, 5), (9, 9)])
+@pytest.mark.parametrize(
+    ("tokens", "others", "heads"),
+    [
+        (12, 5, 3),
+        (9, 9, 1),
+        pytest.param(12, 5, 1, marks=pytest.mark.slow),
+        pytest.param(9, 9, 3, marks=pytest.mark.slow),
+    ],
+)
 def test_attention_on_cpus_is_jaxs(heads, tokens, others):
     keys = jax.random.split(KEY, 4)
     query, cotangent = (jax.random.normal(k, (2, tokens, heads, 8)) for k in keys[:2])
