@@ -106,6 +106,7 @@ def test_batch_norm_groups_that_span_devices_exchange_sums_alone(
     assert sent < report["parameter_bytes"] + 4 * groups * report["statistics_bytes"]
 
 
+@pytest.mark.slow
 def test_groups_that_span_devices_exchange_more(start):
     spanning = start("deit", "--topology=cpu:8", "--config.mix_group=16", "--json")
     report = json.loads(output_of(spanning, code=0))

@@ -60,7 +60,8 @@ def _save(folder, name, **arguments):
     """A folder as the converter makes it; returns the model and its parameters."""
     model = create_model(name, **arguments)
     params, stats = jax.jit(model.init)(jax.random.key(1))
-    workdir.prepare(epath.Path(folder), {}, model)
+    names = [str(i) for i in range(model.num_classes)]
+    workdir.prepare(epath.Path(folder), {}, model, names)
     save_model(folder / workdir.CHECKPOINTS, {"params": params, "stats": stats})
     return model, _flat(params)
 

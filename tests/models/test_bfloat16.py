@@ -78,7 +78,12 @@ def _sample(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "case", ["mobilenetv2_035_noah", "deit_tiny_050_noah", "mixer_s16_050_noah"]
+    "case",
+    [
+        pytest.param("mobilenetv2_035_noah", marks=SLOW),
+        "deit_tiny_050_noah",
+        "mixer_s16_050_noah",
+    ],
 )
 def test_trained_weights_predict_the_same(case, golden):
     folder = golden / "checkpoints"

@@ -173,6 +173,7 @@ def test_features_only(name, shape):
     assert jax.eval_shape(whole.features, *whole.abstract(), images).shape == shape
 
 
+@pytest.mark.slow
 def test_features_only_gives_what_the_head_takes():
     arguments = dict(num_classes=3, stem="small", width=4, head_num=2)
     whole = create_model("noah_resnet18", **arguments)

@@ -33,7 +33,13 @@ def test_the_same_numbers():
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet50", "noah_mobilenetv2_100", "mobilenetv3_large", "noah_shufflenetv2_100"]
+    "name",
+    [
+        "resnet50",
+        pytest.param("noah_mobilenetv2_100", marks=pytest.mark.slow),
+        pytest.param("mobilenetv3_large", marks=pytest.mark.slow),
+        pytest.param("noah_shufflenetv2_100", marks=pytest.mark.slow),
+    ],
 )
 def test_less_is_kept(name):
     def kept(remat):
