@@ -36,7 +36,10 @@ def test_all_logits(golden, capsys):
     assert "112 of 112 agree" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["noah_resmlp_12_224", "noah_shufflenetv2_050"])
+@pytest.mark.parametrize(
+    "name",
+    ["noah_resmlp_12_224", pytest.param("noah_shufflenetv2_050", marks=pytest.mark.slow)],
+)
 def test_training(name, golden, capsys):
     arguments = ["--golden", str(golden), "--train"]
     assert parity([*arguments, "--models", name]) == 0
@@ -69,6 +72,7 @@ def test_wrong_logits_fail_and_stand_first(golden, tmp_path, capsys):
     assert summary == "1 of 2 agree"
 
 
+@pytest.mark.slow
 def test_wrong_training_fails(golden, tmp_path, capsys):
     _copy(golden, tmp_path, "golden.json", "models.json.gz", "train.npz")
     name = "noah_mixer_s16_050_224"

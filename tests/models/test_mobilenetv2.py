@@ -54,6 +54,7 @@ def test_any_image_size_works(size, positions):
     assert map_shape("mobilenetv2_035", size) == (2, *positions, 1280)
 
 
+@pytest.mark.slow
 def test_trains_and_evaluates_with_dropout_in_the_head():
     train_and_evaluate("noah_mobilenetv2_035", head_drop_rate=0.5)
 
