@@ -50,6 +50,7 @@ def test_any_image_size_works(size, positions):
     assert map_shape("shufflenetv2_050", size, head=MapProbe()) == (2, *positions, 1024)
 
 
+@pytest.mark.slow
 def test_trains_and_evaluates():
     train_and_evaluate("noah_shufflenetv2_050")
 
