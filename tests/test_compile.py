@@ -88,10 +88,10 @@ def test_a_step_on_eight_devices_exchanges_gradients_and_statistics_alone(start)
     assert report["memory"]["needed"] == sum(report["memory"][part] for part in needed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch_size", "mix_group", "group"),
-    # On two devices; across the borders between two.
-    [pytest.param(64, 8, 16, marks=pytest.mark.slow), (96, 12, 8)],
+    [(64, 8, 16), (96, 12, 8)],  # on two devices; across the borders between two
 )
 def test_batch_norm_groups_that_span_devices_exchange_sums_alone(
     start, batch_size, mix_group, group
