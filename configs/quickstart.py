@@ -7,30 +7,20 @@ Both variants share seed, data order and everything but the head. The small stem
 final map of 4x4 positions, so that there is something to attend to.
 """
 
-from noah_jax.config import default_config
+from noah_jax.config import sample_config
 
 
 def get_config(variant: str = "noah"):
     """The configuration of a variant: "noah" (the default) or "linear"."""
     if variant not in ("noah", "linear"):
         raise ValueError(f"quickstart has the variants noah and linear, got {variant!r}")
-    config = default_config()
+    config = sample_config()
     config.model.name = "noah_resnet18" if variant == "noah" else "resnet18"
-    config.model.image_size = 28
     config.model.stem = "small"
     config.model.width = 8
     config.model.batch_norm_group = 8  # on one device each, with up to four
 
-    config.dataset = "fashion_mnist_sample"
-    config.data.mean = (0.286, 0.286, 0.286)
-    config.data.std = (0.353, 0.353, 0.353)
-    config.data.crop = "none"
-    config.data.cache = True
-    config.data.num_threads = 2
-
-    config.epochs = 4.0
     config.batch_size = 32
-    config.eval_batch_size = 100
 
     config.optim.learning_rate = 0.1
     config.optim.warmup_epochs = 0.5

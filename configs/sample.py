@@ -7,7 +7,7 @@ share seed, data order and everything but the head. Patches of 7 x 7 pixels leav
 4 x 4 positions. A small ResNet is in `configs/quickstart.py`.
 """
 
-from noah_jax.config import default_config
+from noah_jax.config import sample_config
 
 _BACKBONES = {
     "deit": ("deit_tiny_patch16_224", {"num_heads": 4}),
@@ -21,25 +21,15 @@ def get_config(variant: str = ""):
     if backbone not in _BACKBONES:
         variants = [*_BACKBONES, *("noah_" + name for name in _BACKBONES)]
         raise ValueError(f"sample has the variants {', '.join(variants)}, got {variant!r}")
-    config = default_config()
+    config = sample_config()
     name, arguments = _BACKBONES[backbone]
     config.model.name = name if variant == backbone else "noah_" + name
-    config.model.image_size = 28
     config.model.patch_size = 7
     config.model.width = 64
     config.model.depth = 2
     config.model.update(arguments)
 
-    config.dataset = "fashion_mnist_sample"
-    config.data.mean = (0.286, 0.286, 0.286)
-    config.data.std = (0.353, 0.353, 0.353)
-    config.data.crop = "none"
-    config.data.cache = True
-    config.data.num_threads = 2
-
-    config.epochs = 4.0
     config.batch_size = 64
-    config.eval_batch_size = 100
 
     config.optim.name = "adamw"
     config.optim.learning_rate = 2e-3

@@ -16,6 +16,7 @@ VARIANT and `noah_VARIANT`. By default: a small ResNet, DeiT and Mixer on the em
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -24,12 +25,11 @@ import subprocess
 import sys
 from typing import Any
 
+from noah_jax.arguments import Parser, fail, run
 from noah_jax.config import UsageError, parse_command_line
-from noah_jax.report import fail
 
 HEADS = ("linear", "noah")
 _CONFIGS = ("configs/quickstart.py", "configs/sample.py:deit", "configs/sample.py:mixer")
-_RESTARTABLE = 75
 _MEASURES = {"top1": "top-1", "map": "mAP"}
 # What a head may change besides the model's name; all else must be alike.
 _OF_THE_HEAD = ("model.name", "model.head_drop_rate", "model.head_num", "model.key_ratio")
@@ -103,13 +103,11 @@ def differences(reference: list[float], other: list[float]) -> dict[str, float]:
 def summarise(runs: list[dict[str, Any]], heads: list[str]) -> list[dict[str, Any]]:
     """One row for every configuration and head, from the runs' results."""
     rows = []
-    for config in dict.fromkeys(run["config"] for run in runs):
-        values = {
-            head: [r["value"] for r in runs if r["config"] == config and r["head"] == head]
-            for head in heads
-        }
+    for config in dict.fromkeys(r["config"] for r in runs):
+        reference: list[float] = []
         for head in heads:
             mine = [r for r in runs if r["config"] == config and r["head"] == head]
+            values = [r["value"] for r in mine]
             row = {
                 "config": config,
                 "head": head,
@@ -117,12 +115,14 @@ def summarise(runs: list[dict[str, Any]], heads: list[str]) -> list[dict[str, An
                 "num_params": mine[0]["num_params"],
                 "seeds": [r["seed"] for r in mine],
                 "measure": mine[0]["measure"],
-                "values": values[head],
-                "mean": statistics.fmean(values[head]),
-                "std": statistics.stdev(values[head]) if len(mine) > 1 else float("nan"),
+                "values": values,
+                "mean": statistics.fmean(values),
+                "std": statistics.stdev(values) if len(mine) > 1 else float("nan"),
             }
-            if head != heads[0]:
-                row["difference"] = differences(values[heads[0]], values[head])
+            if head == heads[0]:
+                reference = values
+            else:
+                row["difference"] = differences(reference, values)
             rows.append(row)
     return rows
 
@@ -154,20 +154,21 @@ def draw_curves(runs: list[dict[str, Any]], path: pathlib.Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    configs = list(dict.fromkeys(run["config"] for run in runs))
+    configs = list(dict.fromkeys(r["config"] for r in runs))
     figure, axes = pyplot.subplots(
         1, len(configs), figsize=(4.5 * len(configs), 3.5), squeeze=False, layout="constrained"
     )
     for axis, config in zip(axes[0], configs, strict=True):
         labelled = set()
-        for run in (r for r in runs if r["config"] == config):
-            head = run["head"]
-            epochs, values = zip(*run["curve"], strict=True)
-            label = None if head in labelled else run["model"]
+        mine = [r for r in runs if r["config"] == config]
+        for one in mine:
+            head = one["head"]
+            epochs, values = zip(*one["curve"], strict=True)
+            label = None if head in labelled else one["model"]
             labelled.add(head)
             color = f"C{HEADS.index(head)}"
             axis.plot(epochs, values, color=color, alpha=0.8, label=label, marker=".")
-        axis.set(title=config, xlabel="epoch", ylabel=f"{_MEASURES[run['measure']]} (%)")
+        axis.set(title=config, xlabel="epoch", ylabel=f"{_MEASURES[mine[0]['measure']]} (%)")
         axis.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -245,31 +246,36 @@ def compare(
     return rows
 
 
-def main(argv: list[str]) -> int:
-    """Compares what the command line says; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m noah_jax.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Parser:
+    parser = Parser("python -m noah_jax.compare", __doc__)
     parser.add_argument("--config", nargs="+", default=list(_CONFIGS), metavar="FILE[:VARIANT]")
     parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=HEADS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workdir", default="runs/compare")
-    given, rest = parser.parse_known_args(argv[1:])
+    parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Compares what the command line says; returns the exit code."""
+    overrides = [word for word in argv[1:] if word.startswith("--config.")]
+    others = [word for word in argv[1:] if word not in overrides]
+    return run(functools.partial(_compare, overrides), _parser(), others)
+
+
+def _compare(overrides: list[str], given: argparse.Namespace) -> int:
+    if given.rest:
+        raise UsageError(f"unexpected argument {given.rest[0]!r}; see --help")
+    for what, values in (("--heads", given.heads), ("--seeds", given.seeds)):
+        if len(set(values)) < len(values):
+            raise UsageError(f"{what} names one twice: {' '.join(map(str, values))}")
     try:
-        if unknown := [word for word in rest if not word.startswith("--config.")]:
-            raise UsageError(f"unexpected argument {unknown[0]!r}; see --help")
-        for what, values in (("--heads", given.heads), ("--seeds", given.seeds)):
-            if len(set(values)) < len(values):
-                raise UsageError(f"{what} names one twice: {' '.join(map(str, values))}")
-        rows = compare(given.config, given.heads, given.seeds, given.workdir, rest)
+        rows = compare(given.config, given.heads, given.seeds, given.workdir, overrides)
     except subprocess.CalledProcessError as error:
+        from noah_jax.watchdog import RESTARTABLE
+
         fail(f"a training failed (exit code {error.returncode}); the same command goes on there")
-        return _RESTARTABLE if error.returncode == _RESTARTABLE else 1
-    except (UsageError, ValueError) as error:
-        return fail(error)
+        return RESTARTABLE if error.returncode == RESTARTABLE else 1
     print(table(rows, given.heads))
     print(f"written to {given.workdir}: compare.json, compare.md, curves.png", file=sys.stderr)
     return 0

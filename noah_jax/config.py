@@ -136,6 +136,21 @@ def default_config() -> ConfigDict:
     return config
 
 
+def sample_config() -> ConfigDict:
+    """What the configurations of the embedded sample of Fashion-MNIST share."""
+    config = default_config()
+    config.model.image_size = 28
+    config.dataset = "fashion_mnist_sample"
+    config.data.mean = (0.286, 0.286, 0.286)
+    config.data.std = (0.353, 0.353, 0.353)
+    config.data.crop = "none"
+    config.data.cache = True
+    config.data.num_threads = 2
+    config.epochs = 4.0
+    config.eval_batch_size = 100
+    return config
+
+
 def imagenet_config(
     variant: str, backbones: Sequence[str], *, noah_drop_rate: float = 0.0
 ) -> ConfigDict:

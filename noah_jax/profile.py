@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from noah_jax.report import say
+from noah_jax.report import copy_files, say
 
 FOLDER = "profile"
 
@@ -65,9 +65,5 @@ class StepProfile:
         local, self._local = self._local, None
         jax.profiler.stop_trace()
         if local != os.fspath(self._target):
-            for path in epath.Path(local).glob("**/*"):
-                if path.is_file():
-                    target = self._target / path.relative_to(local)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(path.read_bytes())
+            copy_files(epath.Path(local), self._target)
             shutil.rmtree(local)

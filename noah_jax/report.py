@@ -43,6 +43,15 @@ def write_text(path: epath.Path, text: str) -> None:
     partial.replace(path)
 
 
+def copy_files(source: epath.Path, target: epath.Path) -> None:
+    """Copies the files in a folder and its subfolders into another one, local or `gs://`."""
+    for path in source.glob("**/*"):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+
+
 def duration(seconds: float) -> str:
     """Seconds as `1:02:03` or `2:03`."""
     minutes, seconds = divmod(max(round(seconds), 0), 60)
@@ -92,11 +101,7 @@ class MetricWriter:
         self._file.flush()
         self._events.flush()
         if self._remote:
-            for path in self._local.glob("**/*"):
-                if path.is_file():
-                    target = self._target / path.relative_to(self._local)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(path.read_bytes())
+            copy_files(self._local, self._target)
 
     def close(self) -> None:
         """Flushes and closes the files."""

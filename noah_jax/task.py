@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 from clu import metrics as clu_metrics
 from ml_collections import ConfigDict
 
@@ -141,22 +140,15 @@ class MultiLabel:
         )
 
     def summarise(self, gathered: Gathered) -> dict[str, float]:
-        values = self._measure(gathered)
+        logits, labels, mask = jax.device_get((gathered.logits, gathered.labels, gathered.mask))
+        values = measure(logits[mask], labels[mask])
         del values["per_class"]
         loss = jax.device_get(gathered.loss)
         return {
             **values,
             "loss": float(loss.total) / float(loss.count),
-            "examples": int(np.sum(jax.device_get(gathered.mask))),
+            "examples": int(mask.sum()),
         }
-
-    def per_class(self, gathered: Gathered) -> list[float]:
-        """The exact average precision of each class in percent; NaN for one that never is."""
-        return self._measure(gathered)["per_class"]
-
-    def _measure(self, gathered: Gathered) -> dict[str, Any]:
-        logits, labels, mask = jax.device_get((gathered.logits, gathered.labels, gathered.mask))
-        return measure(logits[mask], labels[mask])
 
 
 def describe(values: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PROGRAMS = [
     *("train", "evaluate", "predict", "explain", "export"),
-    *("benchmark", "parity", "compile", "models"),
+    *("benchmark", "compare", "parity", "compile", "models"),
 ]
 SCRIPTS = [
     "convert_torch_weights.py",

@@ -14,19 +14,17 @@ Everything is of one device. The exit code is 0 if everything fits, 1 if somethi
 batch that does not, the program looks for a smaller one that does. Large models take minutes.
 """
 
-from noah_jax.arguments import show_help
+from noah_jax.arguments import Parser, show_help
 
 if __name__ == "__main__":
     show_help(__doc__)  # before the imports that take seconds
 
-import argparse
 import fnmatch
 import importlib.util
 import json
 import os
 import pathlib
 import sys
-from typing import NoReturn
 
 import jax
 from ml_collections import ConfigDict
@@ -40,16 +38,9 @@ from noah_jax.report import fail, say
 _CONFIGS = pathlib.Path("configs")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises a UsageError where argparse would print and exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 def main(argv: list[str]) -> int:
     """Compiles what the command line says; returns the exit code."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser("python -m noah_jax.compile", add_help=False)
     parser.add_argument("--topology")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--all", action="store_true")

@@ -24,8 +24,8 @@ _MAX_DAMAGED_IN_A_ROW = 100
 
 _PART = 32  # images that a thread prepares in one go
 _BATCHES_AHEAD = 2
-# Of all that is done for an image Python does about a thirtieth, under a lock that the
-# threads of a process share.
+# Of all that is done for an image Python does a small part, under a lock that the threads of
+# a process share.
 _THREADS_PER_PROCESS = 16
 
 

@@ -1,4 +1,4 @@
-"""Pillow's resize, compiled here: the same bytes in a third of the time.
+"""Pillow's resize, compiled here: the same bytes in less than half the time.
 
 Pillow (src/libImaging/Resample.c, version 13) resizes 8-bit images in two passes of sums in
 integers, one along each side, and goes through them pixel by pixel. Integers give the same

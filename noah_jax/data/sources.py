@@ -132,10 +132,7 @@ def _csv_folder(name: str) -> epath.Path | None:
     """The folder of CSV files that a dataset's name stands for; `None` if it is none."""
     if not name.startswith(_CSV):
         return None
-    root = epath.Path(name.removeprefix(_CSV)).expanduser()
-    if not root.is_dir():
-        raise ValueError(f"data folder {root} does not exist")
-    return root
+    return _existing(name.removeprefix(_CSV))
 
 
 def data_folder(name: str) -> epath.Path | None:
@@ -149,6 +146,10 @@ def data_folder(name: str) -> epath.Path | None:
     named = folder == name and "://" not in name and not name.startswith(starts)
     if named and not os.path.isdir(name):
         return None
+    return _existing(folder)
+
+
+def _existing(folder: str) -> epath.Path:
     root = epath.Path(folder).expanduser()
     if not root.is_dir():
         raise ValueError(f"data folder {folder} does not exist")
