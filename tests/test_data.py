@@ -30,9 +30,10 @@ class _Numbers:
     def __getitem__(self, index):
         return np.full((4, 4, 3), index, np.uint8), index % 7
 
-    def transformed(self, index, transform, random):
+    def drawn(self, index, transform, random):
         pixels, label = self[index]
-        return transform(pixels, random), label
+        pixels = transform(pixels, random)
+        return lambda: (pixels, label)
 
 
 def _take(source, transform=None, batch_size=8, **kwargs):

@@ -73,15 +73,26 @@ def decode_and_transform(
     Raises:
       DamagedImageError: see `decode`; `random` may have been used then.
     """
+    return draw_transform(data, transform, random, name)()
+
+
+def draw_transform(
+    data: bytes, transform: TrainTransform, random: np.random.Generator, name: str = "the image"
+) -> Callable[[], np.ndarray]:
+    """The first, small part of `decode_and_transform`; calling what it returns does the rest."""
     header = read_header(data)
-    if header is not None:
-        choices = transform.draw((header.width, header.height), random)
+    if header is None:
+        return lambda: transform(_decode_by_pillow(data, name), random)
+    choices = transform.draw((header.width, header.height), random)
+
+    def finish() -> np.ndarray:
         rows = None if choices.box is None else choices.box[3]
         pixels = decode_jpeg(data, header, rows=rows, fast=transform.fast)
-        if pixels is not None:
-            return transform.apply(pixels, choices)
-        return transform.apply(_decode_by_pillow(data, name), choices)
-    return transform(_decode_by_pillow(data, name), random)
+        if pixels is None:
+            pixels = _decode_by_pillow(data, name)
+        return transform.apply(pixels, choices)
+
+    return finish
 
 
 class DecodedSource:
@@ -125,19 +136,24 @@ class DecodedSource:
             self._kept[index] = decoded
         return decoded
 
-    def transformed(
+    def drawn(
         self, index: int, transform: TrainTransform, random: np.random.Generator
-    ) -> tuple[np.ndarray, int]:
-        """The transformed image and its label.
+    ) -> Callable[[], tuple[np.ndarray, int]]:
+        """Reads an image and draws its transform; what is returned gives the result and its label.
 
-        Raises:
-          DamagedImageError: if the image cannot be decoded; `random` may have been used then.
+        That function raises a DamagedImageError if the image cannot be decoded; `random` may
+        have been used then.
         """
         if self._kept is not None:
-            pixels, label = self[index]
-            return transform(pixels, random), label
+
+            def transformed() -> tuple[np.ndarray, int]:
+                pixels, label = self[index]
+                return transform(pixels, random), label
+
+            return transformed
         data, label = self._source[index]
-        return decode_and_transform(data, transform, random, self._source.describe(index)), label
+        finish = draw_transform(data, transform, random, self._source.describe(index))
+        return lambda: (finish(), label)
 
 
 class DamagedImages:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax import dropout
-from noah_jax.dtypes import wide_einsum, widen
+from noah_jax.dtypes import widen
 from noah_jax.layers import (
     Dropout,
     LayerNorm,
@@ -48,31 +48,6 @@ def gelu(x: jax.Array) -> jax.Array:
 def _erf_gelu(x):
     wide = widen(x)
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
-
-
-def attend(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-    """Scaled dot-product attention; scores and softmax are at least float32.
-
-    Plain batches of matrix products with the heads in front, which is faster on CPUs than
-    `jax.nn.dot_product_attention`, whose heads stay beside the channels.
-
-    Args:
-      query: `[batch, tokens, heads, channels]`.
-      keys: `[batch, other tokens, heads, channels]`.
-      values: as `keys`.
-
-    Returns:
-      `[batch, tokens, heads, channels]`.
-    """
-    query, keys, values = (x.swapaxes(1, 2) for x in (query, keys, values))
-    scores = wide_einsum("bhqc,bhkc->bhqk", query / math.sqrt(query.shape[-1]), keys)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    share = 1 / weights.sum(axis=-1, keepdims=True)
-    # The softmax's division, on whichever has fewer numbers.
-    few_keys = keys.shape[-2] < values.shape[-1]
-    weights = (weights * share if few_keys else weights).astype(values.dtype)
-    out = wide_einsum("bhqk,bhkc->bhqc", weights, values)
-    return (out if few_keys else out * share).astype(values.dtype).swapaxes(1, 2)
 
 
 def patch_grid(size: tuple[int, int], patch_size: int, what: str = "image_size") -> tuple[int, int]:

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.layers import Dropout, LayerNorm
+from noah_jax.models.attention import attend, project
 from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
-    attend,
     check_heads,
     check_image_size,
     check_rates,
@@ -45,9 +45,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         """`[batch, tokens, features]` -> the same shape."""
-        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
-        query, keys, value = (qkv[:, :, i] for i in range(3))
-        out = attend(query, keys, value)
+        out = attend(*project(self.qkv, x, 3, self.num_heads))
         return self.drop(self.proj(out.reshape(x.shape)), key)
 
 

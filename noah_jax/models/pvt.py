@@ -13,10 +13,10 @@ import numpy as np
 from flax import nnx
 
 from noah_jax.layers import Dropout, LayerNorm, conv, torch_default_bias, torch_default_kernel
+from noah_jax.models.attention import attend, project
 from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
-    attend,
     check_heads,
     check_rates,
     class_token,
@@ -66,9 +66,9 @@ class SpatialReductionAttention(nnx.Module):
         """`[batch, *positions, features]` -> the same shape; a map where there is a reduction."""
         batch = x.shape[0]
         reduced = self.norm(self.sr(x)) if self.reduction > 1 else x
-        query = self.q(x).reshape(batch, -1, self.num_heads, x.shape[-1] // self.num_heads)
-        kv = self.kv(reduced).reshape(batch, -1, 2, *query.shape[2:])
-        out = attend(query, kv[:, :, 0], kv[:, :, 1])
+        queries, others = (y.reshape(batch, -1, y.shape[-1]) for y in (x, reduced))
+        (query,) = project(self.q, queries, 1, self.num_heads)
+        out = attend(query, *project(self.kv, others, 2, self.num_heads))
         return self.drop(self.proj(out.reshape(x.shape)), key)
 
 

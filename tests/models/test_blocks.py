@@ -12,7 +12,7 @@ from vit_checks import BUILDS, equations, quick_jit, random_images, random_param
 
 from noah_jax import create_model
 from noah_jax.layers import Dropout, LayerNorm, drop_path
-from noah_jax.models import blocks, mlp
+from noah_jax.models import attention, blocks, mlp
 from noah_jax.models.base import _to_dict
 from noah_jax.models.blocks import linear_rates, patch_grid
 
@@ -256,7 +256,7 @@ def test_attention_on_cpus_is_jaxs(heads, tokens, others):
     k, v = (jax.random.normal(k, (2, others, heads, 8)) for k in keys[2:])
     native = functools.partial(jax.nn.dot_product_attention, implementation="xla")
     expected, native_pullback = jax.vjp(native, query, k, v)
-    out, pullback = jax.vjp(blocks.attend, query, k, v)
+    out, pullback = jax.vjp(attention.attend, query, k, v)
     np.testing.assert_allclose(out, expected, atol=1e-6)
     for ours, theirs in zip(pullback(cotangent), native_pullback(cotangent), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
