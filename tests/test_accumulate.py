@@ -80,7 +80,10 @@ def _states(kind, accumulate):
     return states
 
 
-@pytest.mark.parametrize(("kind", "accumulate"), [("resnet", 4), ("deit", 2)])
+@pytest.mark.parametrize(
+    ("kind", "accumulate"),
+    [("resnet", 4), pytest.param("deit", 2, marks=pytest.mark.slow)],
+)
 def test_parts_of_a_batch_give_the_step_of_the_whole(kind, accumulate):
     whole, parts = _states(kind, 1), _states(kind, accumulate)
     for a, b in zip(whole, parts, strict=True):

@@ -161,6 +161,7 @@ def test_position_embeddings_at_another_size(tmp_path, name):
     assert {k: x.shape for k, x in initial.params.items()} == shapes
 
 
+@pytest.mark.slow
 def test_pvt_at_another_size(tmp_path):
     sizes = dict(widths=(4, 4, 4, 4), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
     _, theirs = _save(tmp_path / "pvt", "pvt_tiny", image_size=64, num_classes=3, **sizes)

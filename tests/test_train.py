@@ -253,9 +253,8 @@ def _three_steps(config, tmp_path, devices, group) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-@pytest.mark.parametrize(  # on one device; across all four
-    "group", [pytest.param(4, marks=pytest.mark.slow), 16]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [4, 16])  # on one device; across all four
 def test_the_device_count_does_not_matter(tiny_config, tmp_path, group):
     tiny_config.batch_size = 16
     tiny_config.optim.learning_rate = 1e-3  # as while warming up

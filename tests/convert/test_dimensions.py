@@ -61,7 +61,13 @@ UNPUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments"), UNPUBLISHED)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow) if i % 2 else case
+        for i, case in enumerate(UNPUBLISHED)
+    ],
+)
 def test_unpublished_members_of_the_families(name, arguments):
     model = create_model(name, **arguments)
     found = find_model(files.shape_only_state(model))

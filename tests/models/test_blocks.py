@@ -262,6 +262,21 @@ def test_attention_on_cpus_is_jaxs(heads, tokens, others):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("others", [5, 9])  # fewer keys than channels, and more
+def test_the_attentions_gradient_has_a_gradient(others):
+    keys = jax.random.split(KEY, 4)
+    query = jax.random.normal(keys[0], (2, 6, 2, 8))
+    k, v = (jax.random.normal(key, (2, others, 2, 8)) for key in keys[1:3])
+    along = jax.random.normal(keys[3], query.shape)
+
+    def curvature(form):
+        slope = lambda q: jnp.vdot(jax.grad(lambda q: jnp.sin(form(q, k, v)).sum())(q), along)  # noqa: E731
+        return jax.grad(slope)(query)
+
+    native = functools.partial(jax.nn.dot_product_attention, implementation="xla")
+    np.testing.assert_allclose(curvature(attention.attend), curvature(native), atol=1e-5)
+
+
 def test_gelu_is_exact():
     x = jnp.linspace(-9, 9, 1001)
     expected = [0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x.tolist()]

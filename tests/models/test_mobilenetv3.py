@@ -64,7 +64,8 @@ def test_squeeze_excite_gates_channels():
     np.testing.assert_allclose(gate(x), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("head", [pytest.param("linear", marks=pytest.mark.slow), "noah"])
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["linear", "noah"])
 def test_trains_and_evaluates(head):
     train_and_evaluate("mobilenetv3_small" if head == "linear" else "noah_mobilenetv3_small")
 

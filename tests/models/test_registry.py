@@ -188,6 +188,7 @@ def test_features_only_gives_what_the_head_takes():
     assert jnp.array_equal(features, whole.features(params, stats, images))
 
 
+@pytest.mark.slow
 def test_numpy_weights_are_not_written_to():
     model = create_model("resnet18", num_classes=3, stem="small", width=4)
     params, stats = jax.tree.map(np.asarray, model.init(jax.random.key(0)))
