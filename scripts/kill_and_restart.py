@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 120
 SETTINGS = {
     "epochs": STEPS * 32 / 10_000,
+    "optim.warmup_epochs": 0.1,
     "mixup": 0.8,
     "mix_group": 8,
     "ema_decay": 0.99,
@@ -100,6 +101,7 @@ def main() -> int:
     training = time.monotonic() - begin
     print(f"undisturbed: codes {codes}, {training:.0f} s of training", flush=True)
     if any(codes):
+        print(f"the training failed, see {log_file(undisturbed, 0)}")
         return 1
 
     chance = random.Random(arguments.seed)
