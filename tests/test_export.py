@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from noah_jax import create_model, head, load_model
 from noah_jax.export.__main__ import main
+from noah_jax.export.artifact import PLATFORMS
 
 # Runs the artifact where neither this package nor Flax can be imported.
 _ALONE = """
@@ -66,6 +67,24 @@ def test_what_lies_beside_it(exported, tiny_run):
     results = json.loads((pathlib.Path(tiny_run) / "results.json").read_text())
     assert f"| {results['top1']:.2f} % |" in card and "after step 12" in card
     assert '"optim"' in card  # the configuration
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("noah_deit_tiny_patch16_224", dict(width=24, depth=1)),
+        ("deit_tiny_patch16_224", dict(width=24, depth=1)),
+        ("noah_pvt_tiny", dict(widths=(8,) * 4, depths=(1,) * 4, num_heads=(1,) * 4)),
+        ("noah_mixer_s16_224", dict(width=24, depth=1)),
+        ("noah_gmlp_ti16_224", dict(width=24, depth=1)),
+    ],
+)
+def test_other_families_are_for_all_platforms_and_any_batch(name, arguments):
+    model = create_model(name, num_classes=3, image_size=32, **arguments).portable()
+    images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), 32, 32, 3), jnp.float32)
+    logits = jax.jit(functools.partial(model.apply, train=False))
+    found = jax.export.export(logits, platforms=PLATFORMS)(*model.abstract(), images)
+    assert found.platforms == PLATFORMS
 
 
 def test_a_kernel_for_one_platform_is_not_exported(monkeypatch):

@@ -146,13 +146,12 @@ def _load_for_training(
     for i, (row, finish) in enumerate([(row, drawn(row)) for row in rows]):
         # An image that cannot be decoded is replaced by the next one of the source, not of the
         # order, so that what stands in for it is always the same.
-        for offset in range(1, count + 1):
+        for offset in range(count):
             try:
-                image[i], label[i] = finish()
+                image[i], label[i] = (drawn(row, offset) if offset else finish)()
                 break
             except DamagedImageError as error:
                 errors.append(error)
-                finish = drawn(row, offset)
         else:
             raise ValueError(f"{count} images in a row cannot be decoded; the last: {errors[-1]}")
     return {"image": image, "label": label}, errors

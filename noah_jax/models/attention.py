@@ -26,13 +26,19 @@ def attend(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
     Returns:
       `[batch, tokens, heads, channels]`.
     """
-    return _forward(query, keys, values)[0]
+    return _attend(query, keys, values, pin=False)[0]
 
 
 def _forward(query, keys, values):
+    return _attend(query, keys, values, pin=True)
+
+
+def _attend(query, keys, values, *, pin):
     kept = query, keys, values
     query, keys, values = _heads_first(*kept)
-    scores = _row_major(wide_einsum("bhqc,bhkc->bhqk", query, keys))
+    scores = wide_einsum("bhqc,bhkc->bhqk", query, keys)
+    if pin:  # while training only: `jax.export` refuses pinned layouts
+        scores = _row_major(scores)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     share = 1 / weights.sum(axis=-1, keepdims=True)
     # The softmax's division, on whichever has fewer numbers.
