@@ -24,6 +24,7 @@ from noah_jax import dropout as dropouts
 from noah_jax.chunked import Operands, chunked_poca
 from noah_jax.dtypes import wide_einsum
 from noah_jax.pallas_tpu import sharded_poca, tpu_plan
+from noah_jax.pallas_tpu_map import map_plan, sharded_map_poca
 
 # How `poca` is computed.
 IMPLEMENTATIONS = ("auto", "xla", "pallas", "reference")
@@ -160,6 +161,7 @@ def poca(
     dropout: float = 0.0,
     dropout_key: dropouts.Key | None = None,
     implementation: str = "auto",
+    positions_first: bool = False,
 ) -> jax.Array:
     """Pairwise object category attentions.
 
@@ -184,6 +186,10 @@ def poca(
         kernel cannot be partitioned by the compiler: on several devices it is taken only
         under `jax.set_mesh` (or `jax.sharding.use_abstract_mesh`), and splits the batch over
         the whole mesh. All give the same numbers, dropout's masks included.
+      positions_first: whether the features `[batch, rows, columns, channels]` come from
+        convolutions, so that XLA for TPUs lays them out positions first; a kernel then takes
+        them so (without dropout, and where channels are split), or else batch first, and what
+        lies otherwise is copied.
 
     Returns:
       float32 logits, `[batch, num_classes]`.
@@ -209,30 +215,46 @@ def poca(
     if implementation == "reference":
         return _reference(query_part, value_part, query, value, seeds, head_split, dropout)
     operands = _operands(query_part, value_part, query, value, head_split)
-    chunks = {
-        "cpu": functools.partial(chunked_poca, dropout=dropout, unrolled=False),
-        "default": functools.partial(chunked_poca, dropout=dropout, unrolled=True),
+    forms = {
+        "cpu": functools.partial(_in_chunks, dropout=dropout, unrolled=False),
+        "default": functools.partial(_in_chunks, dropout=dropout, unrolled=True),
     }
-    kernels = {}
     rate = 0.0 if seeds is None else dropout
+    as_map = features if positions_first and not rate else None
     if implementation == "pallas":
-        kernels = _kernels(operands, rate, {"cpu": True, "tpu": False})
+        forms |= _kernels(as_map, operands, rate, {"cpu": True, "tpu": False})
     elif implementation == "auto" and features.dtype == jnp.bfloat16:
-        kernels = _kernels(operands, rate, {"tpu": False})
-    return jax.lax.platform_dependent(operands, seeds, **(chunks | kernels))
+        forms |= _kernels(as_map, operands, rate, {"tpu": False})
+    return jax.lax.platform_dependent(features, operands, seeds, **forms)
 
 
-def _kernels(operands, rate, platforms):
-    """What computes the head by platform (which says whether it is emulated), if shapes fit."""
-    plans = {
-        name: tpu_plan(operands, dropout=rate, interpret=interpret)
-        for name, interpret in platforms.items()
-    }
-    return {
-        name: functools.partial(sharded_poca, plan)
-        for name, plan in plans.items()
-        if plan is not None
-    }
+def _in_chunks(_, operands, seeds, **options):
+    return chunked_poca(operands, seeds, **options)
+
+
+def _kernels(as_map, operands, rate, platforms):
+    """What computes the head by platform (which says whether it is emulated), if shapes fit.
+
+    From the map where there is one to take whole, or else from its parts.
+    """
+    kernels = {}
+    for name, interpret in platforms.items():
+        plan = None if as_map is None else map_plan(as_map, operands, interpret=interpret)
+        if plan is not None:
+            kernels[name] = functools.partial(_from_map, plan)
+            continue
+        plan = tpu_plan(operands, dropout=rate, interpret=interpret)
+        if plan is not None:
+            kernels[name] = functools.partial(_from_parts, plan)
+    return kernels
+
+
+def _from_map(plan, features, operands, _):
+    return sharded_map_poca(plan, features, operands)
+
+
+def _from_parts(plan, _, operands, seeds):
+    return sharded_poca(plan, operands, seeds)
 
 
 def _reference(query_part, value_part, query, value, seeds, head_split, dropout):
@@ -402,6 +424,7 @@ class NOAH(nnx.Module):
       dropout: rate of the dropout on the values while training.
       dtype: the dtype of the two projections; the logits are always float32.
       implementation: see `poca`.
+      positions_first: see `poca`.
       kernel_init: initialiser of both kernels, of shape `[head_num, in, num_classes]`;
         `None` is the original's.
       rngs: source of the initial weights.
@@ -422,6 +445,7 @@ class NOAH(nnx.Module):
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
         implementation: str = "auto",
+        positions_first: bool = False,
         kernel_init: nnx.Initializer | None = None,
         rngs: nnx.Rngs,
     ):
@@ -449,6 +473,7 @@ class NOAH(nnx.Module):
         self.dropout = dropout
         self.dtype = dtype
         self.implementation = implementation
+        self.positions_first = positions_first
 
     def __call__(
         self, features: jax.Array, *, train: bool, key: jax.Array | None = None
@@ -466,6 +491,7 @@ class NOAH(nnx.Module):
             dropout=self.dropout,
             dropout_key=key if train else None,
             implementation=self.implementation,
+            positions_first=self.positions_first,
         )
 
     def attention(self, features: jax.Array, classes: jax.Array) -> jax.Array:

@@ -5,7 +5,6 @@ variance of BatchNorm, explicit symmetric padding, activations whose gradient va
 their bounds, and the initialisers.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,8 @@ from flax import nnx
 
 from noah_jax import dropout as dropouts
 from noah_jax.convolutions import depthwise_conv, image_conv, pointwise_conv
-from noah_jax.dtypes import wide_dtype, wide_einsum, widen
+from noah_jax.dtypes import wide_einsum, widen
+from noah_jax.normalisation import normalise_channels, normalise_groups
 
 # PyTorch's fan-out includes the whole kernel and all output channels, as here for HWIO.
 kaiming_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -201,60 +201,13 @@ class BatchNorm(nnx.Module):
                 f"BatchNorm needs more than one value per channel to train, got a group of {group}"
                 f" image(s) of shape {x.shape[1:]}; choose a larger batch_norm_group or image"
             )
-        wide = widen(x)
-        if _lie_across(batch, group):
-            mean_of, for_images = _sums_by_product(wide, group)
-        else:
-            wide = wide.reshape(batch // group, group, *x.shape[1:])
-            axes = tuple(range(1, wide.ndim - 1))
-            mean_of, for_images = lambda y: y.mean(axes, keepdims=True), lambda y: y
-        mean = mean_of(wide)
-        centred = wide - for_images(mean)
-        var = mean_of(jnp.square(centred))
-        factor = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-        out = centred * for_images(factor) + self.bias[...]
-
+        out, mean, var = normalise_groups(
+            group, self.epsilon, x, self.scale[...], self.bias[...], self.mean[...]
+        )
         m = self.momentum
-        new_mean = jax.lax.stop_gradient(mean).reshape(-1, x.shape[-1]).mean(0)
-        new_var = jax.lax.stop_gradient(var).reshape(-1, x.shape[-1]).mean(0)
-        self.mean[...] = (1 - m) * self.mean[...] + m * new_mean
-        self.var[...] = (1 - m) * self.var[...] + m * new_var * (count / (count - 1))
-        return out.reshape(x.shape).astype(self.dtype)
-
-
-def _lie_across(batch: int, group: int) -> bool:
-    """Whether groups lie across the borders between devices, each with a part of its own there.
-
-    Groups that fill whole devices, or of which devices hold whole ones, do not.
-    """
-    each = batch // max(jax.sharding.get_abstract_mesh().size, 1)
-    return bool(each and each % group and group % each)
-
-
-def _sums_by_product(x: jax.Array, group: int) -> tuple[Callable, Callable]:
-    """Means over groups and what turns a group's value into its images', without reshaping.
-
-    An axis of groups cannot be shared by devices whose borders are not the groups': XLA would
-    gather the whole batch. As a product over the images, the devices exchange sums alone.
-
-    Args:
-      x: `[batch, *spatial, channels]`.
-      group: images per group.
-
-    Returns:
-      From an array like `x` to `[groups, channels]`, and from there to `[batch, 1, ..., channels]`.
-    """
-    batch, spatial = len(x), tuple(range(1, x.ndim - 1))
-    member = jax.nn.one_hot(jnp.arange(batch) // group, batch // group, dtype=x.dtype)
-    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-
-    def mean_of(y: jax.Array) -> jax.Array:
-        return product("bg,bc->gc", member, y.mean(spatial)) / group
-
-    def for_images(y: jax.Array) -> jax.Array:
-        return jnp.expand_dims(product("bg,gc->bc", member, y), spatial)
-
-    return mean_of, for_images
+        self.mean[...] = (1 - m) * self.mean[...] + m * mean
+        self.var[...] = (1 - m) * self.var[...] + m * var * (count / (count - 1))
+        return out.astype(self.dtype)
 
 
 class ConvNorm(nnx.Module):
@@ -300,11 +253,11 @@ class ConvNorm(nnx.Module):
         return x if self.activation is None else self.activation(x)
 
 
-class LayerNorm(nnx.LayerNorm):
+class LayerNorm(nnx.Module):
     """LayerNorm over the channels: float32 inside, whatever the dtypes around it.
 
-    The variance is the mean squared distance from the mean, as PyTorch's: Flax's default,
-    E[x^2] - E[x]^2, loses digits where the mean is large.
+    Of float32 the variance is the mean squared distance from the mean, as PyTorch's: Flax's
+    default, E[x^2] - E[x]^2, loses digits where the mean is large.
 
     Args:
       num_features: channels.
@@ -316,19 +269,16 @@ class LayerNorm(nnx.LayerNorm):
     def __init__(
         self, num_features: int, *, epsilon: float, dtype: Any = jnp.float32, rngs: nnx.Rngs
     ):
-        super().__init__(
-            num_features,
-            epsilon=epsilon,
-            dtype=wide_dtype(dtype),
-            param_dtype=jnp.float32,
-            use_fast_variance=False,
-            rngs=rngs,
-        )
-        self.output_dtype = dtype
+        del rngs
+        self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
+        self.epsilon = epsilon
+        self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises `[..., num_features]` over the last axis."""
-        return super().__call__(x).astype(self.output_dtype)
+        out = normalise_channels(self.epsilon, x, self.scale[...], self.bias[...])
+        return out.astype(self.dtype)
 
 
 def drop_path(x: jax.Array, rate: float, key: dropouts.Key | None) -> jax.Array:

@@ -22,10 +22,11 @@ from jax.experimental.pallas import tpu as pltpu
 from noah_jax import dropout as dropouts
 from noah_jax.chunked import Operands
 
-_LANES = 128
-_IMAGES = 16  # rows of a register of bfloat16
+LANES = 128
+IMAGES = 16  # rows of a register of bfloat16
+_UNROLL = 14  # positions at most that one trip of the innermost loops takes
 _ROWS = 6400  # positions times images of a tile
-_VMEM = 100 * 2**20  # bytes the kernels may take
+VMEM = 100 * 2**20  # bytes the kernels may take
 
 
 class Plan(NamedTuple):
@@ -55,12 +56,12 @@ class Plan(NamedTuple):
     @property
     def groups_of_images(self) -> int:
         """In a tile; the inner loops work on one group."""
-        return self.images // _IMAGES
+        return self.images // IMAGES
 
     @property
     def unroll(self) -> int:
         """Positions that one trip of the innermost loops takes."""
-        return math.gcd(self.positions, 4)
+        return max(n for n in range(1, _UNROLL + 1) if self.positions % n == 0)
 
 
 def tpu_plan(
@@ -79,7 +80,7 @@ def tpu_plan(
       devices: among how many the batch is split; by default as `sharded_poca` splits it.
     """
     groups, batch, positions, _ = operands.query_part.shape
-    devices = devices or _devices(interpret)
+    devices = devices or devices_of(interpret)
     if devices is None or batch % devices:
         return None
     batch //= devices
@@ -88,22 +89,24 @@ def tpu_plan(
     if dtype not in (jnp.bfloat16, jnp.float32) or jax.config.jax_enable_x64 or not positions:
         return None
     itemsize = dtype.itemsize
-    classes = _up(num_classes, _LANES)
-    chunk = 2 * _LANES if classes % (2 * _LANES) == 0 else _LANES
-    channels = _up(query_channels, 16) + _up(operands.value_kernel.shape[1] + bool(dropout), 16)
-    for images in range(batch // _IMAGES * _IMAGES, 0, -_IMAGES):
-        rows = _up(images * positions, _LANES)
+    chunk = chunk_of(num_classes)
+    classes = round_up(num_classes, chunk)
+    channels = round_up(query_channels, 16) + round_up(
+        operands.value_kernel.shape[1] + bool(dropout), 16
+    )
+    for images in range(batch // IMAGES * IMAGES, 0, -IMAGES):
+        rows = round_up(images * positions, LANES)
         features = rows * channels
         needed = (
             head_num * channels * classes * 4  # gradients of the weights
             + 2 * channels * classes * itemsize  # the weights
             + features * itemsize * 4  # features and their gradients, two buffers of each
             + features * 4  # sums of the gradients
-            + rows * _up(channels, _LANES) * itemsize  # features, transposed
+            + rows * round_up(channels, LANES) * itemsize  # features, transposed
             + 2 * rows * chunk * (4 + itemsize)  # scores, values and their gradients
             + 8 * images * classes * 4  # logits, log-sum-exp, outputs, cotangents
         )
-        fits = rows <= max(_ROWS, _up(_IMAGES * positions, _LANES)) and needed <= _VMEM
+        fits = rows <= max(_ROWS, round_up(IMAGES * positions, LANES)) and needed <= VMEM
         if batch % images == 0 and fits:
             return Plan(images, positions, groups, chunk, dropout, interpret)
     return None
@@ -145,13 +148,13 @@ def pallas_poca(plan: Plan, operands: Operands, seeds: dropouts.Seeds | None) ->
         value_kernel = jnp.concatenate([value_kernel, bias[:, None]], 1)
         numbers = jnp.append(seeds.words, seeds.images[0])
     parts = [_tiled(plan, part) for part in (query_part, value_part)]
-    kernels = [_padded_kernel(plan, kernel) for kernel in (query_kernel, value_kernel)]
+    kernels = [padded_kernel(plan, kernel) for kernel in (query_kernel, value_kernel)]
     logits = _tiles_poca(plan, *parts, *kernels, numbers)
     logits = logits.reshape(-1, logits.shape[-1])[:, : query_kernel.shape[-1]]
     return logits if plan.rate else logits + bias.sum(0)
 
 
-def _devices(interpret: bool) -> int | None:
+def devices_of(interpret: bool) -> int | None:
     """Over how many devices the batch is split; `None` where nothing tells."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.auto_axes:
@@ -160,7 +163,12 @@ def _devices(interpret: bool) -> int | None:
     return 1 if mesh.manual_axes or interpret or alone else None
 
 
-def _up(n: int, multiple: int) -> int:
+def chunk_of(num_classes: int) -> int:
+    """Classes worked on at a time."""
+    return LANES if round_up(num_classes, LANES) % (2 * LANES) else 2 * LANES
+
+
+def round_up(n: int, multiple: int) -> int:
     return math.ceil(n / multiple) * multiple
 
 
@@ -169,13 +177,13 @@ def _tiled(plan: Plan, part: jax.Array) -> jax.Array:
     groups, batch, positions, channels = part.shape
     shape = (groups, batch // plan.images, plan.images, positions, channels)
     part = part.reshape(shape).transpose(1, 0, 4, 3, 2).reshape(-1, groups, channels, plan.rows)
-    fill = _up(channels, 16) - channels, _up(plan.rows, _LANES) - plan.rows
+    fill = round_up(channels, 16) - channels, round_up(plan.rows, LANES) - plan.rows
     return jnp.pad(part, [(0, 0), (0, 0), (0, fill[0]), (0, fill[1])])
 
 
-def _padded_kernel(plan: Plan, kernel: jax.Array) -> jax.Array:
+def padded_kernel(plan: Plan, kernel: jax.Array) -> jax.Array:
     _, channels, classes = kernel.shape
-    fill = _up(channels, 16) - channels, _up(classes, plan.chunk) - classes
+    fill = round_up(channels, 16) - channels, round_up(classes, plan.chunk) - classes
     return jnp.pad(kernel, [(0, 0), (0, fill[0]), (0, fill[1])])
 
 
@@ -197,20 +205,20 @@ def _backward(plan, residuals, cotangent):
 _tiles_poca.defvjp(_forward, _backward)
 
 
-def _differentiated_once(f: Callable) -> Callable:
-    """Refuses in a plain word what would fail deep inside JAX."""
+def differentiated_once(f: Callable, *, static: tuple[int, ...] = (0,)) -> Callable:
+    """Refuses in a plain word what would fail deep inside JAX; `static` is not an array."""
 
     def refuse(*_):
         raise NotImplementedError(
             "the kernel of the NOAH head has no second derivatives; pass implementation='xla'"
         )
 
-    f = jax.custom_vjp(f, nondiff_argnums=(0,))
+    f = jax.custom_vjp(f, nondiff_argnums=static)
     f.defvjp(refuse, refuse)
     return f
 
 
-@_differentiated_once
+@differentiated_once
 def _outputs(plan, query_part, value_part, query_kernel, value_kernel, seeds):
     """Logits, and log-sum-exp and output of every block."""
     tiles, _, _, rows = query_part.shape
@@ -241,13 +249,13 @@ def _outputs(plan, query_part, value_part, query_kernel, value_kernel, seeds):
             *(pltpu.VMEM((rows, part.shape[2]), dtype) for part in (query_part, value_part)),
             *[pltpu.VMEM((rows, plan.chunk), jnp.float32)] * 2,
         ],
-        compiler_params=_COMPILER_PARAMS,
+        compiler_params=COMPILER_PARAMS,
         interpret=plan.interpret,
         name="noah_head_forward",
     )(seeds, query_part, value_part, *weights)
 
 
-@_differentiated_once
+@differentiated_once
 def _gradients(plan, residuals, cotangent):
     """Gradients of both parts and both kernels."""
     query_part, value_part, query_kernel, value_kernel, seeds, kept = residuals
@@ -283,7 +291,7 @@ def _gradients(plan, residuals, cotangent):
             *[pltpu.VMEM((rows, plan.chunk), jnp.float32)] * 2,
             *[pltpu.VMEM((rows, plan.chunk), dtype)] * 2,
         ],
-        compiler_params=_COMPILER_PARAMS,
+        compiler_params=COMPILER_PARAMS,
         interpret=plan.interpret,
         name="noah_head_backward",
     )(seeds, query_part, value_part, *weights, *kept, cotangent)
@@ -294,9 +302,7 @@ def _gradients(plan, residuals, cotangent):
     return *gradients[:2], to_query, to_value
 
 
-_COMPILER_PARAMS = pltpu.CompilerParams(
-    dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=_VMEM
-)
+COMPILER_PARAMS = pltpu.CompilerParams(vmem_limit_bytes=VMEM)
 
 
 def _part_spec(part):
@@ -321,22 +327,47 @@ def _forward_kernel(
 ):  # fmt: skip
     query_rows[...] = query_part[0, 0].T
     value_rows[...] = value_part[0, 0].T
-
     tile, block = pl.program_id(0), pl.program_id(1)
 
     @pl.when(block == 0)
     def _():
         logits[...] = jnp.zeros(logits.shape, logits.dtype)
 
+    attend(
+        plan, 0, (query_rows, value_rows), (query_kernel, value_kernel), (scores, values),
+        (logits, log_sums, outs), functools.partial(_keep, plan, seeds, tile, block),
+    )  # fmt: skip
+
+
+def attend(plan, block, rows, kernels, scratch, outputs, keep_of=None):
+    """Adds a block's logits, in a kernel.
+
+    Args:
+      plan: of the kernel.
+      block: which block of `kernels` and `outputs`.
+      rows: query and value channels of the block, `[rows, channels]`.
+      kernels: of query and value, `[blocks, channels, classes]`.
+      scratch: for scores and values, `[rows, chunk]`.
+      outputs: logits `[1, images, classes]`, which are added to; log-sum-exp and output of the
+        block, `[1, blocks, images, classes]`.
+      keep_of: what gives the dropout of some images and classes; see `_keep`.
+    """
+    (query_rows, value_rows), (query_kernel, value_kernel), (scores, values) = (
+        rows,
+        kernels,
+        scratch,
+    )
+    logits, log_sums, outs = outputs
+
     def chunk(index, _):
         classes = _slice(index, plan.chunk)
-        scores[...] = _dot(plan, query_rows[...], query_kernel[0, :, classes])
-        values[...] = _dot(plan, value_rows[...], value_kernel[0, :, classes])
+        scores[...] = _dot(plan, query_rows[...], query_kernel[block, :, classes])
+        values[...] = _dot(plan, value_rows[...], value_kernel[block, :, classes])
 
         def group(index, _):
-            images = _slice(index, _IMAGES)
-            shape = (_IMAGES, plan.chunk)
-            keep = _keep(plan, seeds, tile, block, images, classes)
+            images = _slice(index, IMAGES)
+            shape = (IMAGES, plan.chunk)
+            keep = keep_of(images, classes) if keep_of else _keep_all
 
             def peak(position, largest):
                 return jnp.maximum(largest, scores[_rows(plan, position, images)])
@@ -353,8 +384,8 @@ def _forward_kernel(
             total, out = _for_positions(plan, add, (zeros, zeros))
             out = out / total
             logits[0, images, classes] += out
-            log_sums[0, 0, images, classes] = largest + jnp.log(total)
-            outs[0, 0, images, classes] = out
+            log_sums[0, block, images, classes] = largest + jnp.log(total)
+            outs[0, block, images, classes] = out
             return 0
 
         return jax.lax.fori_loop(0, plan.groups_of_images, group, 0)
@@ -385,16 +416,52 @@ def _backward_kernel(
         query_sum[...] = jnp.zeros(query_sum.shape, jnp.float32)
         value_sum[...] = jnp.zeros(value_sum.shape, jnp.float32)
 
+    differentiate(
+        plan, 0, (query_rows, value_rows), (query_part.at[0, 0], value_part.at[0, 0]),
+        (query_kernel, value_kernel), (scores, values, to_scores, to_values),
+        (log_sums, outs, cotangent), (query_sum, value_sum),
+        (to_query_kernel.at[block], to_value_kernel.at[block]),
+        functools.partial(_keep, plan, seeds, tile, block),
+    )  # fmt: skip
+    to_query_part[0, 0] = query_sum[...].astype(to_query_part.dtype)
+    to_value_part[0, 0] = value_sum[...].astype(to_value_part.dtype)
+
+
+def differentiate(
+    plan, block, rows, columns, kernels, scratch, kept, to_columns, to_kernels, keep_of=None
+):
+    """Adds the gradients of a block's features and weights, in a kernel.
+
+    Args:
+      plan: of the kernel.
+      block: which block of `kernels` and `kept`.
+      rows: query and value channels of the block, `[rows, channels]`.
+      columns: the same, transposed.
+      kernels: of query and value, `[blocks, channels, classes]`.
+      scratch: for scores, values and their gradients, `[rows, chunk]`.
+      kept: log-sum-exp and output of the blocks, `[1, blocks, images, classes]`, and the logits'
+        cotangent, `[1, images, classes]`.
+      to_columns: gradients of `columns`, which are added to.
+      to_kernels: gradients of the block's weights, `[channels, classes]`, which are added to.
+      keep_of: what gives the dropout of some images and classes; see `_keep`.
+    """
+    (query_rows, value_rows), (query_columns, value_columns) = rows, columns
+    (query_kernel, value_kernel), (scores, values, to_scores, to_values) = kernels, scratch
+    log_sums, outs, cotangent = kept
+    (query_sum, value_sum), (to_query_kernel, to_value_kernel) = to_columns, to_kernels
+
     def chunk(index, _):
         classes = _slice(index, plan.chunk)
-        query_weights, value_weights = query_kernel[0, :, classes], value_kernel[0, :, classes]
+        query_weights = query_kernel[block, :, classes]
+        value_weights = value_kernel[block, :, classes]
         scores[...] = _dot(plan, query_rows[...], query_weights)
         values[...] = _dot(plan, value_rows[...], value_weights)
 
         def group(index, _):
-            images = _slice(index, _IMAGES)
-            keep = _keep(plan, seeds, tile, block, images, classes)
-            log_sum, out = log_sums[0, 0, images, classes], outs[0, 0, images, classes]
+            images = _slice(index, IMAGES)
+            keep = keep_of(images, classes) if keep_of else _keep_all
+            log_sum = log_sums[0, block, images, classes]
+            out = outs[0, block, images, classes]
             scale = cotangent[0, images, classes]
 
             def write(position, _):
@@ -409,15 +476,13 @@ def _backward_kernel(
             return 0
 
         jax.lax.fori_loop(0, plan.groups_of_images, group, 0)
-        to_query_kernel[block, :, classes] += _dot(plan, query_part[0, 0], to_scores[...])
-        to_value_kernel[block, :, classes] += _dot(plan, value_part[0, 0], to_values[...])
+        to_query_kernel[:, classes] += _dot(plan, query_columns[...], to_scores[...])
+        to_value_kernel[:, classes] += _dot(plan, value_columns[...], to_values[...])
         query_sum[...] += _dot(plan, query_weights, to_scores[...], transposed=True)
         value_sum[...] += _dot(plan, value_weights, to_values[...], transposed=True)
         return 0
 
     jax.lax.fori_loop(0, query_kernel.shape[2] // plan.chunk, chunk, 0)
-    to_query_part[0, 0] = query_sum[...].astype(to_query_part.dtype)
-    to_value_part[0, 0] = value_sum[...].astype(to_value_part.dtype)
 
 
 def _slice(index, size):
@@ -426,8 +491,8 @@ def _slice(index, size):
 
 def _rows(plan, position, images):
     """Where the scores of one position and a group of images lie."""
-    start = pl.multiple_of(position * plan.images + images.start, _IMAGES)
-    return pl.ds(start, _IMAGES), slice(None)
+    start = pl.multiple_of(position * plan.images + images.start, IMAGES)
+    return pl.ds(start, IMAGES), slice(None)
 
 
 def _for_positions(plan, body, carry):
@@ -452,8 +517,8 @@ def _dot(plan, left, right, *, transposed=False):
 def _keep(plan, seeds, tile, block, images, classes):
     """`(position, x) -> x` with dropout, for `x` of a group of images and a chunk of classes."""
     if not plan.rate:
-        return lambda _, x: x
-    shape = (_IMAGES, plan.chunk)
+        return _keep_all
+    shape = (IMAGES, plan.chunk)
     image = seeds[2] + tile * plan.images + images.start
     rows = dropouts.row_seed(
         (seeds[0], seeds[1]),
@@ -464,3 +529,7 @@ def _keep(plan, seeds, tile, block, images, classes):
     return lambda position, x: jnp.where(
         dropouts.kept(rows, position, plan.rate), x / (1 - plan.rate), 0.0
     )
+
+
+def _keep_all(_, x):
+    return x

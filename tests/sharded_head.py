@@ -13,12 +13,11 @@ from noah_jax.head import Projection
 _BATCH, _HEAD_NUM, _CLASSES = 64, 2, 9
 
 
-def step(form, features, query, value):
+def step(options, features, query, value):
     """Logits and gradients."""
 
     def loss(features, query, value):
-        options = dict(dropout=0.4, dropout_key=jax.random.key(5), implementation=form)
-        logits = poca(features, query, value, **options)
+        logits = poca(features, query, value, dropout_key=jax.random.key(5), **dict(options))
         return (jnp.sin(logits) ** 2).sum(), logits
 
     return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(features, query, value)
@@ -34,17 +33,25 @@ def main():
         )
         for _ in range(2)
     )
-    expected = jax.tree.leaves(jax.jit(step, static_argnums=0)("reference", features, query, value))
     mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,))
     sharded = jax.device_put(features, NamedSharding(mesh, jax.P("data")))
     weights = jax.device_put((query, value), NamedSharding(mesh, jax.P()))
 
-    def on_mesh(form, *arguments):
+    def on_mesh(options, *arguments):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return step(form, *arguments)
+            return step(options, *arguments)
 
-    for form in ("xla", "pallas"):
-        compiled = jax.jit(on_mesh, static_argnums=0).lower(form, sharded, *weights).compile()
+    for form, dropout, positions_first in (
+        ("xla", 0.4, False),
+        ("pallas", 0.4, False),
+        ("pallas", 0.0, True),
+    ):
+        options = ("dropout", dropout), ("positions_first", positions_first)
+        given = ("implementation", "reference"), *options
+        expected = jax.jit(step, static_argnums=0)(given, features, query, value)
+        expected = jax.tree.leaves(expected)
+        given = ("implementation", form), *options
+        compiled = jax.jit(on_mesh, static_argnums=0).lower(given, sharded, *weights).compile()
         outputs = jax.tree.leaves(compiled(sharded, *weights))
         for ours, exact in zip(outputs, expected, strict=True):
             error = np.linalg.norm(ours - np.asarray(exact)) / max(np.linalg.norm(exact), 1e-9)

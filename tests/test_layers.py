@@ -40,6 +40,51 @@ def test_batch_norm_follows_the_formula_with_groups(group, devices, monkeypatch)
     np.testing.assert_allclose(layer.var[...], 0.9 * 1.7 + 0.1 * unbiased.mean(0), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("group", "devices"), [(24, 1), (8, 1), (4, 2), (8, 2)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_batch_norms_gradient_is_its_formulas(group, devices, dtype, monkeypatch):
+    # Groups of 8 lie across the borders of two devices with 12 images each, of 4 not.
+    mesh = jax.sharding.AbstractMesh((devices,), ("data",))
+    monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
+    x = jnp.asarray(_images(24, 5, 3, 6), dtype)
+    slope = jnp.asarray(_images(24, 5, 3, 6, seed=1))
+    weights = jnp.linspace(0.5, 2, 6), jnp.linspace(-1, 1, 6)
+
+    def layer(x, scale, bias):
+        module = BatchNorm(6, group=group)
+        module.scale[...], module.bias[...], module.mean[...] = scale, bias, jnp.full(6, 2.5)
+        return jnp.sin(module(x, train=True))
+
+    def formula(x, scale, bias):
+        groups = x.astype(jnp.float32).reshape(-1, group, 5, 3, 6)
+        centred = groups - groups.mean((1, 2, 3), keepdims=True)
+        var = jnp.square(centred).mean((1, 2, 3), keepdims=True)
+        return jnp.sin((centred / jnp.sqrt(var + 1e-5)).reshape(x.shape) * scale + bias)
+
+    (out, pullback), (expected, exact) = (jax.vjp(f, x, *weights) for f in (layer, formula))
+    np.testing.assert_allclose(out, expected, atol=3e-6)
+    for ours, theirs in zip(pullback(slope), exact(slope), strict=True):
+        ours, theirs = (np.asarray(y, np.float32) for y in (ours, theirs))
+        # A gradient of bfloat16 values is itself rounded to them.
+        tolerance = 2**-8 if dtype == "bfloat16" else 2e-6
+        assert ours.shape == theirs.shape
+        assert np.linalg.norm(ours - theirs) <= tolerance * np.linalg.norm(theirs)
+
+
+def test_batch_norms_gradient_has_a_gradient():
+    x = jnp.asarray(_images(4, 3, 6))
+
+    def curvature(form):
+        slope = jax.grad(lambda x: jnp.sin(3 * form(x)).sum())
+        return jax.grad(lambda x: jnp.sin(slope(x)).sum())(x)
+
+    def formula(x):
+        return (x - x.mean((0, 1))) / jnp.sqrt(x.var((0, 1)) + 1e-5)
+
+    ours = curvature(lambda x: BatchNorm(6)(x, train=True))
+    np.testing.assert_allclose(ours, curvature(formula), rtol=1e-4, atol=1e-4)
+
+
 def test_batch_norm_evaluates_with_running_statistics():
     x = _images(4, 2, 2, 3)
     layer = BatchNorm(3, group=2)

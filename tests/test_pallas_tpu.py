@@ -76,10 +76,17 @@ def test_values_and_gradients(head_split, kv_split, head_num, num_classes, batch
     _assert_close(ours, reference, 2e-6)
 
 
-def test_several_tiles(monkeypatch):
-    monkeypatch.setattr("noah_jax.pallas_tpu._ROWS", 16 * 15)
-    case = _case(2, 16, 40, batch=48)
-    options = dict(dropout=0.4, dropout_key=jax.random.key(5))
+@pytest.mark.parametrize(
+    ("head_num", "num_classes", "batch"),
+    [(2, 200, 48), (4, 10, 16), (1, 300, 32)],
+)
+def test_of_a_map_whose_positions_come_first(head_num, num_classes, batch):
+    case = _case(head_num, 16, num_classes, batch=batch)
+    options = dict(positions_first=True, dropout=0.4)  # without a key it is off
+    program = jax.make_jaxpr(
+        functools.partial(poca, key_ratio=0.25, implementation="pallas", **options)
+    )(*case)
+    assert f"f32[15,{batch},16]" in str(program)  # the whole map, positions first
     ours, reference = (
         _value_and_gradients(*case, implementation=form, **options)
         for form in ("pallas", "reference")
@@ -87,9 +94,46 @@ def test_several_tiles(monkeypatch):
     _assert_close(ours, reference, 2e-6)
 
 
-def test_bfloat16():
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(head_split=False),
+        dict(kv_split=False),
+        dict(dropout=0.4, dropout_key=jax.random.key(5)),
+    ],
+)
+def test_what_is_no_kernel_for_maps_takes_the_other(options):
+    switches = {key: value for key, value in options.items() if "split" in key}
+    case = _case(2, 16, 20, **switches)
+    run = functools.partial(poca, key_ratio=0.25, **options)
+    whole = functools.partial(run, implementation="pallas", positions_first=True)
+    assert _uses_kernel(whole, *case)
+    expected = run(*case, implementation="reference")
+    np.testing.assert_allclose(whole(*case), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("limit", "options"),
+    [
+        (("pallas_tpu._ROWS", 16 * 15), dict(dropout=0.4, dropout_key=jax.random.key(5))),
+        (("pallas_tpu_map.VMEM", 1_400_000), dict(positions_first=True)),
+    ],
+)
+def test_several_tiles(limit, options, monkeypatch):
+    monkeypatch.setattr(f"noah_jax.{limit[0]}", limit[1])
+    case = _case(2, 16, 40, batch=48)
+    ours, reference = (
+        _value_and_gradients(*case, implementation=form, **options)
+        for form in ("pallas", "reference")
+    )
+    _assert_close(ours, reference, 2e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(dropout=0.1, dropout_key=jax.random.key(5)), dict(positions_first=True)]
+)
+def test_bfloat16(options):
     case = _case(2, 64, 50)
-    options = dict(dropout=0.1, dropout_key=jax.random.key(5))
     exact = _value_and_gradients(*case, implementation="reference", **options)
     ours = _value_and_gradients(*case, dtype=jnp.bfloat16, implementation="pallas", **options)
     _assert_close(ours, exact, 2e-2)
@@ -145,17 +189,18 @@ def test_sharded_it_is_the_whole():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "options", [dict(), dict(dropout=0.1), dict(positions_first=True)], ids=["", "dropout", "map"]
+)
 @pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:2x2", "v6e:1x1", "v5p:2x2x1"])
-def test_it_compiles_for_tpus(topology, dropout):
+def test_it_compiles_for_tpus(topology, options):
     pytest.importorskip("libtpu")
     mesh = ahead.topology_mesh(topology)
     case = _case(4, 128, 1000, batch=1)
 
     def step(key, *operands):
         def loss(*operands):
-            options = dict(key_ratio=0.25, dropout=dropout, dropout_key=key)
-            return (poca(*operands, **options) ** 2).sum()
+            return (poca(*operands, key_ratio=0.25, dropout_key=key, **options) ** 2).sum()
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return jax.grad(loss, argnums=(0, 1, 2))(*operands)

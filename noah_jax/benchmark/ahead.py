@@ -11,6 +11,7 @@ of its own, because the option must be set before the compiler is loaded.
 import collections
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -31,6 +32,7 @@ from noah_jax.chunked import Operands
 from noah_jax.config import UsageError
 from noah_jax.models import create_model
 from noah_jax.pallas_tpu import Plan, pallas_poca, tpu_plan
+from noah_jax.pallas_tpu_map import map_plan, map_poca
 
 _MATMUL_CYCLES = 16  # for which a product occupies its matrix unit
 _HEADS = ("linear", "auto", "xla", "reference")
@@ -118,6 +120,7 @@ def gauge_step(
     """Compiles a train step of the NOAH model `name` with a head of this kind."""
     head: str | nnx.Module = "linear"
     if kind != "linear":
+        # As `create_model` makes it, but for the implementation.
         head = NOAH(
             shape.channels,
             shape.num_classes,
@@ -125,6 +128,7 @@ def gauge_step(
             shape.key_ratio,
             dtype=jnp.bfloat16,
             implementation=kind,
+            positions_first=shape.positions_first,
             rngs=nnx.Rngs(params=0),
         )
     dimensions = {} if depth is None else {"depth": depth}
@@ -175,7 +179,7 @@ def kernel_cycles(topology: str, shape: Any, batch: int) -> int:
     """Cycles of both kernels of a head, a step."""
     with tempfile.TemporaryDirectory() as folder:
         options = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-        given = json.dumps([topology, *shape[1:], int(np.prod(shape.spatial)), batch])
+        given = json.dumps([topology, shape, batch])
         command = "import sys; from noah_jax.benchmark.ahead import _dump; _dump(*sys.argv[1:])"
         done = subprocess.run(
             [sys.executable, "-c", command, given],
@@ -214,7 +218,8 @@ def bundle_cycles(text: str, trips: list[int]) -> int:
 
 def _dump(given: str) -> None:
     """Compiles a head's kernels alone and prints the trips of their loops."""
-    topology, channels, head_num, key_ratio, classes, positions, batch = json.loads(given)
+    topology, shape, batch = json.loads(given)
+    spatial, channels, head_num, key_ratio, classes, positions_first = shape
     sharding = NamedSharding(topology_mesh(topology), jax.P())
 
     def array(*shape, dtype=jnp.float32):
@@ -223,25 +228,38 @@ def _dump(given: str) -> None:
     query = int(channels * key_ratio)
     widths = query // head_num, (channels - query) // head_num
     operands = Operands(
-        *(array(head_num, batch, positions, width, dtype=jnp.bfloat16) for width in widths),
+        *(array(head_num, batch, math.prod(spatial), w, dtype=jnp.bfloat16) for w in widths),
         *(array(head_num, width, classes) for width in widths),
         array(head_num, classes),
     )
-    plan = tpu_plan(operands, devices=1)
+    features = array(batch, *spatial, channels, dtype=jnp.bfloat16)
+    plan = map_plan(features, operands, devices=1) if positions_first else None
+    from_map = plan is not None
+    plan = plan or tpu_plan(operands, devices=1)
 
-    def step(operands):
-        logits, vjp = jax.vjp(lambda operands: pallas_poca(plan, operands, None), operands)
+    def head(features, operands):
+        if from_map:
+            return map_poca(plan, features, *operands[2:])
+        return pallas_poca(plan, operands, None)
+
+    def step(*arguments):
+        logits, vjp = jax.vjp(head, *arguments)
         return vjp(jnp.sin(logits))
 
-    jax.jit(step).lower(operands).compile()
-    print(json.dumps(loop_trips(plan, batch, head_num, classes)))
+    jax.jit(step).lower(features, operands).compile()
+    # The blocks of the head are steps of the grid, or written out one after another.
+    print(json.dumps(loop_trips(plan, batch, 1 if from_map else head_num, classes)))
 
 
-def loop_trips(plan: Plan, batch: int, head_num: int, classes: int) -> list[int]:
-    """Trips of the kernels' loops: grid, chunks of classes, groups of images, positions."""
-    return [
-        batch // plan.images * head_num,
+def loop_trips(plan: Plan, batch: int, blocks: int, classes: int) -> list[int]:
+    """Trips of the kernels' loops: grid, chunks of classes, groups of images, positions.
+
+    Of a single trip the compiler makes no loop.
+    """
+    trips = (
+        batch // plan.images * blocks,
         -(-classes // plan.chunk),
         plan.groups_of_images,
         plan.positions // plan.unroll,
-    ]
+    )
+    return [trip for trip in trips if trip > 1]

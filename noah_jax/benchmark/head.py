@@ -54,6 +54,7 @@ class Shape(NamedTuple):
       head_num: N.
       key_ratio: r.
       num_classes: K.
+      positions_first: see `noah_jax.NOAH`.
     """
 
     spatial: tuple[int, ...]
@@ -61,6 +62,7 @@ class Shape(NamedTuple):
     head_num: int
     key_ratio: float
     num_classes: int
+    positions_first: bool = False
 
     def flops(self, batch: int) -> int:
         """Of the products of a forward pass; gradients take twice as many again."""
@@ -102,6 +104,7 @@ def head_shape(model: Model) -> Shape:
         model.arguments["head_num"],
         model.arguments["key_ratio"],
         model.num_classes,
+        model.architecture.positions_first,
     )
 
 

@@ -26,18 +26,18 @@ def attend(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
     Returns:
       `[batch, tokens, heads, channels]`.
     """
-    return _attend(query, keys, values, pin=False)[0]
+    return _attend(query, keys, values, train=False)[0]
 
 
 def _forward(query, keys, values):
-    return _attend(query, keys, values, pin=True)
+    return _attend(query, keys, values, train=True)
 
 
-def _attend(query, keys, values, *, pin):
+def _attend(query, keys, values, *, train):
     kept = query, keys, values
     query, keys, values = _heads_first(*kept)
     scores = wide_einsum("bhqc,bhkc->bhqk", query, keys)
-    if pin:  # while training only: `jax.export` refuses pinned layouts
+    if train:  # only: `jax.export` refuses pinned layouts
         scores = _row_major(scores)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     share = 1 / weights.sum(axis=-1, keepdims=True)
@@ -47,6 +47,8 @@ def _attend(query, keys, values, *, pin):
     weights = weights.astype(values.dtype)
     out = _shared(wide_einsum("bhqk,bhkc->bhqc", weights, values), share)
     out = out.astype(values.dtype).swapaxes(1, 2)
+    if train:  # XLA would keep it as it was before it was rounded, at twice the size
+        out = jax.lax.optimization_barrier(out)
     return out, (*kept, weights, share, out)
 
 

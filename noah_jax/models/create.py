@@ -133,6 +133,7 @@ def create_model(
         drop_rate=head_drop_rate,
         dtype=dtype,
         features_only=features_only,
+        positions_first=architecture.positions_first,
     )
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
