@@ -1,4 +1,6 @@
-"""What heads cost on TPUs, by compiling for them ahead of time; needs `pip install libtpu`.
+"""What heads cost on TPUs and H100s, by compiling for them ahead of time.
+
+It needs what `noah_jax.compile` needs: `pip install libtpu`, or `pip install 'jax[cuda13]'`.
 
 A whole train step of each backbone, in bfloat16 with SGD, is compiled with a linear head and
 with the NOAH head in each implementation. The compiler writes its estimate of the cycles beside
@@ -9,7 +11,6 @@ of its own, because the option must be set before the compiler is loaded.
 """
 
 import collections
-import importlib.util
 import json
 import math
 import os
@@ -24,20 +25,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 
 from noah_jax import NOAH
 from noah_jax.chunked import Operands
-from noah_jax.config import UsageError
+from noah_jax.compile.targets import open_targets
 from noah_jax.models import create_model
 from noah_jax.pallas_tpu import Plan, pallas_poca, tpu_plan
 from noah_jax.pallas_tpu_map import map_plan, map_poca
 
 _MATMUL_CYCLES = 16  # for which a product occupies its matrix unit
 _HEADS = ("linear", "auto", "xla", "reference")
-# No machine is asked what it is.
-_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
 class Gauge(NamedTuple):
@@ -57,21 +55,20 @@ class Gauge(NamedTuple):
 
 
 def print_table(
-    topology: str, heads: list[tuple[str, Any]], batch: int, depth: int | None = None
+    mesh: Mesh, topology: str, heads: list[tuple[str, Any]], batch: int, depth: int | None = None
 ) -> None:
     """Compiles and prints a line for each head.
 
     Args:
-      topology: such as "v5e:1x1".
+      mesh: of the machine.
+      topology: its name, such as "v5e:1x1".
       heads: names of models and `head.Shape`s.
       batch: images a chip.
       depth: of the backbones, where their family has it, to compile faster; by default theirs.
 
     Raises:
-      UsageError: if there is no compiler, or no such topology.
       ValueError: if a backbone has no depth to set.
     """
-    mesh = topology_mesh(topology)
     print(f"train steps for {topology}, {batch} images a chip, bfloat16, SGD; over linear")
     print(f"{'':20}{'Mcycles':>10}{'':>9}{'temporary GB':>14}{'':>9}{'accessed GB':>13}")
     for name, shape in heads:
@@ -84,34 +81,27 @@ def print_table(
                 cycles += kernel_cycles(topology, shape, batch)
             row = cycles, gauge.temporaries
             linear = linear or row
-            over = [f"{100 * (x / y - 1):+.1f} %" for x, y in zip(row, linear, strict=True)]
+            # Of GPUs the compiler estimates no cycles.
+            over = [
+                f"{100 * (x / y - 1):+.1f} %" if y else "" for x, y in zip(row, linear, strict=True)
+            ]
             label = f"{kind} (kernel)" if gauge.kernels else kind
+            shown = f"{cycles / 1e6:.2f}" if cycles else ""
             print(
-                f"  {label:18}{cycles / 1e6:10.2f}{over[0]:>9}{row[1] / 1e9:14.3f}{over[1]:>9}"
+                f"  {label:18}{shown:>10}{over[0]:>9}{row[1] / 1e9:14.3f}{over[1]:>9}"
                 f"{gauge.accessed / 1e9:13.1f}",
                 flush=True,
             )
 
 
 def topology_mesh(topology: str) -> Mesh:
-    """All chips of a TPU slice, along one axis.
+    """All chips of a machine, along one axis; before JAX has done anything else in this process.
 
     Raises:
-      UsageError: if there is no compiler, or no such topology.
+      ValueError: if there is no compiler, or no such machine.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise UsageError(f"--topology {topology} needs the TPU's compiler: pip install libtpu")
-    for key, value in _ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-    options = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
-    try:
-        description = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, **options
-        )
-    except Exception as error:  # of many kinds
-        first = str(error).splitlines()[0]
-        raise UsageError(f"--topology {topology}: {first}; it is written like v5e:2x2") from None
-    return Mesh(np.array(description.devices).reshape(-1), ("data",))
+    (target,) = open_targets([topology])
+    return Mesh(np.array(target.devices).reshape(-1), ("data",))
 
 
 def gauge_step(
@@ -183,7 +173,7 @@ def kernel_cycles(topology: str, shape: Any, batch: int) -> int:
         command = "import sys; from noah_jax.benchmark.ahead import _dump; _dump(*sys.argv[1:])"
         done = subprocess.run(
             [sys.executable, "-c", command, given],
-            env=os.environ | _ENVIRONMENT | {"LIBTPU_INIT_ARGS": options, "JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"LIBTPU_INIT_ARGS": options, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
             check=False,

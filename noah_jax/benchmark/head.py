@@ -8,8 +8,8 @@ The first form times heads alone on this process's device, in float32, on the fe
 published models: forward, and forward with the gradients of everything, where the cotangent
 depends on the output; with PyTorch's (CPU) where that is installed. They take turns in one
 process. Beside them the floor: the operations of the products, and the bytes that come in and
-go out. The second form compiles whole train steps for TPUs that need not be here (`--depth` cuts
-the backbones to so many blocks); see `ahead`.
+go out. The second form compiles whole train steps for TPUs or GPUs (h100:1) that need not be here
+(`--depth` cuts the backbones to so many blocks); see `ahead`.
 """
 
 import functools
@@ -222,16 +222,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--topology")
     parser.add_argument("--depth", type=positive)
     given = parser.parse_args(argv[1:])
+    mesh = ahead.topology_mesh(given.topology) if given.topology else None
     names = given.models or (_TARGET_MODELS if given.topology else MODELS)
     models = [create_model(name) for name in names]
     for model in models:
         if model.arguments["head"] != "noah":
             raise ValueError(f"{model.name} has no NOAH head; did you mean noah_{model.name}")
-    if given.topology:
-        batch = given.batch or _TARGET_BATCH
-        ahead.print_table(
-            given.topology, [(m.name, head_shape(m)) for m in models], batch, given.depth
-        )
+    if mesh is not None:
+        heads = [(model.name, head_shape(model)) for model in models]
+        ahead.print_table(mesh, given.topology, heads, given.batch or _TARGET_BATCH, given.depth)
     else:
         _print_table(models, given.batch or _BATCH, given.rounds)
 
