@@ -23,7 +23,8 @@ from flax import nnx
 from noah_jax import dropout as dropouts
 from noah_jax.chunked import Operands, chunked_poca
 from noah_jax.dtypes import wide_einsum
-from noah_jax.pallas_tpu import sharded_poca, tpu_plan
+from noah_jax.pallas_gpu import gpu_plan, gpu_poca
+from noah_jax.pallas_tpu import pallas_poca, sharded_poca, tpu_plan
 from noah_jax.pallas_tpu_map import map_plan, sharded_map_poca
 
 # How `poca` is computed.
@@ -181,11 +182,12 @@ def poca(
       implementation: "reference" is the definition, which holds the scores of all classes at
         once; "xla" goes through the classes in chunks and has a backward pass of its own (no
         forward-mode differentiation); "pallas" is a kernel for TPUs (emulated on CPUs, slowly)
-        that keeps the scores on the chip, and "xla" where the shapes do not tile; its second
-        derivatives are refused. "auto" takes "pallas" for bfloat16 on TPUs, else "xla". A
-        kernel cannot be partitioned by the compiler: on several devices it is taken only
-        under `jax.set_mesh` (or `jax.sharding.use_abstract_mesh`), and splits the batch over
-        the whole mesh. All give the same numbers, dropout's masks included.
+        or NVIDIA GPUs that keeps the scores on the chip, and "xla" where the shapes do not
+        tile or fit; its second derivatives are refused. "auto" takes "pallas" for bfloat16 on
+        TPUs, else "xla": nobody has timed the kernel on a GPU. A kernel cannot be partitioned
+        by the compiler: on several devices it is taken only under `jax.set_mesh` (or
+        `jax.sharding.use_abstract_mesh`), and splits the batch over the whole mesh. All give
+        the same numbers, dropout's masks included.
       positions_first: whether the features `[batch, rows, columns, channels]` come from
         convolutions, so that XLA for TPUs lays them out positions first; a kernel then takes
         them so (without dropout, and where channels are split), or else batch first, and what
@@ -223,6 +225,7 @@ def poca(
     as_map = features if positions_first and not rate else None
     if implementation == "pallas":
         forms |= _kernels(as_map, operands, rate, {"cpu": True, "tpu": False})
+        forms |= _gpu_kernel(operands, rate)
     elif implementation == "auto" and features.dtype == jnp.bfloat16:
         forms |= _kernels(as_map, operands, rate, {"tpu": False})
     return jax.lax.platform_dependent(features, operands, seeds, **forms)
@@ -245,16 +248,21 @@ def _kernels(as_map, operands, rate, platforms):
             continue
         plan = tpu_plan(operands, dropout=rate, interpret=interpret)
         if plan is not None:
-            kernels[name] = functools.partial(_from_parts, plan)
+            kernels[name] = functools.partial(_from_parts, pallas_poca, plan)
     return kernels
+
+
+def _gpu_kernel(operands, rate):
+    plan = gpu_plan(operands, dropout=rate)
+    return {} if plan is None else {"cuda": functools.partial(_from_parts, gpu_poca, plan)}
 
 
 def _from_map(plan, features, operands, _):
     return sharded_map_poca(plan, features, operands)
 
 
-def _from_parts(plan, _, operands, seeds):
-    return sharded_poca(plan, operands, seeds)
+def _from_parts(kernel, plan, _, operands, seeds):
+    return sharded_poca(kernel, plan, operands, seeds)
 
 
 def _reference(query_part, value_part, query, value, seeds, head_split, dropout):

@@ -12,7 +12,7 @@ are those of `noah_jax.chunked`.
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,15 +112,17 @@ def tpu_plan(
     return None
 
 
-def sharded_poca(plan: Plan, operands: Operands, seeds: dropouts.Seeds | None) -> jax.Array:
-    """`pallas_poca` on each device's part of the batch."""
+def sharded_poca(
+    kernel: Callable, plan: Any, operands: Operands, seeds: dropouts.Seeds | None
+) -> jax.Array:
+    """`kernel`, such as `pallas_poca`, on each device's part of the batch."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.auto_axes:  # one device, or inside a shard_map
-        return pallas_poca(plan, operands, seeds)
+        return kernel(plan, operands, seeds)
     part = jax.P(None, mesh.axis_names)
     images = jax.P(mesh.axis_names)
     return jax.shard_map(
-        functools.partial(pallas_poca, plan),
+        functools.partial(kernel, plan),
         in_specs=(
             Operands(part, part, jax.P(), jax.P(), jax.P()),
             seeds and dropouts.Seeds(jax.P(), images),
@@ -154,12 +156,12 @@ def pallas_poca(plan: Plan, operands: Operands, seeds: dropouts.Seeds | None) ->
     return logits if plan.rate else logits + bias.sum(0)
 
 
-def devices_of(interpret: bool) -> int | None:
-    """Over how many devices the batch is split; `None` where nothing tells."""
+def devices_of(interpret: bool, backend: str = "tpu") -> int | None:
+    """Over how many devices of a backend the batch is split; `None` where nothing tells."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.auto_axes:
         return mesh.size if len(mesh.auto_axes) == len(mesh.axis_names) else None
-    alone = jax.default_backend() == "tpu" and jax.device_count() == 1
+    alone = jax.default_backend() == backend and jax.device_count() == 1
     return 1 if mesh.manual_axes or interpret or alone else None
 
 
