@@ -32,7 +32,11 @@ SETTINGS = {
     "checkpoint_every": 5,
     "data.num_threads": 1,
 }
-START_SECONDS = 5  # in which a process starts, about
+LOGGED = "images/s"  # a line of the log
+# They have found one another. For a process that is killed before the others wait half an hour:
+# it may be a host that is still booting.
+JOINED = "peer ranks"
+START_SECONDS = 10  # from there to the first step, about
 PATIENCE = 300  # seconds that the others of a killed process may take to end
 COMPARE = """
 import sys, jax, numpy as np, noah_jax
@@ -72,9 +76,9 @@ def said(workdir: pathlib.Path, words: str) -> int:
     return log_file(workdir, 0).read_text().count(words)
 
 
-def wait_for(processes: list[subprocess.Popen], workdir: pathlib.Path, before: int) -> None:
-    """Waits for the first log line since, or for a process to end."""
-    while said(workdir, "images/s") == before and all(p.poll() is None for p in processes):
+def wait_for(processes: list, workdir: pathlib.Path, words: str, before: int) -> None:
+    """Waits until the first process prints something once more, or one ends."""
+    while said(workdir, words) == before and all(p.poll() is None for p in processes):
         time.sleep(0.01)
 
 
@@ -95,7 +99,7 @@ def main() -> int:
     print(f"{arguments.processes} processes, {STEPS} steps; logs are in {folder}", flush=True)
 
     processes = start(undisturbed, arguments.processes)
-    wait_for(processes, undisturbed, 0)
+    wait_for(processes, undisturbed, LOGGED, 0)
     begin = time.monotonic()
     codes = [process.wait() for process in processes]
     training = time.monotonic() - begin
@@ -106,12 +110,13 @@ def main() -> int:
 
     chance = random.Random(arguments.seed)
     for kill in range(arguments.kills):
-        before = said(disturbed, "images/s") if kill else 0
+        before, joined = (said(disturbed, words) if kill else 0 for words in (LOGGED, JOINED))
         processes = start(disturbed, arguments.processes)
-        if chance.random() < 0.25:
+        if chance.random() < 0.25:  # while they restore and compile
+            wait_for(processes, disturbed, JOINED, joined)
             moment = chance.uniform(0, START_SECONDS)
-        else:  # while it trains, but not so late that it finishes before all kills
-            wait_for(processes, disturbed, before)
+        else:  # while they train, but not so late that they finish before all kills
+            wait_for(processes, disturbed, LOGGED, before)
             moment = chance.uniform(0, 0.8 * training / arguments.kills)
         time.sleep(moment)
         victim = chance.randrange(arguments.processes)
