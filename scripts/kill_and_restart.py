@@ -131,7 +131,7 @@ def main() -> int:
         if codes[victim] != -9 or 0 in codes or 1 in codes:
             print(f"the others should go on later, see {log_file(disturbed, 0)}")
             return 1
-    codes = end(start(disturbed, arguments.processes))
+    codes = [process.wait() for process in start(disturbed, arguments.processes)]
     if any(codes):
         print(f"the last start failed with the codes {codes}, see {log_file(disturbed, 0)}")
         return 1
