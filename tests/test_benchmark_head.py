@@ -2,6 +2,8 @@
 
 import importlib.util
 
+import pytest
+
 from noah_jax.benchmark import ahead, head
 from noah_jax.benchmark.__main__ import main
 from noah_jax.models import create_model
@@ -60,6 +62,27 @@ ENTRY main {
 }
 """
     assert ahead.entry_cycles(text) == 23
+
+
+@pytest.mark.parametrize("topology", ["v5e:1x1", "h100:1"])
+def test_the_table_of_a_machine(topology, monkeypatch, capsys):
+    on_tpu = topology.startswith("v5e")
+    figures = {"linear": 2_000_000, "auto": 2_100_000, "pallas": 2_200_000}
+
+    def gauge(mesh, name, shape, kind, batch, depth):
+        cycles = figures.get(kind, 3_000_000)
+        return ahead.Gauge(on_tpu * cycles, on_tpu * (kind == "auto"), 1000 * cycles, 0)
+
+    monkeypatch.setattr(ahead, "topology_mesh", lambda _: "mesh")
+    monkeypatch.setattr(ahead, "gauge_step", gauge)
+    monkeypatch.setattr(ahead, "kernel_cycles", lambda *_: 100_000)
+    assert main(["", "--what", "head", "--topology", topology]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
+    if on_tpu:
+        assert lines[0] == ["linear", "2.00", "+0.0", "%", "2.000", "+0.0", "%"]
+        assert lines[1] == ["auto", "(kernel)", "2.20", "+10.0", "%", "2.100", "+5.0", "%"]
+    else:  # no cycles, and a kernel that "auto" does not take
+        assert lines[1] == ["pallas", "2.200", "+10.0", "%"]
 
 
 def test_without_the_compiler_it_says_so(monkeypatch, capsys):

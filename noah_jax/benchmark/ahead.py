@@ -36,16 +36,17 @@ from noah_jax.pallas_tpu_map import map_plan, map_poca
 
 _MATMUL_CYCLES = 16  # for which a product occupies its matrix unit
 _HEADS = ("linear", "auto", "xla", "reference")
+_GPU_HEADS = ("linear", "pallas", "xla", "reference")  # where "auto" is "xla"
 
 
 class Gauge(NamedTuple):
     """What the compiler says of a train step.
 
     Attributes:
-      cycles: estimated, of one step, without kernels.
+      cycles: estimated, of one step, without kernels; 0 for GPUs.
       kernels: how often the step calls a kernel of the head.
       temporaries: bytes of memory besides arguments and results.
-      accessed: bytes read and written, without kernels.
+      accessed: bytes read and written, without kernels; 0 for GPUs.
     """
 
     cycles: int
@@ -74,24 +75,22 @@ def print_table(
     for name, shape in heads:
         print(name)
         linear = None
-        for kind in _HEADS:
+        for kind in _GPU_HEADS if topology.startswith("h100") else _HEADS:
             gauge = gauge_step(mesh, name, shape, kind, batch, depth)
             cycles = gauge.cycles
             if gauge.kernels:
                 cycles += kernel_cycles(topology, shape, batch)
             row = cycles, gauge.temporaries
             linear = linear or row
-            # Of GPUs the compiler estimates no cycles.
+            # Of GPUs the compiler tells the memory alone.
             over = [
                 f"{100 * (x / y - 1):+.1f} %" if y else "" for x, y in zip(row, linear, strict=True)
             ]
             label = f"{kind} (kernel)" if gauge.kernels else kind
             shown = f"{cycles / 1e6:.2f}" if cycles else ""
-            print(
-                f"  {label:18}{shown:>10}{over[0]:>9}{row[1] / 1e9:14.3f}{over[1]:>9}"
-                f"{gauge.accessed / 1e9:13.1f}",
-                flush=True,
-            )
+            accessed = f"{gauge.accessed / 1e9:.1f}" if gauge.accessed else ""
+            line = f"  {label:18}{shown:>10}{over[0]:>9}{row[1] / 1e9:14.3f}{over[1]:>9}"
+            print(f"{line}{accessed:>13}".rstrip(), flush=True)
 
 
 def topology_mesh(topology: str) -> Mesh:
@@ -154,7 +153,7 @@ def gauge_step(
         entry_cycles(text),
         len(re.findall(r'custom_call_target="tpu_custom_call"[^\n]*noah_head', text)),
         compiled.memory_analysis().temp_size_in_bytes,
-        int(compiled.cost_analysis()["bytes accessed"]),
+        int((compiled.cost_analysis() or {}).get("bytes accessed", 0)),
     )
 
 
