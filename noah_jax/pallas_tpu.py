@@ -26,7 +26,10 @@ LANES = 128
 IMAGES = 16  # rows of a register of bfloat16
 _UNROLL = 14  # positions at most that one trip of the innermost loops takes
 _ROWS = 6400  # positions times images of a tile
-VMEM = 100 * 2**20  # bytes the kernels may take
+_MIB = 2**20
+# VMEM of a core by the kind of device, of which kernels may take the most part.
+_VMEM = {"v4": 16, "v5p": 64, "v5": 64, "v5e": 128, "v5 lite": 128, "v6e": 128, "v6 lite": 128}
+_VMEM_SHARE = 0.78
 
 
 class Plan(NamedTuple):
@@ -39,6 +42,7 @@ class Plan(NamedTuple):
       chunk: classes worked on at a time.
       rate: of the dropout; 0 for none.
       interpret: whether the kernels are emulated, on a CPU.
+      vmem: bytes of on-chip memory that they may take.
     """
 
     images: int
@@ -47,6 +51,7 @@ class Plan(NamedTuple):
     chunk: int
     rate: float
     interpret: bool
+    vmem: int
 
     @property
     def rows(self) -> int:
@@ -89,6 +94,7 @@ def tpu_plan(
     if dtype not in (jnp.bfloat16, jnp.float32) or jax.config.jax_enable_x64 or not positions:
         return None
     itemsize = dtype.itemsize
+    limit = vmem_limit()
     chunk = chunk_of(num_classes)
     classes = round_up(num_classes, chunk)
     channels = round_up(query_channels, 16) + round_up(
@@ -106,9 +112,9 @@ def tpu_plan(
             + 2 * rows * chunk * (4 + itemsize)  # scores, values and their gradients
             + 8 * images * classes * 4  # logits, log-sum-exp, outputs, cotangents
         )
-        fits = rows <= max(_ROWS, round_up(IMAGES * positions, LANES)) and needed <= VMEM
+        fits = rows <= max(_ROWS, round_up(IMAGES * positions, LANES)) and needed <= limit
         if batch % images == 0 and fits:
-            return Plan(images, positions, groups, chunk, dropout, interpret)
+            return Plan(images, positions, groups, chunk, dropout, interpret, limit)
     return None
 
 
@@ -163,6 +169,19 @@ def devices_of(interpret: bool, backend: str = "tpu") -> int | None:
         return mesh.size if len(mesh.auto_axes) == len(mesh.axis_names) else None
     alone = jax.default_backend() == backend and jax.device_count() == 1
     return 1 if mesh.manual_axes or interpret or alone else None
+
+
+def vmem_limit() -> int:
+    """Bytes of VMEM that a kernel may take on the devices of the mesh, or else of this process.
+
+    Of unknown TPUs little is expected; where there are none, as when emulated, v5e's.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None and jax.default_backend() == "tpu":
+        device = jax.devices()[0]
+    kind = getattr(device, "device_kind", "")
+    size = min(_VMEM.values()) if kind.startswith("TPU") else _VMEM["v5e"]
+    return int(_VMEM_SHARE * _MIB * _VMEM.get(kind.removeprefix("TPU "), size))
 
 
 def chunk_of(num_classes: int) -> int:
@@ -251,7 +270,7 @@ def _outputs(plan, query_part, value_part, query_kernel, value_kernel, seeds):
             *(pltpu.VMEM((rows, part.shape[2]), dtype) for part in (query_part, value_part)),
             *[pltpu.VMEM((rows, plan.chunk), jnp.float32)] * 2,
         ],
-        compiler_params=COMPILER_PARAMS,
+        compiler_params=compiler_params(plan),
         interpret=plan.interpret,
         name="noah_head_forward",
     )(seeds, query_part, value_part, *weights)
@@ -293,7 +312,7 @@ def _gradients(plan, residuals, cotangent):
             *[pltpu.VMEM((rows, plan.chunk), jnp.float32)] * 2,
             *[pltpu.VMEM((rows, plan.chunk), dtype)] * 2,
         ],
-        compiler_params=COMPILER_PARAMS,
+        compiler_params=compiler_params(plan),
         interpret=plan.interpret,
         name="noah_head_backward",
     )(seeds, query_part, value_part, *weights, *kept, cotangent)
@@ -304,7 +323,9 @@ def _gradients(plan, residuals, cotangent):
     return *gradients[:2], to_query, to_value
 
 
-COMPILER_PARAMS = pltpu.CompilerParams(vmem_limit_bytes=VMEM)
+def compiler_params(plan: Plan) -> pltpu.CompilerParams:
+    """For both kernels."""
+    return pltpu.CompilerParams(vmem_limit_bytes=plan.vmem)
 
 
 def _part_spec(part):

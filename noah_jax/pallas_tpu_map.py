@@ -15,18 +15,18 @@ from jax.experimental.pallas import tpu as pltpu
 
 from noah_jax.chunked import Operands
 from noah_jax.pallas_tpu import (
-    COMPILER_PARAMS,
     IMAGES,
     LANES,
-    VMEM,
     Plan,
     attend,
     chunk_of,
+    compiler_params,
     devices_of,
     differentiate,
     differentiated_once,
     padded_kernel,
     round_up,
+    vmem_limit,
 )
 
 
@@ -53,6 +53,7 @@ def map_plan(
     if features.dtype not in (jnp.bfloat16, jnp.float32) or jax.config.jax_enable_x64:
         return None
     itemsize = features.dtype.itemsize
+    limit = vmem_limit()
     chunk = chunk_of(num_classes)
     classes = round_up(num_classes, chunk)
     channels = sum(round_up(width, 16) for width in widths)
@@ -67,8 +68,8 @@ def map_plan(
             + 2 * rows * chunk * (4 + itemsize)  # scores, values and their gradients
             + 4 * (1 + head_num) * images * classes * 4  # log-sum-exp, outputs, cotangents
         )
-        if batch % images == 0 and needed <= VMEM:
-            return Plan(images, positions, groups, chunk, 0.0, interpret)
+        if batch % images == 0 and needed <= limit:
+            return Plan(images, positions, groups, chunk, 0.0, interpret, limit)
     return None
 
 
@@ -145,7 +146,7 @@ def _outputs(plan, widths, features, query_kernel, value_kernel):
         out_specs=[_tile_spec(x) for x in (logits, per_block, per_block)],
         out_shape=[logits, per_block, per_block],
         scratch_shapes=[*_rows(plan, features.dtype, weights), *_chunks(plan, jnp.float32)],
-        compiler_params=COMPILER_PARAMS,
+        compiler_params=compiler_params(plan),
         interpret=plan.interpret,
         name="noah_head_forward",
     )(features, *weights)
@@ -178,7 +179,7 @@ def _gradients(plan, widths, residuals, cotangent):
             *_chunks(plan, jnp.float32),
             *_chunks(plan, features.dtype),
         ],
-        compiler_params=COMPILER_PARAMS,
+        compiler_params=compiler_params(plan),
         interpret=plan.interpret,
         name="noah_head_backward",
     )(features, *weights, *kept, cotangent)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from noah_jax import poca
+from noah_jax import pallas_tpu, poca
 from noah_jax.benchmark import ahead
 from noah_jax.head import Projection
 
@@ -116,7 +116,7 @@ def test_what_is_no_kernel_for_maps_takes_the_other(options):
     ("limit", "options"),
     [
         (("pallas_tpu._ROWS", 16 * 15), dict(dropout=0.4, dropout_key=jax.random.key(5))),
-        (("pallas_tpu_map.VMEM", 1_400_000), dict(positions_first=True)),
+        (("pallas_tpu_map.vmem_limit", lambda: 1_400_000), dict(positions_first=True)),
     ],
 )
 def test_several_tiles(limit, options, monkeypatch):
@@ -168,6 +168,27 @@ def test_weights_that_do_not_fit_fall_back():
     assert not _uses_kernel(
         functools.partial(poca, key_ratio=0.25, implementation="pallas"), features, *huge
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "mebibytes", "kernel"),
+    [
+        ("TPU v5 lite", 128, True),
+        ("TPU v5", 64, True),
+        ("TPU v4", 16, False),
+        ("TPU v99", 16, False),
+        ("cpu", 128, True),
+    ],
+)
+def test_kernels_fit_the_chip(kind, mebibytes, kernel):
+    features, query, value = _case(4, 2048, 1000, batch=16)
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert pallas_tpu.vmem_limit() == int(0.78 * mebibytes * 2**20)
+        features = jax.ShapeDtypeStruct((64, 7, 7, 2048), jnp.bfloat16)
+        run = functools.partial(poca, key_ratio=0.25, positions_first=True)
+        assert _uses_kernel(run, features, query, value) == kernel
 
 
 def test_second_derivatives_are_refused():

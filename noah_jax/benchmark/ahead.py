@@ -209,7 +209,8 @@ def _dump(given: str) -> None:
     """Compiles a head's kernels alone and prints the trips of their loops."""
     topology, shape, batch = json.loads(given)
     spatial, channels, head_num, key_ratio, classes, positions_first = shape
-    sharding = NamedSharding(topology_mesh(topology), jax.P())
+    mesh = topology_mesh(topology)
+    sharding = NamedSharding(mesh, jax.P())
 
     def array(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -222,9 +223,10 @@ def _dump(given: str) -> None:
         array(head_num, classes),
     )
     features = array(batch, *spatial, channels, dtype=jnp.bfloat16)
-    plan = map_plan(features, operands, devices=1) if positions_first else None
-    from_map = plan is not None
-    plan = plan or tpu_plan(operands, devices=1)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        plan = map_plan(features, operands, devices=1) if positions_first else None
+        from_map = plan is not None
+        plan = plan or tpu_plan(operands, devices=1)
 
     def head(features, operands):
         if from_map:
