@@ -70,7 +70,7 @@ def normalise_groups(group, epsilon, x, scale, bias, near):
       x: `[batch, *spatial, channels]`.
       scale: `[channels]`.
       bias: `[channels]`.
-      near: `[channels]`, roughly the mean: what the moments are taken about.
+      near: `[channels]`, roughly the mean: what moments from one pass are taken about.
 
     Returns:
       The normalised `x`, at least float32, and the groups' averaged mean and variance,
@@ -81,6 +81,8 @@ def normalise_groups(group, epsilon, x, scale, bias, near):
 
 def _groups_forward(group, epsilon, x, scale, bias, near):
     wide, mean_of, for_images = _grouped(x, group)
+    if x.dtype == wide.dtype:  # which takes two passes: no need to round twice
+        near = jnp.zeros_like(near)
     wide = wide - near
     mean, var = _moments(x.dtype, wide, mean_of, for_images)
     inverse = jax.lax.rsqrt(var + epsilon)
