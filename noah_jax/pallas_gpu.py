@@ -22,7 +22,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from noah_jax import dropout as dropouts
 from noah_jax.chunked import Operands
-from noah_jax.pallas_tpu import devices_of, differentiated_once, round_up
+from noah_jax.pallas_tpu import devices_of, differentiated_once, images_of_a_device, round_up
 
 _MIN = 16  # no side of a matrix product may be smaller
 _BYTES = 1024  # of a position's channels in one block, at most; more spill an H100's registers
@@ -68,18 +68,14 @@ def gpu_plan(
       interpret: whether the kernels are to be emulated.
       devices: among how many the batch is split; by default as `sharded_poca` splits it.
     """
-    _, batch, positions, _ = operands.query_part.shape
-    devices = devices or devices_of(interpret, "gpu")
-    if devices is None or batch % devices:
+    batch = images_of_a_device(operands, devices or devices_of(interpret, "gpu"))
+    if batch is None:
         return None
-    batch //= devices
+    positions, dtype = operands.query_part.shape[2], operands.query_part.dtype
     head_num, query_channels, num_classes = operands.query_kernel.shape
-    dtype = operands.query_part.dtype
-    if dtype not in (jnp.bfloat16, jnp.float32) or jax.config.jax_enable_x64:
-        return None
     widths = query_channels, operands.value_kernel.shape[1] + bool(dropout)
     channels = sum(round_up(width, _MIN) for width in widths)
-    if not positions or not 0 < batch <= _GRID or channels * dtype.itemsize > _BYTES:
+    if not 0 < batch <= _GRID or channels * dtype.itemsize > _BYTES:
         return None
     # Tiles and warps with which nothing spills either.
     narrow = dtype == jnp.bfloat16

@@ -84,16 +84,12 @@ def tpu_plan(
       interpret: whether the kernels are to be emulated.
       devices: among how many the batch is split; by default as `sharded_poca` splits it.
     """
-    groups, batch, positions, _ = operands.query_part.shape
-    devices = devices or devices_of(interpret)
-    if devices is None or batch % devices:
+    batch = images_of_a_device(operands, devices or devices_of(interpret))
+    if batch is None:
         return None
-    batch //= devices
+    groups, _, positions, _ = operands.query_part.shape
     head_num, query_channels, num_classes = operands.query_kernel.shape
-    dtype = operands.query_part.dtype
-    if dtype not in (jnp.bfloat16, jnp.float32) or jax.config.jax_enable_x64 or not positions:
-        return None
-    itemsize = dtype.itemsize
+    itemsize = operands.query_part.dtype.itemsize
     limit = vmem_limit()
     chunk = chunk_of(num_classes)
     classes = round_up(num_classes, chunk)
@@ -122,20 +118,30 @@ def sharded_poca(
     kernel: Callable, plan: Any, operands: Operands, seeds: dropouts.Seeds | None
 ) -> jax.Array:
     """`kernel`, such as `pallas_poca`, on each device's part of the batch."""
+
+    def specs(axes):
+        part = jax.P(None, axes)
+        of_operands = Operands(part, part, jax.P(), jax.P(), jax.P())
+        return of_operands, seeds and dropouts.Seeds(jax.P(), jax.P(axes))
+
+    return on_each_device(functools.partial(kernel, plan), specs, operands, seeds)
+
+
+def on_each_device(run: Callable, specs: Callable, *arguments: Any) -> jax.Array:
+    """`run`, whose result has the images in front, on each device's part of the batch.
+
+    Args:
+      run: called as `run(*arguments)`.
+      specs: gives the arguments' `PartitionSpec`s for the mesh's axes, along which images lie.
+      arguments: of all devices.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.auto_axes:  # one device, or inside a shard_map
-        return kernel(plan, operands, seeds)
-    part = jax.P(None, mesh.axis_names)
-    images = jax.P(mesh.axis_names)
-    return jax.shard_map(
-        functools.partial(kernel, plan),
-        in_specs=(
-            Operands(part, part, jax.P(), jax.P(), jax.P()),
-            seeds and dropouts.Seeds(jax.P(), images),
-        ),
-        out_specs=images,
-        check_vma=False,
-    )(operands, seeds)
+        return run(*arguments)
+    axes = mesh.axis_names
+    return jax.shard_map(run, in_specs=specs(axes), out_specs=jax.P(axes), check_vma=False)(
+        *arguments
+    )
 
 
 def pallas_poca(plan: Plan, operands: Operands, seeds: dropouts.Seeds | None) -> jax.Array:
@@ -169,6 +175,15 @@ def devices_of(interpret: bool, backend: str = "tpu") -> int | None:
         return mesh.size if len(mesh.auto_axes) == len(mesh.axis_names) else None
     alone = jax.default_backend() == backend and jax.device_count() == 1
     return 1 if mesh.manual_axes or interpret or alone else None
+
+
+def images_of_a_device(operands: Operands, devices: int | None) -> int | None:
+    """How many images each device has; `None` where no kernel takes them, on any platform."""
+    _, batch, positions, _ = operands.query_part.shape
+    if devices is None or batch % devices or not positions:
+        return None
+    narrow_or_single = operands.query_part.dtype in (jnp.bfloat16, jnp.float32)
+    return batch // devices if narrow_or_single and not jax.config.jax_enable_x64 else None
 
 
 def vmem_limit() -> int:
@@ -362,7 +377,7 @@ def _forward_kernel(
     )  # fmt: skip
 
 
-def attend(plan, block, rows, kernels, scratch, outputs, keep_of=None):
+def attend(plan, block, rows, kernels, scratch, outputs, keep_of=lambda *_: _keep_all):
     """Adds a block's logits, in a kernel.
 
     Args:
@@ -373,7 +388,7 @@ def attend(plan, block, rows, kernels, scratch, outputs, keep_of=None):
       scratch: for scores and values, `[rows, chunk]`.
       outputs: logits `[1, images, classes]`, which are added to; log-sum-exp and output of the
         block, `[1, blocks, images, classes]`.
-      keep_of: what gives the dropout of some images and classes; see `_keep`.
+      keep_of: what gives the dropout of some images and classes; see `_keep`; none by default.
     """
     (query_rows, value_rows), (query_kernel, value_kernel), (scores, values) = (
         rows,
@@ -390,7 +405,7 @@ def attend(plan, block, rows, kernels, scratch, outputs, keep_of=None):
         def group(index, _):
             images = _slice(index, IMAGES)
             shape = (IMAGES, plan.chunk)
-            keep = keep_of(images, classes) if keep_of else _keep_all
+            keep = keep_of(images, classes)
 
             def peak(position, largest):
                 return jnp.maximum(largest, scores[_rows(plan, position, images)])
@@ -451,7 +466,16 @@ def _backward_kernel(
 
 
 def differentiate(
-    plan, block, rows, columns, kernels, scratch, kept, to_columns, to_kernels, keep_of=None
+    plan,
+    block,
+    rows,
+    columns,
+    kernels,
+    scratch,
+    kept,
+    to_columns,
+    to_kernels,
+    keep_of=lambda *_: _keep_all,
 ):
     """Adds the gradients of a block's features and weights, in a kernel.
 
@@ -466,7 +490,7 @@ def differentiate(
         cotangent, `[1, images, classes]`.
       to_columns: gradients of `columns`, which are added to.
       to_kernels: gradients of the block's weights, `[channels, classes]`, which are added to.
-      keep_of: what gives the dropout of some images and classes; see `_keep`.
+      keep_of: what gives the dropout of some images and classes; see `_keep`; none by default.
     """
     (query_rows, value_rows), (query_columns, value_columns) = rows, columns
     (query_kernel, value_kernel), (scores, values, to_scores, to_values) = kernels, scratch
@@ -482,7 +506,7 @@ def differentiate(
 
         def group(index, _):
             images = _slice(index, IMAGES)
-            keep = keep_of(images, classes) if keep_of else _keep_all
+            keep = keep_of(images, classes)
             log_sum = log_sums[0, block, images, classes]
             out = outs[0, block, images, classes]
             scale = cotangent[0, images, classes]

@@ -24,6 +24,8 @@ from noah_jax.pallas_tpu import (
     devices_of,
     differentiate,
     differentiated_once,
+    images_of_a_device,
+    on_each_device,
     padded_kernel,
     round_up,
     vmem_limit,
@@ -41,16 +43,13 @@ def map_plan(
       interpret: whether the kernels are to be emulated.
       devices: among how many the batch is split; by default as `sharded_map_poca` splits it.
     """
-    groups, batch, positions, _ = operands.query_part.shape
-    devices = devices or devices_of(interpret)
-    if features.ndim != 4 or devices is None or batch % devices:
+    batch = images_of_a_device(operands, devices or devices_of(interpret))
+    if features.ndim != 4 or batch is None:
         return None
-    batch //= devices
+    groups, _, positions, _ = operands.query_part.shape
     widths = operands.query_kernel.shape[1], operands.value_kernel.shape[1]
     head_num, _, num_classes = operands.query_kernel.shape
     if groups != head_num or head_num * sum(widths) != features.shape[-1]:  # not split
-        return None
-    if features.dtype not in (jnp.bfloat16, jnp.float32) or jax.config.jax_enable_x64:
         return None
     itemsize = features.dtype.itemsize
     limit = vmem_limit()
@@ -76,16 +75,8 @@ def map_plan(
 def sharded_map_poca(plan: Plan, features: jax.Array, operands: Operands) -> jax.Array:
     """`map_poca` on each device's part of the batch."""
     weights = operands.query_kernel, operands.value_kernel, operands.value_bias
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.auto_axes:  # one device, or inside a shard_map
-        return map_poca(plan, features, *weights)
-    images = jax.P(mesh.axis_names)
-    return jax.shard_map(
-        functools.partial(map_poca, plan),
-        in_specs=(images, jax.P(), jax.P(), jax.P()),
-        out_specs=images,
-        check_vma=False,
-    )(features, *weights)
+    specs = lambda axes: (jax.P(axes), *[jax.P()] * 3)  # noqa: E731
+    return on_each_device(functools.partial(map_poca, plan), specs, features, *weights)
 
 
 def map_poca(
@@ -229,7 +220,7 @@ def _load(plan, features, channels, rows):
 
 
 def _clear(*refs):
-    """Of zeros, what no block writes: the rows and channels that fill a tile."""
+    """Fills with zeros."""
     for ref in refs:
         ref[...] = jnp.zeros(ref.shape, ref.dtype)
 
@@ -242,7 +233,7 @@ def _forward_kernel(
 
     @pl.when(pl.program_id(0) == 0)
     def _():
-        _clear(*rows)
+        _clear(*rows)  # no block writes what fills a tile
 
     _clear(logits)
     for block, channels in enumerate(_channels(widths, len(query_kernel))):

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
-from test_pallas_tpu import _assert_close, _case, _value_and_gradients
+from pallas_checks import (
+    assert_close,
+    assert_refuses_second_derivatives,
+    make_case,
+    value_and_gradients,
+)
 
 from noah_jax import head, pallas_gpu, poca
 from noah_jax.benchmark import ahead
@@ -41,50 +46,42 @@ def test_values_and_gradients(
     head_split, kv_split, head_num, channels, num_classes, dropout, emulated, monkeypatch
 ):
     switches = dict(head_split=head_split, kv_split=kv_split)
-    features, *weights = _case(head_num, channels, num_classes, batch=9, **switches)
+    features, *weights = make_case(head_num, channels, num_classes, batch=9, **switches)
     features = features.reshape(3, 9, 5, channels)
     options = switches | dict(dropout=dropout, dropout_key=jax.random.key(5))
     monkeypatch.setattr(pallas_gpu, "_WARPS", 2 * 8 * head_num * -(-num_classes // 32))
     ours, reference = (
-        _value_and_gradients(features, *weights, implementation=form, **options)
+        value_and_gradients(features, *weights, implementation=form, **options)
         for form in ("pallas", "reference")
     )
     plan = emulated[0]
     assert plan.positions == plan.rows == 32  # two tiles
     assert plan.images == 2  # and one for the other program
-    _assert_close(ours, reference, 2e-6)
+    assert_close(ours, reference, 2e-6)
 
 
 def test_bfloat16(emulated):
-    case = _case(2, 64, 50, batch=2)
-    exact = _value_and_gradients(*case, implementation="reference")
-    ours = _value_and_gradients(*case, dtype=jnp.bfloat16, implementation="pallas")
+    case = make_case(2, 64, 50, batch=2)
+    exact = value_and_gradients(*case, implementation="reference")
+    ours = value_and_gradients(*case, dtype=jnp.bfloat16, implementation="pallas")
     assert emulated
-    _assert_close(ours, exact, 2e-2)
+    assert_close(ours, exact, 2e-2)
 
 
 def test_large_scores_do_not_overflow(emulated):
-    features, query, value = _case(2, 16, 9, batch=2)
+    features, query, value = make_case(2, 16, 9, batch=2)
     query = query._replace(kernel=100 * query.kernel)
     ours, reference = (
-        _value_and_gradients(features, query, value, implementation=form)
+        value_and_gradients(features, query, value, implementation=form)
         for form in ("pallas", "reference")
     )
     assert emulated
     assert np.isfinite(ours[0]).all()
-    _assert_close(ours, reference, 1e-4)
+    assert_close(ours, reference, 1e-4)
 
 
 def test_second_derivatives_are_refused(emulated):
-    features, query, value = _case(2, 16, 9, batch=2)
-
-    def penalty(features):
-        run = functools.partial(poca, key_ratio=0.25, implementation="pallas")
-        gradient = jax.grad(lambda x: (run(x, query, value) ** 2).sum())(features)
-        return (gradient**2).sum()
-
-    with pytest.raises(NotImplementedError, match="implementation='xla'"):
-        jax.grad(penalty)(features)
+    assert_refuses_second_derivatives(*make_case(2, 16, 9, batch=2))
     assert emulated
 
 

@@ -11,42 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
+from pallas_checks import (
+    assert_close,
+    assert_refuses_second_derivatives,
+    make_case,
+    value_and_gradients,
+)
 
 from noah_jax import pallas_tpu, poca
 from noah_jax.benchmark import ahead
 from noah_jax.head import Projection
-
-
-def _case(head_num, channels, num_classes, *, head_split=True, kv_split=True, batch=16):
-    """Features and weights of a head with r = 1/4."""
-    random = np.random.RandomState(0)
-    parts = (channels // 4, channels - channels // 4) if kv_split else (channels, channels)
-    weights = []
-    for part in parts:
-        inputs = part // head_num if head_split else part
-        kernel = random.standard_normal((head_num, inputs, num_classes)) / np.sqrt(inputs)
-        bias = random.standard_normal((head_num, num_classes))
-        weights.append(Projection(kernel.astype(np.float32), bias.astype(np.float32)))
-    return random.standard_normal((batch, 3, 5, channels)).astype(np.float32), *weights
-
-
-def _value_and_gradients(features, query, value, *, dtype=jnp.float32, **options):
-    def loss(features, query, value):
-        logits = poca(features.astype(dtype), query, value, key_ratio=0.25, **options)
-        weights = jnp.sin(jnp.arange(logits.size)).reshape(logits.shape)
-        return (jnp.sin(logits) * weights).sum(), logits
-
-    gradients, logits = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(
-        features, query, value
-    )
-    return logits, gradients
-
-
-def _assert_close(ours, reference, tolerance):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
-        assert a.dtype == b.dtype
-        assert a.shape == b.shape
-        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
 
 
 def _uses_kernel(function, *arguments):
@@ -64,16 +38,16 @@ def _uses_kernel(function, *arguments):
 )
 def test_values_and_gradients(head_split, kv_split, head_num, num_classes, batch, dropout):
     switches = dict(head_split=head_split, kv_split=kv_split)
-    case = _case(head_num, 16, num_classes, batch=batch, **switches)
+    case = make_case(head_num, 16, num_classes, batch=batch, **switches)
     options = switches | dict(dropout=dropout, dropout_key=jax.random.key(5))
     assert _uses_kernel(
         functools.partial(poca, key_ratio=0.25, implementation="pallas", **options), *case
     )
     ours, reference = (
-        _value_and_gradients(*case, implementation=form, **options)
+        value_and_gradients(*case, implementation=form, **options)
         for form in ("pallas", "reference")
     )
-    _assert_close(ours, reference, 2e-6)
+    assert_close(ours, reference, 2e-6)
 
 
 @pytest.mark.parametrize(
@@ -81,17 +55,17 @@ def test_values_and_gradients(head_split, kv_split, head_num, num_classes, batch
     [(2, 200, 48), (4, 10, 16), (1, 300, 32)],
 )
 def test_of_a_map_whose_positions_come_first(head_num, num_classes, batch):
-    case = _case(head_num, 16, num_classes, batch=batch)
+    case = make_case(head_num, 16, num_classes, batch=batch)
     options = dict(positions_first=True, dropout=0.4)  # without a key it is off
     program = jax.make_jaxpr(
         functools.partial(poca, key_ratio=0.25, implementation="pallas", **options)
     )(*case)
     assert f"f32[15,{batch},16]" in str(program)  # the whole map, positions first
     ours, reference = (
-        _value_and_gradients(*case, implementation=form, **options)
+        value_and_gradients(*case, implementation=form, **options)
         for form in ("pallas", "reference")
     )
-    _assert_close(ours, reference, 2e-6)
+    assert_close(ours, reference, 2e-6)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +78,7 @@ def test_of_a_map_whose_positions_come_first(head_num, num_classes, batch):
 )
 def test_what_is_no_kernel_for_maps_takes_the_other(options):
     switches = {key: value for key, value in options.items() if "split" in key}
-    case = _case(2, 16, 20, **switches)
+    case = make_case(2, 16, 20, **switches)
     run = functools.partial(poca, key_ratio=0.25, **options)
     whole = functools.partial(run, implementation="pallas", positions_first=True)
     assert _uses_kernel(whole, *case)
@@ -121,38 +95,38 @@ def test_what_is_no_kernel_for_maps_takes_the_other(options):
 )
 def test_several_tiles(limit, options, monkeypatch):
     monkeypatch.setattr(f"noah_jax.{limit[0]}", limit[1])
-    case = _case(2, 16, 40, batch=48)
+    case = make_case(2, 16, 40, batch=48)
     ours, reference = (
-        _value_and_gradients(*case, implementation=form, **options)
+        value_and_gradients(*case, implementation=form, **options)
         for form in ("pallas", "reference")
     )
-    _assert_close(ours, reference, 2e-6)
+    assert_close(ours, reference, 2e-6)
 
 
 @pytest.mark.parametrize(
     "options", [dict(dropout=0.1, dropout_key=jax.random.key(5)), dict(positions_first=True)]
 )
 def test_bfloat16(options):
-    case = _case(2, 64, 50)
-    exact = _value_and_gradients(*case, implementation="reference", **options)
-    ours = _value_and_gradients(*case, dtype=jnp.bfloat16, implementation="pallas", **options)
-    _assert_close(ours, exact, 2e-2)
+    case = make_case(2, 64, 50)
+    exact = value_and_gradients(*case, implementation="reference", **options)
+    ours = value_and_gradients(*case, dtype=jnp.bfloat16, implementation="pallas", **options)
+    assert_close(ours, exact, 2e-2)
 
 
 def test_large_scores_do_not_overflow():
-    features, query, value = _case(2, 16, 9)
+    features, query, value = make_case(2, 16, 9)
     query = query._replace(kernel=100 * query.kernel)
     ours, reference = (
-        _value_and_gradients(features, query, value, implementation=form)
+        value_and_gradients(features, query, value, implementation=form)
         for form in ("pallas", "reference")
     )
     assert np.isfinite(ours[0]).all()
-    _assert_close(ours, reference, 1e-4)
+    assert_close(ours, reference, 1e-4)
 
 
 @pytest.mark.parametrize("batch", [8, 24])
 def test_shapes_that_do_not_tile_fall_back(batch):
-    case = _case(2, 16, 9, batch=batch)
+    case = make_case(2, 16, 9, batch=batch)
     run = functools.partial(poca, key_ratio=0.25)
     assert not _uses_kernel(functools.partial(run, implementation="pallas"), *case)
     expected = run(*case, implementation="reference")
@@ -160,7 +134,7 @@ def test_shapes_that_do_not_tile_fall_back(batch):
 
 
 def test_weights_that_do_not_fit_fall_back():
-    features, query, value = _case(4, 1024, 1)
+    features, query, value = make_case(4, 1024, 1)
     huge = [
         Projection(*(jax.ShapeDtypeStruct((*x.shape[:-1], 21843), x.dtype) for x in weights))
         for weights in (query, value)
@@ -181,7 +155,7 @@ def test_weights_that_do_not_fit_fall_back():
     ],
 )
 def test_kernels_fit_the_chip(kind, mebibytes, kernel):
-    features, query, value = _case(4, 2048, 1000, batch=16)
+    features, query, value = make_case(4, 2048, 1000, batch=16)
     device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
@@ -192,15 +166,7 @@ def test_kernels_fit_the_chip(kind, mebibytes, kernel):
 
 
 def test_second_derivatives_are_refused():
-    features, query, value = _case(2, 16, 9)
-
-    def penalty(features):
-        run = functools.partial(poca, key_ratio=0.25, implementation="pallas")
-        gradient = jax.grad(lambda x: (run(x, query, value) ** 2).sum())(features)
-        return (gradient**2).sum()
-
-    with pytest.raises(NotImplementedError, match="implementation='xla'"):
-        jax.grad(penalty)(features)
+    assert_refuses_second_derivatives(*make_case(2, 16, 9))
 
 
 def test_sharded_it_is_the_whole():
@@ -217,7 +183,7 @@ def test_sharded_it_is_the_whole():
 def test_it_compiles_for_tpus(topology, options):
     pytest.importorskip("libtpu")
     mesh = ahead.topology_mesh(topology)
-    case = _case(4, 128, 1000, batch=1)
+    case = make_case(4, 128, 1000, batch=1)
 
     def step(key, *operands):
         def loss(*operands):
