@@ -1,11 +1,10 @@
-"""POCA a chunk of classes at a time, with a backward pass of its own.
+"""POCA a chunk of classes at a time, with a backward pass of its own, for accelerators.
 
 Scores and values are `[batch, head_num, positions, classes]`, far more numbers than anything
 else near the head, and where blocks are narrow the passes over them cost more than the products
 that made them. Here they exist only a chunk of classes at a time. Forward keeps, besides its
-inputs, three numbers for every image, block and class: the largest score, the sum of the
-exponentials and the output `o`. With upstream gradient `g` and attention `a`, backward computes
-`a` and the values `v` again:
+inputs, two numbers for every image, block and class: the scores' log-sum-exp and the output `o`.
+With upstream gradient `g` and attention `a`, backward computes `a` and the values `v` again:
 
     d value = a * g
     d score = a * g * (v - o)
@@ -21,29 +20,37 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.export import is_symbolic_dim
 
 from noah_jax import dropout as dropouts
 from noah_jax.dtypes import wide_dtype, wide_einsum
 
-# Scores of one chunk: about what the caches of a few CPU cores hold, beside as many values.
-_SCORES = 2**20
-_MIN_CLASSES = 64  # narrower products are slow
-_COMMON_BATCH = 32
-# Classes of one chunk on accelerators.
-_UNROLLED_CLASSES = 512
+_CLASSES = 512  # of one chunk
+
+
+class Weights(NamedTuple):
+    """The head's, without the query's bias, which cancels.
+
+    Attributes:
+      query_kernel: `[head_num, channels, classes]`.
+      value_kernel: likewise.
+      value_bias: `[head_num, classes]`, or `None` for none.
+    """
+
+    query_kernel: jax.Array
+    value_kernel: jax.Array
+    value_bias: jax.Array | None
 
 
 class Operands(NamedTuple):
-    """What the head computes with.
+    """What the head computes with: the parts of the features, and the weights.
 
     Attributes:
       query_part: `[groups, batch, positions, channels]`: the features the scores come from;
         `groups` is `head_num`, or 1 where every block sees all of them.
       value_part: likewise for the values.
-      query_kernel: `[head_num, channels, classes]`.
+      query_kernel: see `Weights`.
       value_kernel: likewise.
-      value_bias: `[head_num, classes]`, or `None` for none.
+      value_bias: likewise.
     """
 
     query_part: jax.Array
@@ -60,36 +67,63 @@ class _Plan(NamedTuple):
       blocks: blocks in a chunk: one or all.
       parts: chunks that make the classes of a block.
       classes: classes in a chunk; the last part is filled with zeros.
-      unrolled: whether the chunks are written out one after another, as accelerators want
-        them, or are the steps of a loop, which compiles faster.
     """
 
     blocks: int
     parts: int
     classes: int
-    unrolled: bool
 
 
-class _Chunk(NamedTuple):
-    """What one step works on besides the features.
+class Kept(NamedTuple):
+    """What forward keeps of a chunk, each `[..., classes]`."""
 
-    Attributes:
-      query_kernel: `[blocks, channels, classes]`.
-      value_kernel: likewise.
-      value_bias: `[blocks, classes]` or `None`.
-    """
-
-    query_kernel: jax.Array
-    value_kernel: jax.Array
-    value_bias: jax.Array | None
-
-
-class _Kept(NamedTuple):
-    """What forward keeps of a chunk, each `[blocks, batch, classes]`."""
-
-    largest: jax.Array
-    total: jax.Array
+    log_sum_exp: jax.Array
     out: jax.Array
+
+
+def attend(scores: jax.Array, values: jax.Array) -> Kept:
+    """Forward from `[..., positions, classes]`."""
+    # Any shift cancels, so this one is not differentiated.
+    largest = jax.lax.stop_gradient(scores.max(-2))
+    weights = jnp.exp(scores - largest[..., None, :])
+    total = weights.sum(-2)
+    return Kept(largest + jnp.log(total), (weights * values).sum(-2) / total)
+
+
+def differentiate(
+    scores: jax.Array, values: jax.Array, kept: Kept, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of scores and values for the logits' `[..., classes]`."""
+    attention = jnp.exp(scores - kept.log_sum_exp[..., None, :])
+    to_values = attention * cotangent[..., None, :]
+    return to_values * (values - kept.out[..., None, :]), to_values
+
+
+def scaled_mask(
+    seeds: dropouts.Seeds,
+    shape: tuple[int, int, int, int],
+    first: tuple[jax.Array | int, jax.Array | int],
+    rate: float,
+    dtype: Any,
+) -> jax.Array:
+    """What dropout multiplies the values of a chunk by.
+
+    Args:
+      seeds: of the masks.
+      shape: `(blocks, batch, positions, classes)` of the chunk.
+      first: its first block and class.
+      rate: of the dropout.
+      dtype: of the features.
+    """
+    block, position, label = (
+        jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 2, 3)
+    )
+    block, label = block + first[0], label + first[1]
+    words, image = seeds.words, seeds.images[:, None, None]
+    keep = dropouts.kept(
+        dropouts.row_seed((words[0], words[1]), image, block, label), position, rate
+    )
+    return keep / jnp.asarray(1 - rate, wide_dtype(dtype))
 
 
 def chunked_poca(
@@ -97,7 +131,6 @@ def chunked_poca(
     seeds: dropouts.Seeds | None = None,
     *,
     dropout: float = 0.0,
-    unrolled: bool = False,
 ) -> jax.Array:
     """Wide logits, `[batch, classes]`; see `noah_jax.head.poca`.
 
@@ -105,13 +138,8 @@ def chunked_poca(
       operands: features and weights.
       seeds: of the dropout's masks; `None` switches it off.
       dropout: rate of the dropout on the values.
-      unrolled: whether for an accelerator; see `_Plan`.
     """
-    _, batch, positions, _ = operands.query_part.shape
-    # A symbolic batch, of `jax.export`, is planned as a common one.
-    images = _COMMON_BATCH if is_symbolic_dim(batch) else batch
-    in_cache = max(_SCORES // max(images * positions, 1), _MIN_CLASSES)
-    plan = _plan(operands, _UNROLLED_CLASSES if unrolled else in_cache, unrolled)
+    plan = _plan(operands)
     if seeds is not None:
         return _pairwise(plan, dropout, operands, seeds)
     logits = _pairwise(plan, 0.0, operands._replace(value_bias=None), None)
@@ -119,13 +147,13 @@ def chunked_poca(
     return logits + operands.value_bias.astype(logits.dtype).sum(0)
 
 
-def _plan(operands: Operands, classes: int, unrolled: bool) -> _Plan:
-    """Chunks of at most so many classes: of all blocks where that is enough, else of one."""
+def _plan(operands: Operands) -> _Plan:
+    """Chunks of all blocks where their classes are few enough, else of one."""
     head_num, _, num_classes = operands.query_kernel.shape
-    if head_num * num_classes <= classes and len(operands.query_part) == head_num:
-        return _Plan(head_num, 1, num_classes, unrolled)
-    parts = math.ceil(num_classes / classes)
-    return _Plan(1, parts, math.ceil(num_classes / parts), unrolled)
+    if head_num * num_classes <= _CLASSES and len(operands.query_part) == head_num:
+        return _Plan(head_num, 1, num_classes)
+    parts = math.ceil(num_classes / _CLASSES)
+    return _Plan(1, parts, math.ceil(num_classes / parts))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -141,13 +169,9 @@ def _forward(plan, rate, operands, seeds):
         query_part, value_part, keep = _inputs(plan, rate, operands, seeds, index)
         scores = _project(query_part, chunk.query_kernel)
         values = _values(keep, value_part, chunk.value_kernel, chunk.value_bias)
-        # Any shift cancels, so this one is not differentiated.
-        largest = jax.lax.stop_gradient(scores.max(2))
-        weights = jnp.exp(scores - largest[:, :, None])
-        total = weights.sum(2)
-        return None, _Kept(largest, total, (weights * values).sum(2) / total)
+        return None, attend(scores, values)
 
-    _, kept = _for_each(plan, step, None, _chunks(plan, operands))
+    _, kept = _for_each(step, None, _chunks(plan, operands))
     batch = operands.query_part.shape[1]
     blocks = len(operands.query_kernel) // plan.blocks
     out = kept.out.reshape(blocks, plan.parts, *kept.out.shape[1:]).sum((0, 2))
@@ -166,9 +190,8 @@ def _backward(plan, rate, residuals, cotangent):
         values, from_values = jax.vjp(
             functools.partial(_values, keep), value_part, chunk.value_kernel, chunk.value_bias
         )
-        scale = cotangents[index % plan.parts] / kept.total
-        to_values = jnp.exp(scores - kept.largest[:, :, None]) * scale[:, :, None]
-        to_scores = to_values * (values - kept.out[:, :, None])
+        upstream = cotangents[index % plan.parts]
+        to_scores, to_values = differentiate(scores, values, kept, upstream)
         to_query_part, to_query_kernel = from_scores(to_scores)
         to_value_part, to_value_kernel, to_value_bias = from_values(to_values)
         start = _first_group(plan, operands, index)
@@ -177,7 +200,7 @@ def _backward(plan, rate, residuals, cotangent):
 
     parts = operands.query_part, operands.value_part
     zeros = [jnp.zeros(part.shape, wide_dtype(part.dtype)) for part in parts]
-    sums, weights = _for_each(plan, step, tuple(zeros), _chunks(plan, operands), kept)
+    sums, weights = _for_each(step, tuple(zeros), _chunks(plan, operands), kept)
     # Chunks come from weights by a linear map, whose transpose puts their gradients together.
     join = jax.linear_transpose(lambda weights: _split(plan, weights), tuple(operands[2:]))
     sums = [total.astype(part.dtype) for total, part in zip(sums, parts, strict=True)]
@@ -187,21 +210,16 @@ def _backward(plan, rate, residuals, cotangent):
 _pairwise.defvjp(_forward, _backward)
 
 
-def _chunks(plan: _Plan, operands: Operands) -> _Chunk:
-    """All chunks, in front an axis that counts them."""
-    return _Chunk(*_split(plan, tuple(operands[2:])))
+def _chunks(plan: _Plan, operands: Operands) -> Weights:
+    """The weights of all chunks, in front an axis that counts them."""
+    return Weights(*_split(plan, tuple(operands[2:])))
 
 
-def _for_each(plan: _Plan, step: Callable, carry: Any, *inputs: Any) -> tuple[Any, Any]:
-    """`jax.lax.scan` of `step(carry, index, *chunk_inputs)`, or the same written out."""
-    count = len(inputs[0].query_kernel)
-    if not plan.unrolled:
-        return jax.lax.scan(
-            lambda carry, xs: step(carry, *xs), carry, (jnp.arange(count, dtype=jnp.int32), *inputs)
-        )
-    chunks = [jax.tree.map(operator.itemgetter(index), inputs) for index in range(count)]
+def _for_each(step: Callable, carry: Any, *inputs: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan` of `step(carry, index, *chunk_inputs)`, written out."""
     outputs = []
-    for index, chunk in enumerate(chunks):
+    for index in range(len(inputs[0].query_kernel)):
+        chunk = jax.tree.map(operator.itemgetter(index), inputs)
         # The barriers keep chunks one after another: their scores share the same memory.
         carry, chunk = jax.lax.optimization_barrier((carry, chunk))
         carry, output = jax.lax.optimization_barrier(step(carry, index, *chunk))
@@ -225,7 +243,7 @@ def _padded(plan: _Plan, x: jax.Array) -> jax.Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
 
 
-def _first_group(plan: _Plan, operands: Operands, index: jax.Array) -> jax.Array | int:
+def _first_group(plan: _Plan, operands: Operands, index: int) -> int:
     """Where the groups that a chunk sees begin."""
     one_group = len(operands.query_part) == plan.blocks
     return 0 if one_group else index // plan.parts * plan.blocks
@@ -241,16 +259,8 @@ def _inputs(plan, rate, operands, seeds, index):
     if seeds is None:
         return query_part, value_part, None
     shape = (*query_part.shape[:3], plan.classes)
-    block, position, label = (
-        jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 2, 3)
-    )
-    block += index // plan.parts * plan.blocks
-    label += index % plan.parts * plan.classes
-    words, image = seeds.words, seeds.images[:, None, None]
-    keep = dropouts.kept(
-        dropouts.row_seed((words[0], words[1]), image, block, label), position, rate
-    )
-    return query_part, value_part, keep / jnp.asarray(1 - rate, wide_dtype(value_part.dtype))
+    first = index // plan.parts * plan.blocks, index % plan.parts * plan.classes
+    return query_part, value_part, scaled_mask(seeds, shape, first, rate, value_part.dtype)
 
 
 def _project(part: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -265,7 +275,7 @@ def _values(keep, part, kernel, bias):
     return values if keep is None else values * keep
 
 
-def _add(total: jax.Array, gradient: jax.Array, start: jax.Array | int) -> jax.Array:
+def _add(total: jax.Array, gradient: jax.Array, start: int) -> jax.Array:
     """`total` with the gradient of its groups from `start` on added."""
     old = jax.lax.dynamic_slice_in_dim(total, start, len(gradient))
     return jax.lax.dynamic_update_slice_in_dim(total, old + gradient, start, 0)

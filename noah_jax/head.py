@@ -21,8 +21,9 @@ import numpy as np
 from flax import nnx
 
 from noah_jax import dropout as dropouts
-from noah_jax.chunked import Operands, chunked_poca
+from noah_jax.chunked import Operands, Weights, chunked_poca
 from noah_jax.dtypes import wide_einsum
+from noah_jax.looped import looped_poca
 from noah_jax.pallas_gpu import gpu_plan, gpu_poca
 from noah_jax.pallas_tpu import pallas_poca, sharded_poca, tpu_plan
 from noah_jax.pallas_tpu_map import map_plan, sharded_map_poca
@@ -216,30 +217,43 @@ def poca(
         seeds = dropouts.seeds_of(dropout_key, len(features))
     if implementation == "reference":
         return _reference(query_part, value_part, query, value, seeds, head_split, dropout)
-    operands = _operands(query_part, value_part, query, value, head_split)
+    split = functools.partial(
+        _operands, key_ratio=key_ratio, head_split=head_split, kv_split=kv_split
+    )
+    # Every form splits the map itself: one that takes it whole has no gradient of parts to add.
     forms = {
-        "cpu": functools.partial(_in_chunks, dropout=dropout, unrolled=False),
-        "default": functools.partial(_in_chunks, dropout=dropout, unrolled=True),
+        "cpu": functools.partial(
+            _in_loop, head_split=head_split, kv_split=kv_split, dropout=dropout
+        ),
+        "default": functools.partial(_in_chunks, split, dropout),
     }
+    weights = Weights(query.kernel, value.kernel, value.bias)
     rate = 0.0 if seeds is None else dropout
     as_map = features if positions_first and not rate else None
     if implementation == "pallas":
-        forms |= _kernels(as_map, operands, rate, {"cpu": True, "tpu": False})
-        forms |= _gpu_kernel(operands, rate)
+        forms |= _kernels(as_map, split, features, weights, rate, {"cpu": True, "tpu": False})
+        forms |= _gpu_kernel(split, features, weights, rate)
     elif implementation == "auto" and features.dtype == jnp.bfloat16:
-        forms |= _kernels(as_map, operands, rate, {"tpu": False})
-    return jax.lax.platform_dependent(features, operands, seeds, **forms)
+        forms |= _kernels(as_map, split, features, weights, rate, {"tpu": False})
+    return jax.lax.platform_dependent(features, weights, seeds, **forms)
 
 
-def _in_chunks(_, operands, seeds, **options):
-    return chunked_poca(operands, seeds, **options)
+def _in_loop(features, weights, seeds, **options):
+    positions = math.prod(features.shape[1:-1])
+    flat = features.reshape(features.shape[0], positions, features.shape[-1])
+    return looped_poca(flat, weights, seeds, **options)
 
 
-def _kernels(as_map, operands, rate, platforms):
+def _in_chunks(split, dropout, features, weights, seeds):
+    return chunked_poca(split(features, weights), seeds, dropout=dropout)
+
+
+def _kernels(as_map, split, features, weights, rate, platforms):
     """What computes the head by platform (which says whether it is emulated), if shapes fit.
 
     From the map where there is one to take whole, or else from its parts.
     """
+    operands = jax.eval_shape(split, features, weights)
     kernels = {}
     for name, interpret in platforms.items():
         plan = None if as_map is None else map_plan(as_map, operands, interpret=interpret)
@@ -248,21 +262,21 @@ def _kernels(as_map, operands, rate, platforms):
             continue
         plan = tpu_plan(operands, dropout=rate, interpret=interpret)
         if plan is not None:
-            kernels[name] = functools.partial(_from_parts, pallas_poca, plan)
+            kernels[name] = functools.partial(_from_parts, pallas_poca, plan, split)
     return kernels
 
 
-def _gpu_kernel(operands, rate):
-    plan = gpu_plan(operands, dropout=rate)
-    return {} if plan is None else {"cuda": functools.partial(_from_parts, gpu_poca, plan)}
+def _gpu_kernel(split, features, weights, rate):
+    plan = gpu_plan(jax.eval_shape(split, features, weights), dropout=rate)
+    return {} if plan is None else {"cuda": functools.partial(_from_parts, gpu_poca, plan, split)}
 
 
-def _from_map(plan, features, operands, _):
-    return sharded_map_poca(plan, features, operands)
+def _from_map(plan, features, weights, _):
+    return sharded_map_poca(plan, features, weights)
 
 
-def _from_parts(kernel, plan, _, operands, seeds):
-    return sharded_poca(kernel, plan, operands, seeds)
+def _from_parts(kernel, plan, split, features, weights, seeds):
+    return sharded_poca(kernel, plan, split(features, weights), seeds)
 
 
 def _reference(query_part, value_part, query, value, seeds, head_split, dropout):
@@ -281,16 +295,17 @@ def _reference(query_part, value_part, query, value, seeds, head_split, dropout)
     return (weights * values).sum((1, 3))
 
 
-def _operands(query_part, value_part, query, value, head_split):
-    groups = query.kernel.shape[0] if head_split else 1
+def _operands(features, weights, *, key_ratio, head_split, kv_split):
+    """What the forms compute with that take the map in parts."""
+    head_num = len(weights.query_kernel)
+    groups = head_num if head_split else 1
 
     def grouped(part):
         shape = (*part.shape[:2], groups, part.shape[2] // groups)
         return part.reshape(shape).transpose(2, 0, 1, 3)
 
-    return Operands(
-        grouped(query_part), grouped(value_part), query.kernel, value.kernel, value.bias
-    )
+    parts = _parts(features, head_num, key_ratio, head_split, kv_split)
+    return Operands(*map(grouped, parts), *weights)
 
 
 def attention(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from noah_jax.chunked import Operands
+from noah_jax.chunked import Operands, Weights
 from noah_jax.pallas_tpu import (
     IMAGES,
     LANES,
@@ -72,9 +72,8 @@ def map_plan(
     return None
 
 
-def sharded_map_poca(plan: Plan, features: jax.Array, operands: Operands) -> jax.Array:
+def sharded_map_poca(plan: Plan, features: jax.Array, weights: Weights) -> jax.Array:
     """`map_poca` on each device's part of the batch."""
-    weights = operands.query_kernel, operands.value_kernel, operands.value_bias
     specs = lambda axes: (jax.P(axes), *[jax.P()] * 3)  # noqa: E731
     return on_each_device(functools.partial(map_poca, plan), specs, features, *weights)
 

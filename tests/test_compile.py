@@ -221,6 +221,26 @@ def test_every_kind_is_counted_once():
     ]
 
 
+def test_collectives_in_loops_count_once_for_every_trip():
+    text = """HloModule m
+
+%inner (p: f32[8]) -> f32[8] {
+  ROOT %r = f32[8]{0} all-reduce(%p), replica_groups={}
+}
+
+%outer (p: f32[8]) -> f32[8] {
+  %b = f32[2]{0} all-reduce(%p), replica_groups={}
+  ROOT %w = f32[8]{0} while(%p), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %w = f32[8]{0} while(%a), condition=%c, body=%outer, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %e = f32[4]{0} all-reduce(%w), replica_groups={}
+}
+"""  # noqa: E501
+    assert [(c.bytes, c.count) for c in hlo.collectives(text, 2)] == [(32, 15), (8, 5), (16, 1)]
+
+
 PROGRAM = """HloModule m, input_output_alias={ {0}: (0, {}, may-alias), {1}: (2, {}, must-alias) }
 
 %fused (p: f32[]) -> f32[] {

@@ -25,10 +25,11 @@ def emulated(monkeypatch):
     """On CPUs "pallas" is the GPU kernels; the list of their plans."""
     plans = []
 
-    def kernels(_, operands, rate, platforms):
+    def kernels(_, split, features, weights, rate, platforms):
+        operands = jax.eval_shape(split, features, weights)
         plan = pallas_gpu.gpu_plan(operands, dropout=rate, interpret=True)
         plans.append(plan)
-        return {"cpu": functools.partial(head._from_parts, pallas_gpu.gpu_poca, plan)}
+        return {"cpu": functools.partial(head._from_parts, pallas_gpu.gpu_poca, plan, split)}
 
     monkeypatch.setattr(head, "_kernels", kernels)
     return plans

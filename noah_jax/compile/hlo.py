@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 _KINDS = (
@@ -42,14 +43,20 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str, num_devices: int) -> list[Collective]:
-    """All collectives of a program, the largest first; one in a loop is counted once.
+    """All collectives of a program, the largest first; in a loop once for every trip.
+
+    In loops whose trips XLA does not know they count once.
 
     Args:
       text: the compiled program, `jax.stages.Compiled.as_text()`.
       num_devices: devices it runs on.
     """
     found = Counter()
+    trips = _trips(text)
+    name = ""
     for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            name = match[2]
         if not (match := _COLLECTIVE.match(line)):
             continue
         result, kind, start = match.groups()
@@ -59,7 +66,7 @@ def collectives(text: str, num_devices: int) -> list[Collective]:
         size = _num_bytes(result) * (group_size if kind == "reduce-scatter" else 1)
         dtypes = ", ".join(sorted({dtype for dtype, _ in _SHAPE.findall(result)}))
         source = re.search(r'op_name="([^"]*)"', line)
-        found[kind, size, dtypes, group_size, source[1][:80] if source else ""] += 1
+        found[kind, size, dtypes, group_size, source[1][:80] if source else ""] += trips(name)
     alike = [Collective(*key, count) for key, count in found.items()]
     return sorted(alike, key=lambda c: -c.bytes * c.count)
 
@@ -114,6 +121,23 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
         elif computations:
             lines.append(line)
     return computations, entry
+
+
+def _trips(text: str) -> Callable[[str], int]:
+    """How often a computation runs, by its name, because of the loops it is the body of."""
+    loops = {}
+    name = ""
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            name = match[2]
+        elif " while(" in line and (known := re.search(r'"known_trip_count":{"n":"(\d+)"', line)):
+            loops[re.search(r" body=%?([\w.-]+)", line)[1]] = int(known[1]), name
+
+    def trips(name: str) -> int:
+        own, outer = loops.get(name, (1, None))
+        return own * trips(outer) if outer else own
+
+    return trips
 
 
 def _branches(line: str) -> list[str]:
