@@ -8,7 +8,7 @@ TPUs, slices of a map whose last axis is the channels' would be copies in anothe
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from noah_jax.dtypes import wide_dtype, wide_einsum
 
 # Scores of one chunk: about what the caches of a few CPU cores hold, beside as many values.
 _SCORES = 2**20
-_MIN_CLASSES = 64  # narrower products are slow
+_TILE = 64  # classes; products of a few less take longer
 _COMMON_BATCH = 32
 
 
@@ -28,7 +28,7 @@ class _Plan(NamedTuple):
     """What a chunk is.
 
     Attributes:
-      parts: chunks that make the classes of a block.
+      parts: chunks that make the classes of a block; the last two may overlap.
       classes: classes in a chunk.
       head_split: whether each block sees only its own share of the channels.
       value_from: the first of the channels that give values.
@@ -64,28 +64,21 @@ def looped_poca(
     head_num, value_in, num_classes = weights.value_kernel.shape
     # A symbolic batch, of `jax.export`, is planned as a common one.
     images = _COMMON_BATCH if is_symbolic_dim(batch) else batch
-    limit = max(_SCORES // max(images * positions, 1), _MIN_CLASSES)
-    parts = _count_parts(num_classes, limit)
+    parts, classes = _chunks(num_classes, _SCORES // max(images * positions, 1))
     value_from = channels - value_in * (head_num if head_split else 1) if kv_split else 0
-    plan = _Plan(parts, math.ceil(num_classes / parts), head_split, value_from)
-    weights = jax.tree.map(functools.partial(_filled, classes=plan.parts * plan.classes), weights)
+    plan = _Plan(parts, classes, head_split, value_from)
     if seeds is not None:
-        return _pairwise(plan, dropout, features, weights, seeds)[:, :num_classes]
+        return _pairwise(plan, dropout, features, weights, seeds)
     logits = _pairwise(plan, 0.0, features, weights._replace(value_bias=None), None)
     # The weights sum to one over the positions, so the bias passes through unchanged.
-    return (logits + weights.value_bias.astype(logits.dtype).sum(0))[:, :num_classes]
+    return logits + weights.value_bias.astype(logits.dtype).sum(0)
 
 
-def _filled(x: jax.Array, *, classes: int) -> jax.Array:
-    """With zeros in place of the classes that are missing."""
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, classes - x.shape[-1])])
-
-
-def _count_parts(num_classes: int, limit: int) -> int:
-    """Into how many chunks of at most `limit` classes a block is cut: equal ones if it can be."""
-    fewest = math.ceil(num_classes / limit)
-    equal = (parts for parts in range(fewest, 2 * fewest) if num_classes % parts == 0)
-    return next(equal, fewest)
+def _chunks(num_classes: int, limit: int) -> tuple[int, int]:
+    """Into how many chunks of how many classes a block is cut, about `limit` at most."""
+    parts = math.ceil(num_classes / max(limit // _TILE * _TILE, _TILE))
+    classes = math.ceil(num_classes / parts / _TILE) * _TILE
+    return parts, min(classes, num_classes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -101,14 +94,15 @@ def _pairwise(
 
 
 def _forward(plan, rate, features, weights, seeds):
-    def step(_, index):
-        _, pieces = _cut(plan, index, features, weights)
-        return None, attend(*_evidence(_mask(plan, rate, index, features, seeds), *pieces))
+    def step(logits, index):
+        windows, pieces = _cut(plan, index, features, weights)
+        kept = attend(*_evidence(_mask(plan, rate, windows, features, seeds), *pieces))
+        own = jnp.where(_own_classes(plan, index, windows), kept.out, 0)
+        return _add_to((0, windows.label), own)(logits), kept
 
-    head_num = len(weights.query_kernel)
-    _, kept = jax.lax.scan(step, None, _indices(plan, head_num))
-    out = kept.out.reshape(head_num, plan.parts, *kept.out.shape[1:]).sum(0)
-    logits = out.swapaxes(0, 1).reshape(-1, plan.parts * plan.classes)
+    head_num, _, num_classes = weights.query_kernel.shape
+    zeros = jnp.zeros((features.shape[0], num_classes), wide_dtype(features.dtype))
+    logits, kept = jax.lax.scan(step, zeros, _indices(plan, head_num))
     return logits, (features, weights, seeds, kept)
 
 
@@ -118,13 +112,13 @@ def _backward(plan, rate, residuals, cotangent):
     def step(totals, inputs):
         index, kept = inputs
         windows, pieces = _cut(plan, index, features, weights)
-        keep = _mask(plan, rate, index, features, seeds)
+        keep = _mask(plan, rate, windows, features, seeds)
         (scores, values), pull = jax.vjp(functools.partial(_evidence, keep), *pieces)
-        first = index % plan.parts * plan.classes
-        upstream = jax.lax.dynamic_slice_in_dim(cotangent, first, plan.classes, axis=1)
+        upstream = jax.lax.dynamic_slice_in_dim(cotangent, windows.label, plan.classes, axis=1)
+        upstream = jnp.where(_own_classes(plan, index, windows), upstream, 0)
         gradients = pull(differentiate(scores, values, kept, upstream))
         to_features, *to_weights = totals
-        to_query_part, to_value_part, *to_chunk = map(_add_to, windows, gradients)
+        to_query_part, to_value_part, *to_chunk = map(_add_to, windows.starts, gradients)
         to_features = to_value_part(to_query_part(to_features))
         to_weights = [add(total) for add, total in zip(to_chunk, to_weights, strict=True)]
         return (to_features, *to_weights), None
@@ -149,10 +143,25 @@ def _indices(plan: _Plan, head_num: int) -> jax.Array:
     return jnp.arange(head_num * plan.parts, dtype=jnp.int32)
 
 
+class _Windows(NamedTuple):
+    """Where a chunk lies.
+
+    Attributes:
+      block: its block.
+      label: its first class.
+      starts: where its arrays begin, those of `_evidence`, in theirs.
+    """
+
+    block: jax.Array
+    label: jax.Array
+    starts: list[tuple]
+
+
 def _cut(plan, index, features, weights):
-    """Where a chunk's arrays begin, and the arrays: those of `_evidence`."""
+    """Where a chunk lies, and its arrays: those of `_evidence`."""
     block = index // plan.parts
-    label = index % plan.parts * plan.classes
+    num_classes = weights.query_kernel.shape[-1]
+    label = jnp.minimum(index % plan.parts * plan.classes, num_classes - plan.classes)
     query_in, value_in = (kernel.shape[1] for kernel in weights[:2])
     own = block if plan.head_split else 0
     batch, positions, _ = features.shape
@@ -164,7 +173,13 @@ def _cut(plan, index, features, weights):
     ]
     if weights.value_bias is not None:
         cuts.append((weights.value_bias, (block, label), (1, plan.classes)))
-    return [start for _, start, _ in cuts], [jax.lax.dynamic_slice(*cut) for cut in cuts]
+    starts = [start for _, start, _ in cuts]
+    return _Windows(block, label, starts), [jax.lax.dynamic_slice(*cut) for cut in cuts]
+
+
+def _own_classes(plan: _Plan, index: jax.Array, windows: _Windows) -> jax.Array:
+    """Which classes of a chunk the one before it has not, bool `[classes]`."""
+    return windows.label + jnp.arange(plan.classes) >= index % plan.parts * plan.classes
 
 
 def _add_to(start, gradient):
@@ -186,9 +201,8 @@ def _evidence(keep, query_part, value_part, query_kernel, value_kernel, value_bi
     return scores, values if keep is None else values * keep
 
 
-def _mask(plan: _Plan, rate: float, index: Any, features: jax.Array, seeds: Any):
+def _mask(plan, rate, windows, features, seeds):
     if seeds is None:
         return None
     shape = (1, *features.shape[:2], plan.classes)
-    first = index // plan.parts, index % plan.parts * plan.classes
-    return scaled_mask(seeds, shape, first, rate, features.dtype)[0]
+    return scaled_mask(seeds, shape, (windows.block, windows.label), rate, features.dtype)[0]

@@ -54,7 +54,7 @@ def cut(request, monkeypatch):
 
     def set_classes(classes):
         monkeypatch.setattr(looped, "_SCORES", 0)
-        monkeypatch.setattr(looped, "_MIN_CLASSES", classes)
+        monkeypatch.setattr(looped, "_TILE", classes)
         monkeypatch.setattr(chunked, "_CLASSES", classes)
 
     def as_on_accelerators(*operands, dropout, **split):
@@ -68,7 +68,7 @@ def cut(request, monkeypatch):
 
 @pytest.mark.parametrize(
     "chunk", [4, pytest.param(1, marks=pytest.mark.slow), 10**6]
-)  # parts with and without filling, all at once
+)  # the last filled or overlapping, one class each, all at once
 @pytest.mark.parametrize("kv_split", [True, False])
 @pytest.mark.parametrize("head_split", [True, False])
 def test_values_and_gradients_are_those_of_the_definition(cut, head_split, kv_split, chunk):

@@ -134,14 +134,14 @@ def benchmark_head(shape: Shape, *, batch: int, rounds: int, torch: bool) -> dic
             if not error <= _AGREE:
                 raise ValueError(f"{name}: the logits differ by {error:.1e} of their std")
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in contenders}
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for name, (*calls, _, _) in contenders.items():
             for call, seconds in zip(calls, times[name], strict=True):
                 time.sleep(_REST)
+                jax.block_until_ready(call())  # wakes its threads, and warms up
                 start = time.perf_counter()
                 jax.block_until_ready(call())
-                if turn:  # the first is for warming up
-                    seconds.append(time.perf_counter() - start)
+                seconds.append(time.perf_counter() - start)
     return {
         name: Cost(*map(statistics.median, times[name]), *memory)
         for name, (_, _, *memory) in contenders.items()
