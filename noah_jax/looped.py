@@ -98,7 +98,7 @@ def _forward(plan, rate, features, weights, seeds):
         windows, pieces = _cut(plan, index, features, weights)
         kept = attend(*_evidence(_mask(plan, rate, windows, features, seeds), *pieces))
         own = jnp.where(_own_classes(plan, index, windows), kept.out, 0)
-        return _add_to((0, windows.label), own)(logits), kept
+        return _add_to((jnp.int32(0), windows.label), own)(logits), kept
 
     head_num, _, num_classes = weights.query_kernel.shape
     zeros = jnp.zeros((features.shape[0], num_classes), wide_dtype(features.dtype))
@@ -163,13 +163,14 @@ def _cut(plan, index, features, weights):
     num_classes = weights.query_kernel.shape[-1]
     label = jnp.minimum(index % plan.parts * plan.classes, num_classes - plan.classes)
     query_in, value_in = (kernel.shape[1] for kernel in weights[:2])
-    own = block if plan.head_split else 0
+    zero = jnp.int32(0)  # all starts have one dtype, also where integers are 64 bits wide
+    own = block if plan.head_split else zero
     batch, positions, _ = features.shape
     cuts = [
-        (features, (0, 0, own * query_in), (batch, positions, query_in)),
-        (features, (0, 0, plan.value_from + own * value_in), (batch, positions, value_in)),
-        (weights.query_kernel, (block, 0, label), (1, query_in, plan.classes)),
-        (weights.value_kernel, (block, 0, label), (1, value_in, plan.classes)),
+        (features, (zero, zero, own * query_in), (batch, positions, query_in)),
+        (features, (zero, zero, plan.value_from + own * value_in), (batch, positions, value_in)),
+        (weights.query_kernel, (block, zero, label), (1, query_in, plan.classes)),
+        (weights.value_kernel, (block, zero, label), (1, value_in, plan.classes)),
     ]
     if weights.value_bias is not None:
         cuts.append((weights.value_bias, (block, label), (1, plan.classes)))

@@ -93,6 +93,22 @@ def test_bfloat16_gradients(cut):
         assert np.linalg.norm(a - b) <= 2e-2 * np.linalg.norm(b)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("head_split", [True, False])
+def test_float64(cut, head_split, dropout):
+    cut(4)
+    features, *weights = _case(2, 16, 11, head_split=head_split)
+    with jax.enable_x64(True):
+        case = jax.tree.map(np.float64, (features, *weights))
+        options = dict(head_split=head_split, dropout=dropout, dropout_key=jax.random.key(1))
+        ours, reference = (
+            _value_and_gradients(*case, dtype=jnp.float64, implementation=form, **options)
+            for form in ("xla", "reference")
+        )
+        assert ours[0].dtype == jnp.float64
+        _assert_close(ours, reference, 1e-13)
+
+
 def test_large_scores_do_not_overflow():
     features, query, value = _case(2, 16, 9)
     query = query._replace(kernel=100 * query.kernel)
