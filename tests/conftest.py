@@ -92,7 +92,7 @@ def multi_label_config(csv_folder):
 
 @pytest.fixture(scope="session")
 def multi_label_run(csv_folder, tmp_path_factory) -> str:
-    """The folder of a finished run of 40 steps on images with several labels."""
+    """The folder of a finished run of 80 steps on images with several labels."""
     workdir = str(tmp_path_factory.mktemp("multi_label") / "run")
     train(make_multi_label_config(csv_folder), workdir)
     return workdir
@@ -136,7 +136,7 @@ def make_tiny_config(class_folders: str) -> ConfigDict:
 
 
 def make_multi_label_config(csv_folder: str) -> ConfigDict:
-    """A run of 40 steps on images with several labels, with a moving average."""
+    """A run of 80 steps on images with several labels, with a moving average."""
     config = make_tiny_config(f"csv:{csv_folder}")
     config.loss = "asymmetric"
     config.smoothing = config.erase_prob = config.mixup = config.cutmix = 0.0
@@ -145,6 +145,6 @@ def make_multi_label_config(csv_folder: str) -> ConfigDict:
     config.data.flip = False
     config.batch_size = 10
     config.model.batch_norm_group = 10
-    config.epochs = 8.0
+    config.epochs = 16.0
     config.eval_every = config.checkpoint_every = 100
     return config
