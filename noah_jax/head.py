@@ -228,13 +228,14 @@ def poca(
         "default": functools.partial(_in_chunks, split, dropout),
     }
     weights = Weights(query.kernel, value.kernel, value.bias)
+    shapes = jax.eval_shape(split, features, weights)
     rate = 0.0 if seeds is None else dropout
     as_map = features if positions_first and not rate else None
     if implementation == "pallas":
-        forms |= _kernels(as_map, split, features, weights, rate, {"cpu": True, "tpu": False})
-        forms |= _gpu_kernel(split, features, weights, rate)
+        forms |= _kernels(as_map, split, shapes, rate, {"cpu": True, "tpu": False})
+        forms |= _gpu_kernel(split, shapes, rate)
     elif implementation == "auto" and features.dtype == jnp.bfloat16:
-        forms |= _kernels(as_map, split, features, weights, rate, {"tpu": False})
+        forms |= _kernels(as_map, split, shapes, rate, {"tpu": False})
     return jax.lax.platform_dependent(features, weights, seeds, **forms)
 
 
@@ -248,12 +249,11 @@ def _in_chunks(split, dropout, features, weights, seeds):
     return chunked_poca(split(features, weights), seeds, dropout=dropout)
 
 
-def _kernels(as_map, split, features, weights, rate, platforms):
+def _kernels(as_map, split, operands, rate, platforms):
     """What computes the head by platform (which says whether it is emulated), if shapes fit.
 
     From the map where there is one to take whole, or else from its parts.
     """
-    operands = jax.eval_shape(split, features, weights)
     kernels = {}
     for name, interpret in platforms.items():
         plan = None if as_map is None else map_plan(as_map, operands, interpret=interpret)
@@ -266,8 +266,8 @@ def _kernels(as_map, split, features, weights, rate, platforms):
     return kernels
 
 
-def _gpu_kernel(split, features, weights, rate):
-    plan = gpu_plan(jax.eval_shape(split, features, weights), dropout=rate)
+def _gpu_kernel(split, operands, rate):
+    plan = gpu_plan(operands, dropout=rate)
     return {} if plan is None else {"cuda": functools.partial(_from_parts, gpu_poca, plan, split)}
 
 

@@ -100,7 +100,7 @@ def estimated_cycles(text: str) -> int | None:
             if estimate := re.search(r'"estimated_cycles":"(\d+)"', line):
                 total += int(estimate[1])
             elif " while(" in line:
-                total += cycles(re.search(r" body=%?([\w.-]+)", line)[1])
+                total += cycles(_body(line))
             elif " call(" in line:
                 total += cycles(re.search(r" to_apply=%?([\w.-]+)", line)[1])
             elif " conditional(" in line:
@@ -125,19 +125,23 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 def _trips(text: str) -> Callable[[str], int]:
     """How often a computation runs, by its name, because of the loops it is the body of."""
+    computations, _ = _computations(text)
     loops = {}
-    name = ""
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            name = match[2]
-        elif " while(" in line and (known := re.search(r'"known_trip_count":{"n":"(\d+)"', line)):
-            loops[re.search(r" body=%?([\w.-]+)", line)[1]] = int(known[1]), name
+    for name, lines in computations.items():
+        for line in lines:
+            if known := " while(" in line and re.search(r'"known_trip_count":{"n":"(\d+)"', line):
+                loops[_body(line)] = int(known[1]), name
 
     def trips(name: str) -> int:
         own, outer = loops.get(name, (1, None))
         return own * trips(outer) if outer else own
 
     return trips
+
+
+def _body(line: str) -> str:
+    """What a loop repeats."""
+    return re.search(r" body=%?([\w.-]+)", line)[1]
 
 
 def _branches(line: str) -> list[str]:
