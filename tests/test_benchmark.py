@@ -98,6 +98,7 @@ def test_the_default_models_exist():
         (["--what", "input", "--folder", "/no/such"], "data folder /no/such does not exist"),
         (["--what", "host"], "--config FILE is needed"),
         (["--what", "head", "--models", "resnet18"], "did you mean noah_resnet18"),
+        (["--what", "head", "--heads", "auto,fast"], "--heads: one of auto, xla, pallas"),
     ],
 )
 def test_bad_input_gets_one_line(capsys, arguments, words):

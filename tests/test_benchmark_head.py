@@ -13,7 +13,8 @@ SHAPE = head.Shape((3, 3), 32, 2, 0.25, 7)
 
 def test_each_head_is_measured():
     torch = importlib.util.find_spec("torch") is not None
-    costs = head.benchmark_head(SHAPE, batch=2, rounds=1, torch=torch)
+    heads = "reference", "auto"
+    costs = head.benchmark_head(SHAPE, heads, batch=2, rounds=1, torch=torch)
     assert list(costs) == ["linear", "reference", "auto"] + ["PyTorch"] * torch
     assert all(cost.forward > 0 and cost.both > 0 for cost in costs.values())
     assert costs["reference"].both_bytes > costs["linear"].both_bytes
@@ -37,6 +38,14 @@ def test_it_prints_a_table(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "noah_resnet18, 3x3x32: 0.00 GFLOP" in out
     assert all(f"  {name} " in out for name in ("linear", "reference", "auto"))
+
+
+def test_it_prints_the_heads_that_were_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(head, "head_shape", lambda _: SHAPE)
+    arguments = ["--models", "noah_resnet18", "--heads", "xla", "--rounds", "1"]
+    assert main(["", "--what", "head", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "  linear " in out and "  xla " in out and "  auto " not in out
 
 
 def test_cycles_of_a_listing():
@@ -83,6 +92,10 @@ def test_the_table_of_a_machine(topology, monkeypatch, capsys):
         assert lines[1] == ["auto", "(kernel)", "2.20", "+10.0", "%", "2.100", "+5.0", "%"]
     else:  # no cycles, and a kernel that "auto" does not take
         assert lines[1] == ["pallas", "2.200", "+10.0", "%"]
+    assert len(lines) == 4
+    assert main(["", "--what", "head", "--topology", topology, "--heads", "reference"]) == 0
+    lines = capsys.readouterr().out.splitlines()[3:]
+    assert [line.split()[0] for line in lines] == ["linear", "reference"]
 
 
 def test_without_the_compiler_it_says_so(monkeypatch, capsys):

@@ -4,7 +4,8 @@
     python -m noah_jax.benchmark --what eval [--models NAME,NAME...] [--batch 8] [--rounds 7]
     python -m noah_jax.benchmark --what input [--folder PATH] [--batch 64] [--rounds 7]
     python -m noah_jax.benchmark --what host --config configs/quickstart.py [--steps 100]
-    python -m noah_jax.benchmark --what head [--models NAME,NAME...] [--topology v5e:1x1]
+    python -m noah_jax.benchmark --what head [--models NAME,NAME...] [--heads NAME,NAME...]
+        [--topology v5e:1x1]
 
 `model`: parameters, FLOPs, latency and memory of a model with the NOAH and with a linear head.
 `eval`: images a second that models evaluate, and that PyTorch does where it is installed.

@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,8 +36,8 @@ from noah_jax.pallas_tpu import Plan, pallas_poca, tpu_plan
 from noah_jax.pallas_tpu_map import map_plan, map_poca
 
 _MATMUL_CYCLES = 16  # for which a product occupies its matrix unit
-_HEADS = ("linear", "auto", "xla", "reference")
-_GPU_HEADS = ("linear", "pallas", "xla", "reference")  # where "auto" is "xla"
+_HEADS = ("auto", "xla", "reference")
+_GPU_HEADS = ("pallas", "xla", "reference")  # where "auto" is "xla"
 
 
 class Gauge(NamedTuple):
@@ -56,14 +57,20 @@ class Gauge(NamedTuple):
 
 
 def print_table(
-    mesh: Mesh, topology: str, heads: list[tuple[str, Any]], batch: int, depth: int | None = None
+    mesh: Mesh,
+    topology: str,
+    shapes: dict[str, Any],
+    heads: Sequence[str] | None,
+    batch: int,
+    depth: int | None = None,
 ) -> None:
     """Compiles and prints a line for each head.
 
     Args:
       mesh: of the machine.
       topology: its name, such as "v5e:1x1".
-      heads: names of models and `head.Shape`s.
+      shapes: `head.Shape`s, by the names of the models.
+      heads: implementations to compile beside a linear head; by default all that differ.
       batch: images a chip.
       depth: of the backbones, where their family has it, to compile faster; by default theirs.
 
@@ -72,10 +79,11 @@ def print_table(
     """
     print(f"train steps for {topology}, {batch} images a chip, bfloat16, SGD; over linear")
     print(f"{'':20}{'Mcycles':>10}{'':>9}{'temporary GB':>14}{'':>9}{'accessed GB':>13}")
-    for name, shape in heads:
-        print(name)
+    heads = heads or (_GPU_HEADS if topology.startswith("h100") else _HEADS)
+    for name, shape in shapes.items():
+        print(name, flush=True)
         linear = None
-        for kind in _GPU_HEADS if topology.startswith("h100") else _HEADS:
+        for kind in ("linear", *heads):
             gauge = gauge_step(mesh, name, shape, kind, batch, depth)
             cycles = gauge.cycles
             if gauge.kernels:

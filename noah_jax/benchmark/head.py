@@ -1,15 +1,17 @@
 """What the NOAH head costs beside a linear one.
 
-    python -m noah_jax.benchmark --what head [--models NAME,NAME...] [--batch 32] [--rounds 5]
-    python -m noah_jax.benchmark --what head --topology v5e:1x1 [--models ...] [--batch 128]
-        [--depth 2]
+    python -m noah_jax.benchmark --what head [--models NAME,NAME...] [--heads NAME,NAME...]
+        [--batch 32] [--rounds 5]
+    python -m noah_jax.benchmark --what head --topology v5e:1x1 [--models ...] [--heads ...]
+        [--batch 128] [--depth 2]
 
 The first form times heads alone on this process's device, in float32, on the feature maps of
 published models: forward, and forward with the gradients of everything, where the cotangent
 depends on the output; with PyTorch's (CPU) where that is installed. They take turns in one
 process. Beside them the floor: the operations of the products, and the bytes that come in and
 go out. The second form compiles whole train steps for TPUs or GPUs (h100:1) that need not be here
-(`--depth` cuts the backbones to so many blocks); see `ahead`.
+(`--depth` cuts the backbones to so many blocks); see `ahead`. `--heads` chooses among the
+implementations of NOAH; a linear head is always there to compare with.
 """
 
 import functools
@@ -17,7 +19,7 @@ import importlib.util
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +28,7 @@ import numpy as np
 
 from noah_jax.arguments import Parser, positive
 from noah_jax.benchmark import ahead
-from noah_jax.head import Projection, poca
+from noah_jax.head import IMPLEMENTATIONS, Projection, poca
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
 
@@ -40,6 +42,7 @@ MODELS = (
     "noah_pvt_tiny",
 )
 _TARGET_MODELS = ("noah_deit_tiny_patch16_224",)
+_HEADS = ("reference", "auto")
 _BATCH, _TARGET_BATCH = 32, 128
 _REST = 0.2  # seconds in which the other library's threads come to rest
 _AGREE = 1e-3  # of the logits' standard deviation
@@ -108,11 +111,14 @@ def head_shape(model: Model) -> Shape:
     )
 
 
-def benchmark_head(shape: Shape, *, batch: int, rounds: int, torch: bool) -> dict[str, Cost]:
+def benchmark_head(
+    shape: Shape, heads: Sequence[str], *, batch: int, rounds: int, torch: bool
+) -> dict[str, Cost]:
     """The cost of each head, by its name.
 
     Args:
       shape: of the head.
+      heads: implementations to measure beside a linear head.
       batch: images.
       rounds: measurements of each.
       torch: whether to measure PyTorch's too.
@@ -122,12 +128,14 @@ def benchmark_head(shape: Shape, *, batch: int, rounds: int, torch: bool) -> dic
     """
     features, query, value = _operands(shape, batch)
     contenders = {"linear": _ours(_linear, features, _linear_weights(shape))}
-    for name in ("reference", "auto"):
-        call = functools.partial(poca, key_ratio=shape.key_ratio, implementation=name)
+    head = functools.partial(poca, key_ratio=shape.key_ratio)
+    for name in heads:
+        call = functools.partial(head, implementation=name)
         contenders[name] = _ours(call, features, query, value)
     if torch:
         contenders["PyTorch"] = _torch_calls(shape, features, query, value)
-    expected = np.asarray(contenders["reference"][0]())
+    reference = functools.partial(head, implementation="reference")
+    expected = np.asarray(jax.jit(reference)(features, query, value))
     for name, (forward, *_) in contenders.items():
         if name != "linear":
             error = np.abs(np.asarray(forward()) - expected).max() / expected.std()
@@ -217,11 +225,15 @@ def main(argv: list[str]) -> None:
     """Measures what the command line asks for and prints it."""
     parser = Parser("--what head", add_help=False)
     parser.add_argument("--models", type=lambda names: names.split(","))
+    parser.add_argument("--heads", type=lambda names: names.split(","))
     parser.add_argument("--batch", type=positive)
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--topology")
     parser.add_argument("--depth", type=positive)
     given = parser.parse_args(argv[1:])
+    for name in given.heads or ():
+        if name not in IMPLEMENTATIONS:
+            raise ValueError(f"--heads: one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
     mesh = ahead.topology_mesh(given.topology) if given.topology else None
     names = given.models or (_TARGET_MODELS if given.topology else MODELS)
     models = [create_model(name) for name in names]
@@ -229,13 +241,14 @@ def main(argv: list[str]) -> None:
         if model.arguments["head"] != "noah":
             raise ValueError(f"{model.name} has no NOAH head; did you mean noah_{model.name}")
     if mesh is not None:
-        heads = [(model.name, head_shape(model)) for model in models]
-        ahead.print_table(mesh, given.topology, heads, given.batch or _TARGET_BATCH, given.depth)
+        shapes = {model.name: head_shape(model) for model in models}
+        batch = given.batch or _TARGET_BATCH
+        ahead.print_table(mesh, given.topology, shapes, given.heads, batch, given.depth)
     else:
-        _print_table(models, given.batch or _BATCH, given.rounds)
+        _print_table(models, given.heads or _HEADS, given.batch or _BATCH, given.rounds)
 
 
-def _print_table(models: list[Model], batch: int, rounds: int) -> None:
+def _print_table(models: list[Model], heads: Sequence[str], batch: int, rounds: int) -> None:
     torch = importlib.util.find_spec("torch") is not None
     print(
         f"heads on {jax.devices()[0].device_kind}, float32, batch {batch}, medians of {rounds}"
@@ -248,7 +261,8 @@ def _print_table(models: list[Model], batch: int, rounds: int) -> None:
         size = "x".join(map(str, (*shape.spatial, shape.channels)))
         floor = f"{shape.flops(batch) / 1e9:.2f} GFLOP, {shape.bytes(batch) / 1e6:.1f} MB"
         print(f"{model.name}, {size}: {floor}")
-        for name, cost in benchmark_head(shape, batch=batch, rounds=rounds, torch=torch).items():
+        costs = benchmark_head(shape, heads, batch=batch, rounds=rounds, torch=torch)
+        for name, cost in costs.items():
             cells = [f"{1e3 * seconds:.1f}" for seconds in cost[:2]]
             cells += ["" if memory is None else f"{memory / 1e6:.1f}" for memory in cost[2:]]
             row = f"  {name:26}" + "".join(f"{cell:>18}" for cell in cells)
