@@ -21,6 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from noah_jax import dropout as dropouts
 from noah_jax.chunked import Operands
+from noah_jax.partition import on_each_device
 
 LANES = 128
 IMAGES = 16  # rows of a register of bfloat16
@@ -125,23 +126,6 @@ def sharded_poca(
         return of_operands, seeds and dropouts.Seeds(jax.P(), jax.P(axes))
 
     return on_each_device(functools.partial(kernel, plan), specs, operands, seeds)
-
-
-def on_each_device(run: Callable, specs: Callable, *arguments: Any) -> jax.Array:
-    """`run`, whose result has the images in front, on each device's part of the batch.
-
-    Args:
-      run: called as `run(*arguments)`.
-      specs: gives the arguments' `PartitionSpec`s for the mesh's axes, along which images lie.
-      arguments: of all devices.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.auto_axes:  # one device, or inside a shard_map
-        return run(*arguments)
-    axes = mesh.axis_names
-    return jax.shard_map(run, in_specs=specs(axes), out_specs=jax.P(axes), check_vma=False)(
-        *arguments
-    )
 
 
 def pallas_poca(plan: Plan, operands: Operands, seeds: dropouts.Seeds | None) -> jax.Array:

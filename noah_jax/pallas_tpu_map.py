@@ -25,11 +25,11 @@ from noah_jax.pallas_tpu import (
     differentiate,
     differentiated_once,
     images_of_a_device,
-    on_each_device,
     padded_kernel,
     round_up,
     vmem_limit,
 )
+from noah_jax.partition import on_each_device
 
 
 def map_plan(

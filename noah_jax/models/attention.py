@@ -8,6 +8,7 @@ from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from noah_jax.dtypes import wide_einsum, widen
+from noah_jax.partition import on_each_device
 
 
 @jax.custom_vjp
@@ -84,9 +85,14 @@ def _shared(x: jax.Array, share: jax.Array | None) -> jax.Array:
 def _row_major(x: jax.Array) -> jax.Array:
     # Left alone XLA for TPUs turns scores batch-last for the softmax, and back for the products.
     layout = Layout(major_to_minor=tuple(range(x.ndim)))
-    return jax.lax.platform_dependent(
-        x, tpu=lambda x: with_layout_constraint(x, layout), default=lambda x: x
-    )
+
+    def pinned(x):
+        # On each device for itself: scores of a single head would be gathered to be pinned.
+        return on_each_device(
+            lambda x: with_layout_constraint(x, layout), lambda axes: (jax.P(axes),), x
+        )
+
+    return jax.lax.platform_dependent(x, tpu=pinned, default=lambda x: x)
 
 
 def project(linear: nnx.Linear, x: jax.Array, parts: int, heads: int) -> list[jax.Array]:

@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
+from noah_jax.benchmark import ahead
+from noah_jax.compile import hlo
 from noah_jax.models import attention
 
 KEY = jax.random.key(0)
@@ -46,3 +49,25 @@ def test_the_attentions_gradient_has_a_gradient(others):
 
     native = functools.partial(jax.nn.dot_product_attention, implementation="xla")
     np.testing.assert_allclose(curvature(attention.attend), curvature(native), atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_devices_exchange_nothing_of_it_but_gradients(heads):
+    pytest.importorskip("libtpu")
+    mesh = ahead.topology_mesh("v5e:2x2")
+
+    def loss(kernel, x):
+        x = (x @ kernel).reshape(*x.shape[:2], heads, -1)
+        return attention.attend(x, x[:, :9], x[:, :9]).sum()
+
+    def step(kernel, x):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return jax.grad(loss)(kernel, x)
+
+    def put(shape, *axes):
+        sharding = NamedSharding(mesh, jax.P(*axes))
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+
+    compiled = jax.jit(step).lower(put((32, 32)), put((64, 256, 32), "data")).compile()
+    (reduced,) = hlo.collectives(compiled.as_text(), 4)
+    assert reduced.kind == "all-reduce" and reduced.count == 1
