@@ -138,7 +138,8 @@ class Watchdog:
     def _fail(self, error: BaseException) -> None:
         """Ends this process because of an exception, its own or what a lost peer made of it."""
         if "NOAH_TRACEBACK" in os.environ or not isinstance(error, self._expected):
-            traceback.print_exception(error)
+            with _however_full_the_disk():
+                traceback.print_exception(error)
         if _LOST.search(f"{type(error).__name__} {error}"):
             # A peer that ended by itself says why, and then its code is right for all.
             time.sleep(2 * self._interval)
@@ -152,9 +153,10 @@ class Watchdog:
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # the other thread is at it
         who = distributed.process_name()
-        print("error:", f"{who}: {why}" if who else why, file=sys.stderr, flush=True)
-        if stacks:
-            faulthandler.dump_traceback(file=sys.stderr)
+        with _however_full_the_disk():
+            print("error:", f"{who}: {why}" if who else why, file=sys.stderr, flush=True)
+            if stacks:
+                faulthandler.dump_traceback(file=sys.stderr)
         if self._store is not None:
             if tell:
                 end = json.dumps({"who": who, "why": why, "code": code})
@@ -162,8 +164,14 @@ class Watchdog:
                     self._store.key_value_set(f"{_ENDS}{distributed.process_index()}", end)
             if distributed.process_index() == 0:
                 time.sleep(2 * self._interval)  # the store ends with this process
-        sys.stdout.flush()
+        with _however_full_the_disk():
+            sys.stdout.flush()
         os._exit(code)  # JAX's own way out would wait for the others
+
+
+def _however_full_the_disk() -> contextlib.suppress:
+    """Goes on to the end where the log cannot be written either."""
+    return contextlib.suppress(OSError)
 
 
 def _one_line(error: BaseException) -> str:

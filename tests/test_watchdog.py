@@ -15,7 +15,7 @@ import time
 from noah_jax.watchdog import Watchdog
 
 def wait_for_data():
-    time.sleep(60)
+    time.sleep(20)
 
 with Watchdog(1.0) as watchdog:
     watchdog.progress(7)
@@ -28,6 +28,12 @@ def test_a_stuck_process_ends_as_restartable_with_its_stacks():
     assert ran.returncode == 75
     assert ran.stderr.splitlines()[0] == "error: no progress for 1 s after step 7"
     assert "in wait_for_data" in ran.stderr
+
+
+def test_it_ends_where_its_log_is_on_a_full_disk():
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run([sys.executable, "-c", STUCK], cwd=ROOT, stderr=full)
+    assert ran.returncode == 75
 
 
 def test_progress_and_waiting_for_the_first_step_are_no_harm():

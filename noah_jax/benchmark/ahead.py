@@ -217,7 +217,8 @@ def _dump(given: str) -> None:
     """Compiles a head's kernels alone and prints the trips of their loops."""
     topology, shape, batch = json.loads(given)
     spatial, channels, head_num, key_ratio, classes, positions_first = shape
-    mesh = topology_mesh(topology)
+    chips = topology_mesh(topology)
+    mesh = Mesh(chips.devices[:1], chips.axis_names)  # each chip runs the same kernels
     sharding = NamedSharding(mesh, jax.P())
 
     def array(*shape, dtype=jnp.float32):
