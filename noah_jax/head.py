@@ -228,14 +228,15 @@ def poca(
         "default": functools.partial(_in_chunks, split, dropout),
     }
     weights = Weights(query.kernel, value.kernel, value.bias)
-    shapes = jax.eval_shape(split, features, weights)
     rate = 0.0 if seeds is None else dropout
     as_map = features if positions_first and not rate else None
-    if implementation == "pallas":
-        forms |= _kernels(as_map, split, shapes, rate, {"cpu": True, "tpu": False})
-        forms |= _gpu_kernel(split, shapes, rate)
-    elif implementation == "auto" and features.dtype == jnp.bfloat16:
-        forms |= _kernels(as_map, split, shapes, rate, {"tpu": False})
+    everywhere = implementation == "pallas"
+    if everywhere or (implementation == "auto" and features.dtype == jnp.bfloat16):
+        shapes = jax.eval_shape(split, features, weights)
+        platforms = {"cpu": True, "tpu": False} if everywhere else {"tpu": False}
+        forms |= _kernels(as_map, split, shapes, rate, platforms)
+        if everywhere:
+            forms |= _gpu_kernel(split, shapes, rate)
     return jax.lax.platform_dependent(features, weights, seeds, **forms)
 
 
