@@ -93,10 +93,16 @@ def attend(scores: jax.Array, values: jax.Array) -> Kept:
 def differentiate(
     scores: jax.Array, values: jax.Array, kept: Kept, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The gradients of scores and values for the logits' `[..., classes]`."""
-    attention = jnp.exp(scores - kept.log_sum_exp[..., None, :])
-    to_values = attention * cotangent[..., None, :]
-    return to_values * (values - kept.out[..., None, :]), to_values
+    """The gradients of scores and values.
+
+    Args:
+      scores: `[..., classes]`.
+      values: likewise.
+      kept: for each of them.
+      cotangent: the logits', for each of them.
+    """
+    to_values = jnp.exp(scores - kept.log_sum_exp) * cotangent
+    return to_values * (values - kept.out), to_values
 
 
 def scaled_mask(
@@ -191,7 +197,8 @@ def _backward(plan, rate, residuals, cotangent):
             functools.partial(_values, keep), value_part, chunk.value_kernel, chunk.value_bias
         )
         upstream = cotangents[index % plan.parts]
-        to_scores, to_values = differentiate(scores, values, kept, upstream)
+        rows = jax.tree.map(lambda x: x[..., None, :], (kept, upstream))
+        to_scores, to_values = differentiate(scores, values, *rows)
         to_query_part, to_query_kernel = from_scores(to_scores)
         to_value_part, to_value_kernel, to_value_bias = from_values(to_values)
         start = _first_group(plan, operands, index)

@@ -55,6 +55,7 @@ def cut(request, monkeypatch):
     def set_classes(classes):
         monkeypatch.setattr(looped, "_SCORES", 0)
         monkeypatch.setattr(looped, "_TILE", classes)
+        monkeypatch.setattr(looped, "_FEWEST_CLASSES", classes)
         monkeypatch.setattr(chunked, "_CLASSES", classes)
 
     def as_on_accelerators(*operands, dropout, **split):
