@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from noah_jax import NOAH, poca
-from noah_jax.head import Projection, attention
+from noah_jax.head import Projection, attention, contributions
 from noah_jax.parity.__main__ import main as parity
 
 
@@ -94,12 +94,18 @@ def test_attention_of_chosen_classes(head_split, kv_split):
     np.testing.assert_allclose(head.attention(x, own), expected, rtol=1e-5)
 
 
-def test_attention_does_not_build_all_classes():
-    query, _ = _weights(4, 8, 8, 1000)
-    x = _features(2, 14, 14, 64)
-    compiled = jax.jit(attention).lower(x, query, jnp.array([3])).compile()
-    whole = 2 * 4 * 1000 * 196 * 4
-    assert compiled.memory_analysis().temp_size_in_bytes < whole / 20
+@pytest.mark.parametrize("shape", [(5,), (8, 5)])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_chosen_classes_cost_their_own_products(parts, shape):
+    x, weights = _features(8, 14, 14, 64), _weights(4, 8, 8, 1000)
+    function = (attention, contributions)[parts - 1]
+    classes = jnp.zeros(shape, jnp.int32)
+    compiled = jax.jit(function).lower(x, *weights[:parts], classes).compile()
+    outputs = 8 * 4 * 5 * 196
+    softmax = 12 * outputs
+    assert compiled.cost_analysis()["flops"] < 2 * 8 * outputs * parts + softmax
+    scores_of_all = 4 * outputs * 1000 // 5
+    assert compiled.memory_analysis().temp_size_in_bytes < scores_of_all / 20
 
 
 def test_attention_weighs_the_logits():
