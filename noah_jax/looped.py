@@ -134,9 +134,9 @@ def _backward(plan, rate, residuals, cotangent):
             (scores, values), pull = jax.vjp(functools.partial(_evidence, keep), *channels, *chunk)
             upstream = jax.lax.dynamic_slice_in_dim(cotangent, window.label, plan.classes, axis=1)
             upstream = jnp.where(window.own, upstream, 0)
-            rows = jax.tree.map(
-                functools.partial(_for_positions, features.shape[1]), (kept, upstream)
-            )
+            # In the shape of the scores, whose memory their gradients then can take.
+            for_positions = functools.partial(_for_positions, features.shape[1])
+            rows = jax.tree.map(for_positions, (kept, upstream))
             to_query_part, to_value_part, *to_chunk = pull(differentiate(scores, values, *rows))
             to_features, *to_weights = totals
             for start, gradient in zip(
