@@ -112,13 +112,13 @@ def test_an_uneven_evaluation_is_exact_on_any_number(two, jpegs, tmp_path, count
 
 @pytest.mark.parametrize("count", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_going_on_with_another_number_of_processes(two, jpegs, tmp_path, count):
-    workdir = _copy(two, tmp_path / "run", last=20)
+    workdir = _copy(two, tmp_path / "run", last=30)
     _finish(workdir, jpegs, count, "--config.data.num_threads=3")
     ours, theirs = _losses(workdir), _losses(two)
     assert len(ours) == STEPS
     # The same images in the same order; later, rounding has grown.
-    np.testing.assert_array_equal(ours[:20], theirs[:20])
-    np.testing.assert_allclose(ours[20:22], theirs[20:22], rtol=1e-4)
+    np.testing.assert_array_equal(ours[:30], theirs[:30])
+    np.testing.assert_allclose(ours[30:32], theirs[30:32], rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -155,7 +155,7 @@ def test_sigterm_to_one_stops_all_at_the_same_step(two, jpegs, tmp_path):
 
 
 def test_sigkill_during_a_save_loses_no_more_than_its_steps(two, jpegs, tmp_path):
-    workdir = tmp_path / "run"
+    workdir = _copy(two, tmp_path / "run", last=10)
     run = processes.start(workdir, jpegs, 2, QUICK_WATCHDOG)
     run.wait_until(lambda: list((workdir / "checkpoints").glob("20*tmp*")))
     run.signal(1, signal.SIGKILL)
