@@ -98,8 +98,8 @@ def differentiate(
     Args:
       scores: `[..., classes]`.
       values: likewise.
-      kept: for each of them.
-      cotangent: the logits', for each of them.
+      kept: by forward, in shapes that broadcast to the scores'.
+      cotangent: the logits', likewise.
     """
     to_values = jnp.exp(scores - kept.log_sum_exp) * cotangent
     return to_values * (values - kept.out), to_values

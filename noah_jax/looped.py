@@ -102,9 +102,8 @@ def _forward(plan, rate, features, weights, seeds):
         channels = _cut_channels(plan, block, features, weights)
 
         def add_chunk(logits, part):
-            window = _window(plan, part, weights)
+            window, chunk = _cut_classes(plan, block, part, weights)
             keep = _mask(plan, rate, block, window, features, seeds)
-            _, chunk = _cut_classes(block, window, weights)
             scores, values = _evidence(keep, *channels, *chunk)
             shape = (*features.shape[:2], plan.classes)
             kept = attend(scores.reshape(shape), values.reshape(shape))
@@ -128,9 +127,8 @@ def _backward(plan, rate, residuals, cotangent):
 
         def add_chunk(totals, inputs):
             part, kept = inputs
-            window = _window(plan, part, weights)
+            window, chunk = _cut_classes(plan, block, part, weights)
             keep = _mask(plan, rate, block, window, features, seeds)
-            class_starts, chunk = _cut_classes(block, window, weights)
             (scores, values), pull = jax.vjp(functools.partial(_evidence, keep), *channels, *chunk)
             upstream = jax.lax.dynamic_slice_in_dim(cotangent, window.label, plan.classes, axis=1)
             upstream = jnp.where(window.own, upstream, 0)
@@ -143,7 +141,7 @@ def _backward(plan, rate, residuals, cotangent):
                 _channel_starts(plan, block, weights), (to_query_part, to_value_part), strict=True
             ):
                 to_features = _add(to_features, start, gradient.reshape(*features.shape[:2], -1))
-            return (to_features, *map(_add, to_weights, class_starts, to_chunk)), None
+            return (to_features, *map(_add, to_weights, window.starts, to_chunk)), None
 
         return jax.lax.scan(add_chunk, totals, (_indices(plan.parts), kept))
 
@@ -198,28 +196,25 @@ class _Window(NamedTuple):
     Attributes:
       label: its first class.
       own: which of its classes the chunk before it has not, bool `[classes]`.
+      starts: where its part of each of the weights begins.
     """
 
     label: jax.Array
     own: jax.Array
+    starts: list[tuple]
 
 
-def _window(plan: _Plan, part: jax.Array, weights: Weights) -> _Window:
+def _cut_classes(plan, block, part, weights) -> tuple[_Window, list[jax.Array]]:
+    """Where a chunk lies, and a block's weights of its classes."""
     label = jnp.minimum(part * plan.classes, weights.query_kernel.shape[-1] - plan.classes)
-    return _Window(label, label + jnp.arange(plan.classes) >= part * plan.classes)
-
-
-def _cut_classes(block, window, weights) -> tuple[list[tuple], list[jax.Array]]:
-    """A block's weights of a chunk, and where they begin."""
-    zero = jnp.int32(0)
-    starts = [(block, zero, window.label)] * 2
-    if weights.value_bias is not None:
-        starts.append((block, window.label))
-    present = (x for x in weights if x is not None)
-    return starts, [
-        jax.lax.dynamic_slice(x, start, (1, *x.shape[1:-1], len(window.own)))
+    own = label + jnp.arange(plan.classes) >= part * plan.classes
+    present = [x for x in weights if x is not None]
+    starts = [(block, *[jnp.int32(0)] * (x.ndim - 2), label) for x in present]
+    chunk = [
+        jax.lax.dynamic_slice(x, start, (1, *x.shape[1:-1], plan.classes))
         for x, start in zip(present, starts, strict=True)
     ]
+    return _Window(label, own, starts), chunk
 
 
 def _evidence(keep, query_part, value_part, query_kernel, value_kernel, value_bias=None):
