@@ -14,6 +14,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
+from noah_jax.compilation import DEFAULT_CACHE
+from noah_jax.errors import InputError, UsageError
+
 
 def default_config() -> ConfigDict:
     """All keys with their defaults; a placeholder is None until it is set."""
@@ -77,12 +80,12 @@ def default_config() -> ConfigDict:
 
     # softmax; for images with several labels (csv:PATH, voc, coco) sigmoid or asymmetric.
     config.loss = "softmax"
-    config.asymmetric = ConfigDict()  # for loss=asymmetric; see noah_jax/multilabel.py
+    config.asymmetric = ConfigDict()  # for loss=asymmetric; see noah_jax/tasks/multi_label.py
     config.asymmetric.gamma_positive = 0.0
     config.asymmetric.gamma_negative = 4.0
     config.asymmetric.margin = 0.05
 
-    # On the device, after the transforms of the data; see noah_jax/data/mixing.py.
+    # On the device, after the transforms of the data; see noah_jax/train/mixing.py.
     config.smoothing = 0.0  # share of the target that is spread over all classes
     config.erase_prob = 0.0  # of erasing a random rectangle of an image
     config.mixup = 0.0  # alpha of Beta(alpha, alpha); 0: no mixup
@@ -112,8 +115,8 @@ def default_config() -> ConfigDict:
     config.optim.momentum = 0.9  # sgd
     config.optim.nesterov = False  # sgd
     config.optim.clip_grad_norm = placeholder(float)  # global norm of the trained gradients
-    # Regular expressions over the parameters' paths, see noah_jax/groups.py. Frozen parameters
-    # stay as they are; BatchNorm's running statistics go on, frozen or not, as in PyTorch.
+    # Regular expressions over the parameters' paths, see noah_jax/train/param_groups.py. Frozen
+    # parameters stay as they are; BatchNorm's running statistics are still updated, as in PyTorch.
     config.optim.freeze = ()  # such as ("^(?!head/)",), all but the head
     config.optim.groups = ()  # factors of the learning rate, such as (("^head/", 10.0),)
     config.optim.beta1 = 0.9  # adamw
@@ -130,7 +133,7 @@ def default_config() -> ConfigDict:
     config.keep_checkpoints = 3
     config.try_next = ()  # commands to suggest when the run has finished
     # Of several processes only the first writes there: their default is in the run's folder.
-    config.compilation_cache = "~/.cache/noah_jax/compilation"
+    config.compilation_cache = DEFAULT_CACHE
     # Without a step, or a part of an evaluation, for so long the process ends as restartable.
     config.watchdog_seconds = 900.0
     return config
@@ -168,7 +171,7 @@ def imagenet_config(
     if variant not in variants:
         near = difflib.get_close_matches(variant, variants, n=1)
         got = f"got {variant!r}" + (f", did you mean {near[0]}?" if near else "")
-        raise ValueError(
+        raise InputError(
             "--config FILE:VARIANT needs one of the variants"
             f" {', '.join(backbones)}, or noah_ and one of them; {got if variant else 'got none'}"
         )
@@ -219,7 +222,7 @@ def scaled(config: ConfigDict) -> ConfigDict:
         return config
     batch_size = config.batch_size * factor
     if batch_size < 1 or batch_size != int(batch_size):
-        raise ValueError(
+        raise InputError(
             f"scale_batch={factor:g} makes batch_size={config.batch_size} into {batch_size:g};"
             " it must be a whole number of images"
         )
@@ -229,10 +232,6 @@ def scaled(config: ConfigDict) -> ConfigDict:
     for key in ("learning_rate", "warmup_learning_rate", "final_learning_rate"):
         config.optim[key] *= factor
     return config
-
-
-class UsageError(Exception):
-    """The command line does not fit; the message is one line for the user."""
 
 
 def parse_command_line(argv: list[str], **own: Any) -> tuple[ConfigDict, dict[str, Any]]:

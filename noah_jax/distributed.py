@@ -21,6 +21,8 @@ import numpy as np
 from jax._src.distributed import global_state
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from noah_jax.errors import InputError, JoinError
+
 # Hosts of a pod may boot, and read the same data from a cold disk, at quite different times.
 _PATIENCE_SECONDS = 1800
 # What JAX says where it finds none, and where it was used before: in a notebook, or a test.
@@ -28,10 +30,6 @@ _ALONE = ("coordinator_address should be defined", "must be called before any JA
 _MAX_LISTED = 3
 # Smaller arrays are not worth an exchange of their own.
 _LEAST_SHARDED = 2**14  # elements
-
-
-class JoinError(Exception):
-    """The other processes of the run could not be reached; they may be later."""
 
 
 def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
@@ -54,13 +52,13 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
         return
     given = (bool(coordinator), num_processes > 0, process_id >= 0)
     if any(given) and not all(given):
-        raise ValueError(
+        raise InputError(
             "--coordinator=HOST:PORT, --num_processes and --process_id are needed together"
         )
     arguments: dict[str, Any] = {"local_device_ids": _gpus_of_the_node()}
     if all(given):
         if ":" not in coordinator or process_id >= num_processes:
-            raise ValueError(
+            raise InputError(
                 f"expected --coordinator=HOST:PORT and --process_id below --num_processes, got"
                 f" {coordinator!r}, process {process_id} of {num_processes}"
             )
@@ -151,7 +149,7 @@ def check_equal(name: str, facts: Mapping[str, Any]) -> None:
     )
     if found := [text for text in complaints if text]:
         more = f" (and {len(found) - _MAX_LISTED} more)" if len(found) > _MAX_LISTED else ""
-        raise ValueError(
+        raise InputError(
             f"the processes differ. {'. '.join(found[:_MAX_LISTED])}{more}. All must run the same"
             " command with the same code on the same files"
         )
@@ -226,7 +224,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
     """Raises a ValueError unless the devices share the batch evenly."""
     if batch_size < 1 or batch_size % mesh.size:
-        raise ValueError(
+        raise InputError(
             f"{name}={batch_size} must be a positive multiple of the {mesh.size} devices"
         )
 

@@ -7,7 +7,7 @@ embeddings of a grid, `[1, rows * columns, channels]`, and `ROWSxCOLUMNS/ROWSxCO
 they become on the second one.
 """
 
-from noah_jax.arguments import show_help
+from noah_jax.cli import show_help
 
 if __name__ == "__main__":
     show_help(__doc__)  # before the imports that take seconds

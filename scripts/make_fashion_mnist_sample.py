@@ -8,7 +8,7 @@ the order of the original files, and prepares them with TFDS as lossless PNG in 
 under `noah_jax/data/sample`: the path that ImageNet takes. Needs no TensorFlow.
 """
 
-from noah_jax.arguments import show_help
+from noah_jax.cli import show_help
 
 if __name__ == "__main__":
     show_help(__doc__)  # before the imports that take seconds

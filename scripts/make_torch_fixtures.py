@@ -2,11 +2,11 @@
 
     python scripts/make_torch_fixtures.py tests/data/torch
 
-Needs PyTorch and NumPy 2. What the values are is stated in `tests/convert/test_torch_file.py`
+Needs PyTorch and NumPy 2. What the values are is stated in `tests/pytorch/files/test_torch_file.py`
 and `test_sources.py`: rows of whole numbers, which every dtype holds exactly.
 """
 
-from noah_jax.arguments import show_help
+from noah_jax.cli import show_help
 
 if __name__ == "__main__":
     show_help(__doc__)  # before the imports that take seconds

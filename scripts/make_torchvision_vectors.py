@@ -8,7 +8,7 @@ left, top, right, bottom, then what torchvision drew for it, filled up with NaN:
 logarithm of the aspect of every try, and after the last one top and left, if it fitted.
 """
 
-from noah_jax.arguments import show_help
+from noah_jax.cli import show_help
 
 if __name__ == "__main__":
     show_help(__doc__)  # before the imports that take seconds

@@ -19,7 +19,7 @@ import argparse
 import functools
 import sys
 
-from noah_jax.arguments import Parser, fail, run
+from noah_jax.cli import Parser, fail, run
 
 
 def main() -> int:

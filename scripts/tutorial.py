@@ -11,7 +11,7 @@ trained model. --quick takes a tiny Mixer and a few steps, in which it learns li
 The exit code is 0, or that of the first program that fails.
 """
 
-from noah_jax.arguments import Parser, run, show_help
+from noah_jax.cli import Parser, run, show_help
 
 if __name__ == "__main__":
     show_help(__doc__)  # before the imports that take seconds
@@ -36,10 +36,10 @@ from noah_jax.data.sources import open_eval_source
 from noah_jax.evaluate.__main__ import main as evaluate
 from noah_jax.explain.__main__ import main as explain
 from noah_jax.export.__main__ import main as export
+from noah_jax.inference.step import normalise
+from noah_jax.inference.trained import load_one
 from noah_jax.predict.__main__ import main as predict
-from noah_jax.step import normalise
 from noah_jax.train import main as train
-from noah_jax.trained import load_one
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 IMAGES = 4  # written to files, the first ones of the test images

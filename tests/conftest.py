@@ -5,18 +5,13 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
-from noah_jax.config import default_config
 from noah_jax.train import train
-
-GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
+from tests.helpers import GOLDEN, ROOT, make_multi_label_config, make_tiny_config
 
 # Compiled programs are kept between the tests of one session, and between sessions.
-jax.config.update(
-    "jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax")
-)
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
 
 
 def pytest_addoption(parser):
@@ -102,49 +97,3 @@ def multi_label_run(csv_folder, tmp_path_factory) -> str:
 def tiny_config(class_folders):
     """A run of 12 steps on the class folders that has everything: augmentation, dropout, EMA."""
     return make_tiny_config(class_folders)
-
-
-def make_tiny_config(class_folders: str) -> ConfigDict:
-    """See `tiny_config`."""
-    config = default_config()
-    config.model.name = "noah_resnet18"
-    config.model.image_size = 28
-    config.model.stem = "small"
-    config.model.width = 4
-    config.model.batch_norm_group = 4
-    config.model.head_num = 2
-    config.model.head_drop_rate = 0.3
-    config.dataset = class_folders
-    config.data.crop = "pad"
-    config.data.num_threads = 2
-    config.smoothing = 0.1
-    config.erase_prob = 0.5
-    config.mixup = 0.8
-    config.cutmix = 1.0
-    config.mix_group = 4
-    config.ema_decay = 0.9
-    config.batch_size = 8
-    config.eval_batch_size = 8
-    config.epochs = 1.6
-    config.log_every = 5
-    config.eval_every = 6
-    config.checkpoint_every = 3
-    config.keep_checkpoints = 10
-    config.optim.learning_rate = 0.05
-    config.compilation_cache = ""
-    return config
-
-
-def make_multi_label_config(csv_folder: str) -> ConfigDict:
-    """A run of 80 steps on images with several labels, with a moving average."""
-    config = make_tiny_config(f"csv:{csv_folder}")
-    config.loss = "asymmetric"
-    config.smoothing = config.erase_prob = config.mixup = config.cutmix = 0.0
-    config.mix_group = None
-    config.model.head_drop_rate = 0.0
-    config.data.flip = False
-    config.batch_size = 10
-    config.model.batch_norm_group = 10
-    config.epochs = 16.0
-    config.eval_every = config.checkpoint_every = 100
-    return config

@@ -1,13 +1,13 @@
 """Every program: help without the imports that take seconds, one line for a mistake."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.helpers import ROOT
+
 PROGRAMS = [
     *("train", "evaluate", "predict", "explain", "export"),
     *("benchmark", "compare", "parity", "compile", "models"),

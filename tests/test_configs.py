@@ -3,20 +3,21 @@
 import difflib
 import importlib.util
 import json
-import pathlib
 
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from noah_jax.config import UsageError, default_config, parse_command_line
-from noah_jax.experiment import build
+from noah_jax.config import default_config, parse_command_line
+from noah_jax.errors import UsageError
 from noah_jax.models import get_architecture
 from noah_jax.models.published import published
-from noah_jax.schedules import make_schedule
+from noah_jax.train.schedules import make_schedule
+from noah_jax.train.setup import build
+from tests.helpers import GOLDEN, ROOT
 
-CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+CONFIGS = ROOT / "configs"
 FAMILIES = ("resnet", "mobilenetv2", "mobilenetv3", "shufflenetv2", "deit", "pvt", "mlp")
 
 
@@ -122,4 +123,4 @@ def test_a_variant_must_be_one(monkeypatch):
 
 
 if __name__ == "__main__":
-    (pathlib.Path(__file__).parent / "data" / "golden" / "configs.txt").write_text(_text())
+    (GOLDEN / "configs.txt").write_text(_text())

@@ -1,13 +1,14 @@
 """The shell scripts, as far as no cluster is needed."""
 
 import os
-import pathlib
 import shutil
 import subprocess
 
 import pytest
 
-SCRIPTS = pathlib.Path(__file__).parent.parent / "scripts"
+from tests.helpers import ROOT
+
+SCRIPTS = ROOT / "scripts"
 SHELL = sorted(SCRIPTS.glob("*.sh"))
 TRAIN = ["--", "--config", "configs/x.py", "--workdir", "/a folder"]
 STAGE = ["--from", "gs://bucket/tfds", "--set", "sample"]

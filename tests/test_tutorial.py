@@ -2,14 +2,13 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.helpers import ROOT
 
 
 def test_the_tutorial(tmp_path):

@@ -17,8 +17,8 @@
 import importlib
 import sys
 
-from noah_jax.arguments import fail
-from noah_jax.config import UsageError
+from noah_jax.cli import fail
+from noah_jax.errors import UsageError
 
 # Where the `main(argv)` of each is; imported when it is asked for.
 _BENCHMARKS = {

@@ -29,11 +29,12 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from noah_jax import NOAH
-from noah_jax.chunked import Operands
 from noah_jax.compile.targets import open_targets
+from noah_jax.errors import InputError
+from noah_jax.heads.noah.chunked import Operands
+from noah_jax.heads.noah.tpu import Plan, pallas_poca, tpu_plan
+from noah_jax.heads.noah.tpu_map import map_plan, map_poca
 from noah_jax.models import create_model
-from noah_jax.pallas_tpu import Plan, pallas_poca, tpu_plan
-from noah_jax.pallas_tpu_map import map_plan, map_poca
 
 _MATMUL_CYCLES = 16  # for which a product occupies its matrix unit
 _HEADS = ("auto", "xla", "reference")
@@ -186,7 +187,7 @@ def kernel_cycles(topology: str, shape: Any, batch: int) -> int:
             check=False,
         )
         if done.returncode:
-            raise ValueError(f"the kernel did not compile: {done.stderr.splitlines()[-1]}")
+            raise InputError(f"the kernel did not compile: {done.stderr.splitlines()[-1]}")
         trips = json.loads(done.stdout.splitlines()[-1])
         cycles = 0
         for direction in ("forward", "backward"):

@@ -16,10 +16,11 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from noah_jax.arguments import Parser, positive
-from noah_jax.convert.torch_reference import example_weights, torch_forward, torch_state
+from noah_jax.cli import Parser, positive
+from noah_jax.errors import InputError
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
+from noah_jax.pytorch.reference import example_weights, torch_forward, torch_state
 
 # One member of each family.
 MODELS = (
@@ -68,7 +69,7 @@ def benchmark_eval(
     for name, theirs in logits.items():
         difference = np.abs(theirs - logits["noah_jax"]).max() / theirs.std()
         if not difference <= _AGREE:
-            raise ValueError(
+            raise InputError(
                 f"{model.name}: {name}'s logits differ by {difference:.1e} of their std"
             )
     speeds: dict[str, list[float]] = {name: [] for name in calls}

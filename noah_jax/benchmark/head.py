@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noah_jax.arguments import Parser, positive
 from noah_jax.benchmark import ahead
-from noah_jax.head import IMPLEMENTATIONS, Projection, poca
+from noah_jax.cli import Parser, positive
+from noah_jax.errors import InputError
+from noah_jax.heads.noah.poca import IMPLEMENTATIONS, Projection, poca
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
 
@@ -140,7 +141,7 @@ def benchmark_head(
         if name != "linear":
             error = np.abs(np.asarray(forward()) - expected).max() / expected.std()
             if not error <= _AGREE:
-                raise ValueError(f"{name}: the logits differ by {error:.1e} of their std")
+                raise InputError(f"{name}: the logits differ by {error:.1e} of their std")
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in contenders}
     for _ in range(rounds):
         for name, (*calls, _, _) in contenders.items():
@@ -233,13 +234,13 @@ def main(argv: list[str]) -> None:
     given = parser.parse_args(argv[1:])
     for name in given.heads or ():
         if name not in IMPLEMENTATIONS:
-            raise ValueError(f"--heads: one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
+            raise InputError(f"--heads: one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
     mesh = ahead.topology_mesh(given.topology) if given.topology else None
     names = given.models or (_TARGET_MODELS if given.topology else MODELS)
     models = [create_model(name) for name in names]
     for model in models:
         if model.arguments["head"] != "noah":
-            raise ValueError(f"{model.name} has no NOAH head; did you mean noah_{model.name}")
+            raise InputError(f"{model.name} has no NOAH head; did you mean noah_{model.name}")
     if mesh is not None:
         shapes = {model.name: head_shape(model) for model in models}
         batch = given.batch or _TARGET_BATCH

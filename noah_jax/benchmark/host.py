@@ -14,8 +14,9 @@ from collections.abc import Iterator
 
 import jax
 
+from noah_jax.compilation import enable_compilation_cache
 from noah_jax.config import parse_command_line
-from noah_jax.experiment import Experiment, build, enable_compilation_cache
+from noah_jax.train.setup import Experiment, build
 
 HOST_LIMIT_MS = 2.0
 _ROUNDS = 5

@@ -25,17 +25,17 @@ from typing import Any
 
 import numpy as np
 
-from noah_jax.arguments import Parser, positive
 from noah_jax.benchmark.photographs import write_class_folder
+from noah_jax.cli import Parser, positive
+from noah_jax.console import warn
 from noah_jax.data.batches import num_cores, train_batches
 from noah_jax.data.decoding import DamagedImages, DecodedSource, decode_and_transform
 from noah_jax.data.jpeg import decode_jpeg, read_header
-from noah_jax.data.order import Order, image_random
 from noah_jax.data.randaugment import RandAugment, mean_color
+from noah_jax.data.sampler import Order, image_random
 from noah_jax.data.sources import Source, open_sources
 from noah_jax.data.transforms import TrainTransform
 from noah_jax.models.registry import IMAGENET_MEAN, IMAGENET_STD
-from noah_jax.report import warn
 
 _SIZE = (224, 224)
 _FILES = 1024  # of the made set: what the system keeps in memory, so that no disk counts

@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noah_jax.arguments import Parser, positive
 from noah_jax.benchmark.evaluation import tell_if_busy
-from noah_jax.convert.torch_reference import example_weights
+from noah_jax.cli import Parser, positive
 from noah_jax.models.base import Model
 from noah_jax.models.create import create_model
 from noah_jax.models.flops import multiply_adds
+from noah_jax.pytorch.reference import example_weights
 
 HEADS = ("noah", "linear")
 _SECONDS = 0.3  # of one measurement, about

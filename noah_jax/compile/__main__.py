@@ -14,7 +14,7 @@ Everything is of one device. The exit code is 0 if everything fits, 1 if somethi
 batch that does not, the program looks for a smaller one that does. Large models take minutes.
 """
 
-from noah_jax.arguments import Parser, show_help
+from noah_jax.cli import Parser, show_help
 
 if __name__ == "__main__":
     show_help(__doc__)  # before the imports that take seconds
@@ -32,8 +32,9 @@ from ml_collections import ConfigDict
 from noah_jax.compile import text
 from noah_jax.compile.analysis import compile_for, smaller_batch
 from noah_jax.compile.targets import Target, open_targets
-from noah_jax.config import UsageError, parse_command_line
-from noah_jax.report import fail, say
+from noah_jax.config import parse_command_line
+from noah_jax.console import fail, say
+from noah_jax.errors import UsageError
 
 _CONFIGS = pathlib.Path("configs")
 

@@ -14,8 +14,8 @@ from noah_jax import distributed
 from noah_jax.compile import hlo
 from noah_jax.compile.targets import Target
 from noah_jax.data import imagenet
-from noah_jax.experiment import Experiment, build
-from noah_jax.groups import trainable
+from noah_jax.train.param_groups import trainable
+from noah_jax.train.setup import Experiment, build
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

@@ -8,6 +8,8 @@ import re
 import jax
 from jax.experimental import topologies
 
+from noah_jax.errors import InputError
+
 _GIB = 2**30
 
 # HBM of a chip in GiB. XLA keeps a part of it for itself.
@@ -103,7 +105,7 @@ def _parse(name: str) -> tuple[str, str]:
     kind, _, size = name.partition(":")
     pattern = r"[1-9]\d*" if kind in ("cpu", "h100") else r"[1-9]\d*(x[1-9]\d*){1,2}"
     if kind not in (*_TPU_HBM, "cpu", "h100") or not re.fullmatch(pattern, size):
-        raise ValueError(
+        raise InputError(
             f"--topology {name!r} is unknown; it is v4:2x2x4, v5p:2x2x4, v5e:16x16 or v6e:16x16,"
             " with the chips along each axis, h100:8 or cpu:8"
         )
@@ -113,7 +115,7 @@ def _parse(name: str) -> tuple[str, str]:
 def _tpu(name: str) -> Target:
     kind, size = _parse(name)
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(f"{name} needs the TPU's compiler: pip install libtpu")
+        raise InputError(f"{name} needs the TPU's compiler: pip install libtpu")
     for key, value in _LIBTPU.items():
         os.environ.setdefault(key, value)
     chips = [int(length) for length in size.split("x")]
@@ -122,7 +124,7 @@ def _tpu(name: str) -> Target:
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"--topology {name}: {error}") from error
+        raise InputError(f"--topology {name}: {error}") from error
     return Target(
         name,
         "tpu",
@@ -135,14 +137,14 @@ def _tpu(name: str) -> Target:
 def _h100(name: str) -> Target:
     count = int(_parse(name)[1])
     if count > _H100_PER_HOST and count % _H100_PER_HOST:
-        raise ValueError(f"--topology {name}: hosts have {_H100_PER_HOST} H100 each")
+        raise InputError(f"--topology {name}: hosts have {_H100_PER_HOST} H100 each")
     per_host = min(count, _H100_PER_HOST)
     try:
         topology = topologies.get_topology_desc(
             platform="cuda", target_config=_H100, topology=f"1x{count // per_host}x{per_host}"
         )
     except NotImplementedError as error:
-        raise ValueError(
+        raise InputError(
             f"{name} needs XLA's compiler for GPUs: pip install 'jax[cuda13]'"
             " (jax-cuda13-plugin alone will do)"
         ) from error

@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from noah_jax import workdir as workdirs
-from noah_jax.checkpoint import save_model
-from noah_jax.convert.destination import free, whole
-from noah_jax.convert.load import Loaded, load_torch
-from noah_jax.convert.names import TABLES
-from noah_jax.convert.released import sha256
-from noah_jax.convert.table import to_torch
+from noah_jax.console import say
+from noah_jax.errors import InputError
 from noah_jax.models import get_architecture
 from noah_jax.models.published import published
-from noah_jax.report import say
+from noah_jax.pytorch.load import Loaded, load_torch
+from noah_jax.pytorch.mapping import to_torch
+from noah_jax.pytorch.released import sha256
+from noah_jax.pytorch.tables import TABLES
+from noah_jax.runs import run_dir as workdirs
+from noah_jax.runs.checkpoints import save_model
+from noah_jax.runs.destination import free, whole
 
 _COUNTER = "num_batches_tracked"
 
@@ -191,11 +192,11 @@ def _writer(destination: str) -> Callable[[dict[str, np.ndarray], pathlib.Path, 
             state, path, metadata={"format": "pt", "model": name}
         )
     if suffix != ".pth":
-        raise ValueError(f"{destination} must end in .safetensors or .pth")
+        raise InputError(f"{destination} must end in .safetensors or .pth")
     try:
         import torch  # an optional dependency, which only this needs
     except ImportError:
-        raise ValueError(
+        raise InputError(
             f"writing {destination} needs PyTorch, which is not installed: pip install torch, or"
             " write .safetensors, which PyTorch reads with safetensors.torch.load_file"
         ) from None

@@ -23,8 +23,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from noah_jax.arguments import Parser, run
-from noah_jax.config import UsageError
+from noah_jax.cli import Parser, run
+from noah_jax.errors import UsageError
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -79,8 +79,8 @@ def _convert(parser: Parser, args: argparse.Namespace) -> int:
     if args.to_torch and (args.model or args.ema or args.set or args.dry_run or args.released):
         parser.error("--to-torch takes a folder, a file and --overwrite, none of the other options")
     from noah_jax.convert.convert import convert, export
-    from noah_jax.convert.destination import free
-    from noah_jax.convert.released import fetch
+    from noah_jax.pytorch.released import fetch
+    from noah_jax.runs.destination import free
 
     if args.to_torch:
         export(args.source, args.destination, overwrite=args.overwrite)

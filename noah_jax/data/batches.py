@@ -12,8 +12,9 @@ from absl import flags
 from grain.experimental import ThreadPrefetchIterDataset
 
 from noah_jax.data.decoding import DamagedImageError, DamagedImages, DecodedSource
-from noah_jax.data.order import Order
+from noah_jax.data.sampler import Order
 from noah_jax.data.transforms import EvalTransform, TrainTransform
+from noah_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
 Put = Callable[[Batch], Any]
@@ -153,7 +154,7 @@ def _load_for_training(
             except DamagedImageError as error:
                 errors.append(error)
         else:
-            raise ValueError(f"{count} images in a row cannot be decoded; the last: {errors[-1]}")
+            raise InputError(f"{count} images in a row cannot be decoded; the last: {errors[-1]}")
     return {"image": image, "label": label}, errors
 
 
@@ -185,7 +186,7 @@ def _load_for_evaluation(
 
 def _local_size(batch_size: int, process_count: int) -> int:
     if batch_size % process_count:
-        raise ValueError(f"batch_size={batch_size} must be divisible by the {process_count} hosts")
+        raise InputError(f"batch_size={batch_size} must be divisible by the {process_count} hosts")
     return batch_size // process_count
 
 

@@ -9,11 +9,12 @@ from PIL import Image
 from noah_jax.data.jpeg import decode_jpeg, read_header
 from noah_jax.data.sources import Source
 from noah_jax.data.transforms import TrainTransform
+from noah_jax.errors import InputError
 
 ON_DAMAGE = ("replace", "stop")
 
 
-class DamagedImageError(ValueError):
+class DamagedImageError(InputError):
     """An image that cannot be decoded.
 
     Attributes:
@@ -169,7 +170,7 @@ class DamagedImages:
 
     def __init__(self, policy: str, tell: Callable[[str], None]):
         if policy not in ON_DAMAGE:
-            raise ValueError(f"on_damage must be one of {', '.join(ON_DAMAGE)}, got {policy!r}")
+            raise InputError(f"on_damage must be one of {', '.join(ON_DAMAGE)}, got {policy!r}")
         self._policy = policy
         self._tell = tell
         self._names: set[str] = set()

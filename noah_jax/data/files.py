@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from noah_jax.data.decoding import DamagedImageError
 from noah_jax.data.sources import IMAGE_SUFFIXES
+from noah_jax.errors import InputError
 
 
 class FileSource:
@@ -63,7 +64,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
             continue
         inside = list(_images_below(path))
         if not inside:
-            raise ValueError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+            raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
         found += inside
     return found
 

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from noah_jax.data.resize import Box, resize
+from noah_jax.errors import InputError
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 RANDOM_INTERPOLATION = "random"  # one of the above for every image, evenly
@@ -23,7 +24,7 @@ def check_interpolation(interpolation: str, *, random: bool = False) -> None:
     """
     known = [*INTERPOLATIONS, RANDOM_INTERPOLATION] if random else INTERPOLATIONS
     if interpolation not in known:
-        raise ValueError(f"interpolation must be one of {', '.join(known)}, got {interpolation!r}")
+        raise InputError(f"interpolation must be one of {', '.join(known)}, got {interpolation!r}")
 
 
 def check_range(name: str, bounds: tuple[float, float]) -> None:
@@ -33,7 +34,7 @@ def check_range(name: str, bounds: tuple[float, float]) -> None:
       ValueError: if so.
     """
     if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < math.inf:
-        raise ValueError(f"{name} must be (lowest, highest) with 0 < lowest, got {tuple(bounds)}")
+        raise InputError(f"{name} must be (lowest, highest) with 0 < lowest, got {tuple(bounds)}")
 
 
 def draw_interpolation(interpolation: str, random: np.random.Generator) -> str:

@@ -19,6 +19,7 @@ from etils import epath
 
 from noah_jax.data.prepare import Encode, Split, describe_images, folder_split, shard_parts
 from noah_jax.data.sources import AbsentSource, FolderSource
+from noah_jax.errors import InputError
 
 NAME = "imagenet2012"
 _TABLES = "datasets/imagenet2012"
@@ -49,7 +50,7 @@ def imagenet_facts() -> Facts:
     for file in ("labels.txt", "validation_labels.txt"):
         path = tfds.core.tfds_path(f"{_TABLES}/{file}")
         if not path.is_file():
-            raise ValueError(
+            raise InputError(
                 f"the tensorflow_datasets package lacks {_TABLES}/{file}, which the validation"
                 " images' labels come from; pip install tensorflow-datasets==4.9.10"
             )
@@ -96,7 +97,7 @@ def plan_imagenet_folders(path: str, facts: Facts) -> tuple[tfds.core.DatasetInf
         (val, "validation", len(facts.validation_labels)),
     ):
         if not (root / folder).is_dir():
-            raise ValueError(f"{path} has no folder {folder}/, with WORDNET_ID/image files in it")
+            raise InputError(f"{path} has no folder {folder}/, with WORDNET_ID/image files in it")
         source = FolderSource(root / folder)
         _check_classes(source.name, source.class_names, facts)
         _check_count(source.name, "images", count, len(source))
@@ -134,7 +135,7 @@ def _val_split(path: str, encode: Encode, facts: Facts) -> Split:
     expected = [f"ILSVRC2012_val_{i + 1:08}.JPEG" for i in range(len(facts.validation_labels))]
     _check_count(path, "images", len(expected), len(members))
     if missing := sorted(set(expected) - set(members)):
-        raise ValueError(f"{path} lacks {missing[0]}; get the file again")
+        raise InputError(f"{path} lacks {missing[0]}; get the file again")
     labels = {name: label for label, name in enumerate(facts.class_names)}
     images = sorted(
         (labels[wordnet_id], name)
@@ -158,7 +159,7 @@ def _open(path: str) -> BinaryIO:
     try:
         return open(path, "rb")
     except OSError as error:
-        raise ValueError(
+        raise InputError(
             f"{path} cannot be read ({error.strerror}); the tar files are to be had from"
             " https://image-net.org/download-images after registration"
         ) from error
@@ -188,7 +189,7 @@ def _members(
             while tar.offset < end and (member := tar.next()) is not None:
                 member_end = member.offset_data + member.size
                 if member_end > end:
-                    raise ValueError(
+                    raise InputError(
                         f"{what} is truncated: it has {end - start:,} bytes and {member.name} in it"
                         f" goes to byte {member_end - start:,}; get it again"
                     )
@@ -197,11 +198,11 @@ def _members(
             # A header that is damaged looks to `tarfile` like the end, which is made of zeros.
             file.seek(tar.offset)
             if tar.offset < end and file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise ValueError(f"{what} is damaged at byte {tar.offset - start:,}; get it again")
+                raise InputError(f"{what} is damaged at byte {tar.offset - start:,}; get it again")
     except tarfile.TarError as error:
-        raise ValueError(f"{what} is no tar file or damaged: {error}") from error
+        raise InputError(f"{what} is no tar file or damaged: {error}") from error
     if not found:
-        raise ValueError(f"{what} holds no files")
+        raise InputError(f"{what} holds no files")
     return dict(sorted(found.items()))
 
 
@@ -217,7 +218,7 @@ def _origin(path: str) -> str:
 
 def _check_classes(what: str, found: Sequence[str], facts: Facts) -> None:
     if unknown := sorted(set(found) - set(facts.class_names)):
-        raise ValueError(
+        raise InputError(
             f"{what} holds {unknown[0]}, which is none of ImageNet's {len(facts.class_names):,}"
             " classes; another set is prepared with --folder PATH --name NAME"
         )
@@ -226,7 +227,7 @@ def _check_classes(what: str, found: Sequence[str], facts: Facts) -> None:
 
 def _check_count(what: str, things: str, expected: int, found: int) -> None:
     if found != expected:
-        raise ValueError(
+        raise InputError(
             f"{what} has {found:,} {things}, {expected:,} are expected: it is not whole; get it"
             " again (a part of ImageNet is prepared with --folder PATH --name NAME)"
         )

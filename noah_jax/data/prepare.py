@@ -28,6 +28,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tqdm import tqdm
 
 from noah_jax.data.sources import SAMPLE, FolderSource
+from noah_jax.errors import InputError
 
 IMAGES_PER_SHARD = 1250  # of ImageNet's average size: 140 MB, 1025 shards
 _PLAN = ".plan.json"
@@ -99,10 +100,10 @@ def plan_folders(path: str, name: str) -> tuple[tfds.core.DatasetInfo, list[Spli
       ValueError: if `name` is no name for a set or the folders do not fit.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or name == SAMPLE:
-        raise ValueError(f"{name!r} is no name for a set; use lower case and _, such as my_images")
+        raise InputError(f"{name!r} is no name for a set; use lower case and _, such as my_images")
     root = epath.Path(path).expanduser()
     if not (root / "train").is_dir():
-        raise ValueError(f"{path} has no folder train/, with CLASS/image files in it")
+        raise InputError(f"{path} has no folder train/, with CLASS/image files in it")
     sources = {"train": FolderSource(root / "train")}
     class_names = sources["train"].class_names
     for split in ("val", "validation", "test"):
@@ -153,7 +154,7 @@ def prepare(info: tfds.core.DatasetInfo, splits: Sequence[Split], data_dir: str)
       OSError: if the disk is full or cannot be written.
     """
     if "://" in data_dir:
-        raise ValueError(f"{data_dir} is no local folder; prepare locally, then copy the set there")
+        raise InputError(f"{data_dir} is no local folder; prepare locally, then copy the set there")
     target = pathlib.Path(data_dir).expanduser() / info.full_name
     if target.exists():
         _check_prepared(target, splits)
@@ -178,18 +179,18 @@ def prepare(info: tfds.core.DatasetInfo, splits: Sequence[Split], data_dir: str)
 def _check_prepared(target: pathlib.Path, splits: Sequence[Split]) -> None:
     instead = "choose another --data-dir or remove it"
     if not (target / "dataset_info.json").is_file():
-        raise ValueError(f"{target} exists and is no prepared set; {instead}")
+        raise InputError(f"{target} exists and is no prepared set; {instead}")
     (target / _PLAN).unlink(missing_ok=True)  # of a run killed after its last step but one
     try:
         info = tfds.builder_from_directory(target).info
     except Exception as error:  # whatever damaged files make TFDS raise
-        raise ValueError(f"{target} holds a set that cannot be read; {instead}") from error
+        raise InputError(f"{target} holds a set that cannot be read; {instead}") from error
     if info.file_format != _FORMAT:
-        raise ValueError(f"{target} holds a set in {info.file_format.value} format; {instead}")
+        raise InputError(f"{target} holds a set in {info.file_format.value} format; {instead}")
     there = {name: split.num_examples for name, split in info.splits.items()}
     wanted = {split.name: split.num_images for split in splits}
     if there != wanted:
-        raise ValueError(f"{target} holds another set ({there}, not {wanted}); {instead}")
+        raise InputError(f"{target} holds another set ({there}, not {wanted}); {instead}")
 
 
 @contextlib.contextmanager
@@ -200,7 +201,7 @@ def _only_run(partial: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another run is writing {partial}; wait for it or stop it") from error
+            raise InputError(f"another run is writing {partial}; wait for it or stop it") from error
         yield
     finally:
         os.close(descriptor)
@@ -214,7 +215,7 @@ def _check_plan(partial: pathlib.Path, splits: Sequence[Split]) -> None:
         path.with_suffix(".new").write_text(json.dumps(plan, indent=1))
         path.with_suffix(".new").replace(path)
     elif json.loads(path.read_text()) != plan:
-        raise ValueError(
+        raise InputError(
             f"{partial} holds an unfinished set that was made of other data (see its {_PLAN});"
             " remove it or choose another --data-dir"
         )
@@ -239,7 +240,7 @@ def _write_split(name: str, split: Split, folder: pathlib.Path) -> tfds.core.Spl
             if lengths[index] is None:
                 lengths[index] = _write_shard(paths[index], records(), bar)
     if sum(lengths) != split.num_images:
-        raise ValueError(
+        raise InputError(
             f"{split.name} must have {split.num_images:,} images, {sum(lengths):,} were found in"
             f" {split.origin}; nothing is finished: get the whole data, remove {folder} and start"
             " again"

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from noah_jax.data.geometry import draw_interpolation
+from noah_jax.errors import InputError
 
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -67,14 +68,14 @@ class RandAugment:
 
     def __post_init__(self):
         if self.num_ops < 1:
-            raise ValueError(f"RandAugment's num_ops must be at least 1, got {self.num_ops}")
+            raise InputError(f"RandAugment's num_ops must be at least 1, got {self.num_ops}")
         for name, top in (("magnitude", MAX_MAGNITUDE), ("probability", 1.0)):
             if not 0 <= getattr(self, name) <= top:
-                raise ValueError(
+                raise InputError(
                     f"RandAugment's {name} must be in 0..{top:g}, got {getattr(self, name)}"
                 )
         if not 0 <= self.magnitude_std < math.inf:
-            raise ValueError(
+            raise InputError(
                 f"RandAugment's magnitude_std must not be negative, got {self.magnitude_std}"
             )
 

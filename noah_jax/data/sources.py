@@ -14,6 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from noah_jax.errors import InputError
+
 SAMPLE = "fashion_mnist_sample"
 _FOLDER = "folder:"
 _CSV = "csv:"
@@ -152,7 +154,7 @@ def data_folder(name: str) -> epath.Path | None:
 def _existing(folder: str) -> epath.Path:
     root = epath.Path(folder).expanduser()
     if not root.is_dir():
-        raise ValueError(f"data folder {folder} does not exist")
+        raise InputError(f"data folder {folder} does not exist")
     return root
 
 
@@ -176,13 +178,13 @@ class AbsentSource:
         return self._length
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        raise ValueError(f"{self.describe(index)} is not on this machine")
+        raise InputError(f"{self.describe(index)} is not on this machine")
 
     def describe(self, index: int) -> str:
         return f"image {index} of {self.name}"
 
     def file_name(self, index: int) -> str:
-        raise ValueError(f"{self.describe(index)} is not on this machine")
+        raise InputError(f"{self.describe(index)} is not on this machine")
 
 
 class TfdsSource:
@@ -212,7 +214,7 @@ class TfdsSource:
         """The name of the file that the image was, without folders."""
         name = self._data[index].get("file_name")
         if name is None:
-            raise ValueError(f"{self.name} does not tell the names of its image files")
+            raise InputError(f"{self.name} does not tell the names of its image files")
         return os.path.basename(name.decode() if isinstance(name, bytes) else name)
 
 
@@ -282,27 +284,27 @@ class CsvSource:
         try:
             rows = list(csv.reader(io.StringIO(file.read_text())))
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{file} is no CSV file: {error}") from error
+            raise InputError(f"{file} is no CSV file: {error}") from error
         if not rows or [cell.strip() for cell in rows[0]] != ["image", "labels"]:
-            raise ValueError(
+            raise InputError(
                 f"{file} must start with the header image,labels; it starts with"
                 f" {','.join(rows[0]) if rows else 'nothing'}"
             )
         listed = []
         for number, row in enumerate(rows[1:], 2):
             if len(row) != 2:
-                raise ValueError(
+                raise InputError(
                     f"{file}, line {number}: must be a path and labels with ; between them, got"
                     f" {len(row)} column(s)"
                 )
             labels = [label.strip() for label in row[1].split(";") if label.strip()]
             listed.append((os.fspath(file.parent / row[0].strip()), labels))
         if not listed:
-            raise ValueError(f"{file} lists no images")
+            raise InputError(f"{file} lists no images")
         found = sorted({label.removeprefix("-") for _, labels in listed for label in labels})
         self.class_names = list(class_names or found)
         if unknown := sorted(set(found) - set(self.class_names)):
-            raise ValueError(f"{file} has labels unknown to the training: {', '.join(unknown[:5])}")
+            raise InputError(f"{file} has labels unknown to the training: {', '.join(unknown[:5])}")
         place = {name: i for i, name in enumerate(self.class_names)}
         self._files = []
         for path, labels in listed:
@@ -340,7 +342,7 @@ class FolderSource:
         found = sorted(p.name for p in folder.iterdir() if p.is_dir())
         self.class_names = list(class_names or found)
         if unknown := sorted(set(found) - set(self.class_names)):
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds the classes {', '.join(unknown[:5])}, unknown to the training"
                 " split; both need the same class folders"
             )
@@ -352,7 +354,7 @@ class FolderSource:
             if path.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not self._files:
-            raise ValueError(f"{folder} holds no images in class folders (CLASS/image.jpg)")
+            raise InputError(f"{folder} holds no images in class folders (CLASS/image.jpg)")
 
     def __len__(self) -> int:
         return len(self._files)
@@ -382,7 +384,7 @@ def _choose_split(name: str, splits: list[str], train: str, evaluation: str | No
         evaluation = next((s for s in _EVAL_SPLITS if s in splits), _EVAL_SPLITS[0])
     for split in (train, evaluation):
         if split not in splits:
-            raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits) or 'none'}")
+            raise InputError(f"{name} has no split {split!r}; it has {', '.join(splits) or 'none'}")
     return evaluation
 
 
@@ -397,11 +399,11 @@ def _tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         pass  # not prepared, or no possible name: the catalogue knows more
     except Exception as error:  # whatever damaged files make TFDS raise
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name} under {where} cannot be read: {reason}") from error
+        raise InputError(f"{name} under {where} cannot be read: {reason}") from error
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError) as error:  # or no possible name at all
-        raise ValueError(
+        raise InputError(
             f"unknown dataset {name!r}: not the embedded {SAMPLE!r}, not prepared under {where},"
             " not in TFDS's catalogue, and not a folder"
         ) from error
@@ -409,7 +411,7 @@ def _tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         builder.download_and_prepare()
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise InputError(
             f"{name} is not prepared under {where} and preparing it failed:"
             f" {type(error).__name__}: {reason} (scripts/prepare_imagenet.py prepares imagenet2012;"
             " TFDS prepares many other sets with TensorFlow only: pip install tensorflow"
@@ -427,7 +429,7 @@ def _open_data(builder: tfds.core.DatasetBuilder, split: str, image: str) -> Seq
     try:
         return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
-        raise ValueError(
+        raise InputError(
             f"{builder.info.full_name}:{split} is stored as {builder.info.file_format.value}, which"
             " has no random access; convert it with `python scripts/prepare_imagenet.py"
             f" --from-tfrecord {builder.data_dir} --data-dir NEW` and give --config.data.dir=NEW"
@@ -454,7 +456,7 @@ def _list_of_labels(
 def _feature_of(features: tfds.features.FeaturesDict, kind: type, name: str) -> str:
     keys = [key for key, feature in features.items() if isinstance(feature, kind)]
     if len(keys) != 1:
-        raise ValueError(
+        raise InputError(
             f"{name} is no image classification set: it has {len(keys)} features"
             f" of kind {kind.__name__}, 1 is needed; it has {', '.join(features)}"
         )

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from noah_jax.data.prepare import Split
+from noah_jax.errors import InputError
 
 
 def plan_conversion(folder: str) -> tuple[tfds.core.DatasetInfo, list[Split]]:
@@ -30,16 +31,16 @@ def plan_conversion(folder: str) -> tuple[tfds.core.DatasetInfo, list[Split]]:
         info = tfds.builder_from_directory(folder).info
     except Exception as error:  # whatever a folder of another kind makes TFDS raise
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise InputError(
             f"{folder} is no set that TFDS prepared (DATA_DIR/NAME/VERSION): {reason}"
         ) from error
     if info.file_format != tfds.core.FileFormat.TFRECORD:
-        raise ValueError(f"{folder} is stored as {info.file_format.value}, not as tfrecord")
+        raise InputError(f"{folder} is stored as {info.file_format.value}, not as tfrecord")
     splits = []
     for name, split in info.splits.items():
         paths = [epath.Path(path) for path in split.filepaths]
         if missing := [path for path in paths if not path.exists()]:
-            raise ValueError(f"{missing[0]} is missing; prepare or copy the set again")
+            raise InputError(f"{missing[0]} is missing; prepare or copy the set again")
         size = sum(path.stat().length for path in paths)
         splits.append(
             Split(
@@ -74,7 +75,7 @@ def _checked(data: bytes, size: int, path: epath.Path, offset: int) -> bytes:
     masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
     if data[size:] != struct.pack("<I", masked):
         kind = "damaged" if len(data) == size + 4 else "truncated"
-        raise ValueError(
+        raise InputError(
             f"{os.fspath(path)} is {kind} at the record at byte {offset:,}; copy it again"
         )
     return content

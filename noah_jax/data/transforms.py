@@ -17,6 +17,7 @@ from noah_jax.data import geometry
 from noah_jax.data.color import Adjustment, color_jitter, draw_color_jitter
 from noah_jax.data.randaugment import Fill, Operation, RandAugment, rand_augment
 from noah_jax.data.resize import Box
+from noah_jax.errors import InputError
 
 EvalTransform = Callable[[np.ndarray], np.ndarray]
 
@@ -83,24 +84,24 @@ class TrainTransform:
     def __post_init__(self):
         geometry.check_interpolation(self.interpolation, random=True)
         if self.crop not in _CROPS:
-            raise ValueError(f"train crop must be random_resized, pad or none, got {self.crop!r}")
+            raise InputError(f"train crop must be random_resized, pad or none, got {self.crop!r}")
         if self.pad < 0:
-            raise ValueError(f"pad must be 0 pixels or more, got {self.pad}")
+            raise InputError(f"pad must be 0 pixels or more, got {self.pad}")
         geometry.check_range("area", self.area)
         if self.area[1] > 1:
-            raise ValueError(f"area must end at 1 at most, the whole image, got {self.area[1]}")
+            raise InputError(f"area must end at 1 at most, the whole image, got {self.area[1]}")
         geometry.check_range("ratio", self.ratio)
         if not 0 <= self.color_jitter < math.inf:
-            raise ValueError(f"color_jitter must be 0 or more, got {self.color_jitter}")
+            raise InputError(f"color_jitter must be 0 or more, got {self.color_jitter}")
         if self.color_jitter and self.rand_augment:
-            raise ValueError(
+            raise InputError(
                 "rand_augment replaces color_jitter: set rand_augment.num_ops or color_jitter to 0"
             )
         if self.fast:
             if self.crop != "random_resized":
-                raise ValueError(f"fast_images needs crop=random_resized, got {self.crop}")
+                raise InputError(f"fast_images needs crop=random_resized, got {self.crop}")
             if importlib.util.find_spec("cv2") is None:
-                raise ValueError("fast_images needs OpenCV: pip install -e '.[fast]'")
+                raise InputError("fast_images needs OpenCV: pip install -e '.[fast]'")
 
     def draw(self, image_size: tuple[int, int], random: np.random.Generator) -> TrainChoices:
         """The choices for an image of `(width, height)` pixels."""
@@ -168,7 +169,7 @@ def make_eval_transform(
     """
     geometry.check_interpolation(interpolation)
     if resize is not None and resize < 1:
-        raise ValueError(f"eval_resize must be at least 1 pixel, got {resize}")
+        raise InputError(f"eval_resize must be at least 1 pixel, got {resize}")
 
     def transform(pixels: np.ndarray) -> np.ndarray:
         if resize is None:

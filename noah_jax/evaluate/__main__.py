@@ -23,7 +23,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from noah_jax.arguments import Parser, positive, run
+from noah_jax.cli import Parser, positive, run
 
 
 def _parser() -> Parser:

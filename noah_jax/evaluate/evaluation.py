@@ -10,10 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 from noah_jax.data.decoding import DamagedImages, DecodedSource
+from noah_jax.errors import InputError
 from noah_jax.evaluate.multilabel import MultiLabelEvaluation, multi_label_values
-from noah_jax.inference import Inference
-from noah_jax.metrics import per_image
-from noah_jax.trained import Trained
+from noah_jax.inference.runner import Inference
+from noah_jax.inference.trained import Trained
+from noah_jax.tasks.metrics import per_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Evaluation:
             if sets[i]
         ]
         if not hits:
-            raise ValueError("none of the images has a label that is right")
+            raise InputError("none of the images has a label that is right")
         return {"real_top1": 100 * float(np.mean(hits)), "real_examples": len(hits)}
 
 
@@ -124,13 +125,13 @@ def evaluate(
     index = np.concatenate(indices)
     labels, num_classes = joined["label"], trained.model.num_classes
     if not len(labels):
-        raise ValueError("none of the images can be decoded")
+        raise InputError("none of the images can be decoded")
     if trained.multi_label:
         if not np.isfinite(joined["logits"]).all():
-            raise ValueError(f"the logits of {trained.path} are not finite")
+            raise InputError(f"the logits of {trained.path} are not finite")
         return MultiLabelEvaluation(index, labels, joined["loss"], joined["logits"])
     if labels.max() >= num_classes:
-        raise ValueError(
+        raise InputError(
             f"the dataset has the label {labels.max()}, {trained.path} {num_classes} classes"
         )
     return Evaluation(

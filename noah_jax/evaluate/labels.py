@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from noah_jax.data.files import FileSource
 from noah_jax.data.sources import Source, data_folder
+from noah_jax.errors import InputError
 
 _HEADS = {"file", "filename", "file_name", "image", "path"}
 
@@ -54,7 +55,7 @@ def labelled_folder(dataset: str, path: str, class_names: Sequence[str]) -> Sour
     table = _read(path, class_names)
     files = [os.path.join(os.fspath(root), name) for name in table]
     if missing := [file for file in files if not os.path.isfile(file)]:
-        raise ValueError(
+        raise InputError(
             f"{len(missing)} of the {len(files)} files that {path} names are missing, such as"
             f" {missing[0]}"
         )
@@ -70,7 +71,7 @@ def relabelled(source: Source, path: str, class_names: Sequence[str]) -> Source:
     table = {os.path.basename(name): label for name, label in _read(path, class_names).items()}
     names = {source.file_name(i): i for i in range(len(source))}
     if missing := sorted(set(table) - set(names)):
-        raise ValueError(f"{path} names {missing[0]}, which {source.name} does not have")
+        raise InputError(f"{path} names {missing[0]}, which {source.name} does not have")
     return _Chosen(source, [(names[name], label) for name, label in table.items()])
 
 
@@ -88,14 +89,14 @@ def real_labels(source: Source, path: str, num_classes: int) -> list[list[int]]:
     try:
         lists = json.loads(pathlib.Path(path).read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise InputError(f"{path} is no JSON: {error}") from error
     if not isinstance(lists, list) or not all(_are_labels(x, num_classes) for x in lists):
-        raise ValueError(
+        raise InputError(
             f"{path} must be a JSON list with a list of labels in 0..{num_classes - 1} for every"
             " image"
         )
     if len(lists) != len(source):
-        raise ValueError(f"{path} has {len(lists)} images, {source.name} has {len(source)}")
+        raise InputError(f"{path} has {len(lists)} images, {source.name} has {len(source)}")
     order = sorted(range(len(source)), key=source.file_name)
     by_index: list[list[int]] = [[] for _ in order]
     for index, labels in zip(order, lists, strict=True):
@@ -118,15 +119,15 @@ def _read(path: str, class_names: Sequence[str]) -> dict[str, int]:
             if not row or (not table and row[0].strip().lower() in _HEADS):
                 continue
             if len(row) != 2:
-                raise ValueError(f"{path} must have lines `file,label`, got {','.join(row)!r}")
+                raise InputError(f"{path} must have lines `file,label`, got {','.join(row)!r}")
             name, label = (cell.strip() for cell in row)
             number = int(label) if label.isdigit() else numbers.get(label, -1)
             if not 0 <= number < len(class_names):
-                raise ValueError(
+                raise InputError(
                     f"{path}: {label!r}, the label of {name}, is neither a number below"
                     f" {len(class_names)} nor the name of a class"
                 )
             table[name] = number
     if not table:
-        raise ValueError(f"{path} holds no lines `file,label`")
+        raise InputError(f"{path} holds no lines `file,label`")
     return table

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from noah_jax.inference import Compute
-from noah_jax.multilabel import make_loss, measure
-from noah_jax.task import MultiLabel
-from noah_jax.trained import Trained
+from noah_jax.inference.runner import Compute
+from noah_jax.inference.trained import Trained
+from noah_jax.tasks.multi_label import make_loss, measure
+from noah_jax.tasks.task import MultiLabel
 
 
 @dataclasses.dataclass(frozen=True)

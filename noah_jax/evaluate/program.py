@@ -7,16 +7,17 @@ from typing import Any
 
 from etils import epath
 
-from noah_jax import report
-from noah_jax.config import UsageError, default_config
+from noah_jax import console
+from noah_jax.compilation import enable_compilation_cache
+from noah_jax.config import default_config
 from noah_jax.data.decoding import DamagedImages, DecodedSource
 from noah_jax.data.sources import Source, open_eval_source
+from noah_jax.errors import InputError, UsageError
 from noah_jax.evaluate.evaluation import evaluate, make_inference
 from noah_jax.evaluate.labels import labelled_folder, real_labels, relabelled
 from noah_jax.evaluate.report import write_report
-from noah_jax.experiment import enable_compilation_cache
-from noah_jax.inference import Inference
-from noah_jax.trained import Trained, find_checkpoints, load_trained
+from noah_jax.inference.runner import Inference
+from noah_jax.inference.trained import Trained, find_checkpoints, load_trained
 
 _BATCH = 128
 # The columns of the table: percentages of the facts.
@@ -48,7 +49,7 @@ def evaluate_all(given: argparse.Namespace) -> None:
         source = _open(given, trained)
         if given.real_labels:
             sets = real_labels(source, given.real_labels, trained.model.num_classes)
-        damaged = DamagedImages("replace", tell=report.warn)
+        damaged = DamagedImages("replace", tell=console.warn)
         batch_size = min(given.batch or _BATCH, max(1, len(source)))
         inference = _inference(programs, trained, batch_size)
         evaluation = evaluate(
@@ -115,7 +116,7 @@ def _open(given: argparse.Namespace, trained: Trained) -> Source:
         dataset, data_dir=own["dir"], split=own["split"], class_names=trained.class_names
     )
     if source.multi_label != trained.multi_label:
-        raise ValueError(
+        raise InputError(
             f"{source.name} has several labels an image, and {trained.path} was not trained for"
             " that, or does not tell; choose another --dataset"
             if source.multi_label
@@ -128,7 +129,7 @@ def _open(given: argparse.Namespace, trained: Trained) -> Source:
     if len(theirs) != len(classes) or (trained.class_names and list(classes) != list(theirs)):
         differing = [pair for pair in zip(classes, theirs, strict=False) if pair[0] != pair[1]]
         first = f", the first to differ are {' and '.join(differing[0])}" if differing else ""
-        raise ValueError(
+        raise InputError(
             f"{source.name} has {len(theirs)} classes, {trained.path} {len(classes)}{first};"
             " choose another --dataset, or say its labels with --labels"
         )

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from noah_jax.evaluate.evaluation import Evaluation
 from noah_jax.evaluate.multilabel import MultiLabelEvaluation
-from noah_jax.report import write_text
+from noah_jax.files import write_text
 
 _SIDE = 800  # pixels of the matrix, about
 _NAMED = 60  # classes up to which each has its name in the picture

@@ -18,7 +18,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from noah_jax.arguments import Parser, run
+from noah_jax.cli import Parser, run
 
 
 def _parser() -> Parser:

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from noah_jax.data.decoding import decode
-from noah_jax.step import normalise
-from noah_jax.trained import Trained
+from noah_jax.errors import InputError
+from noah_jax.inference.step import normalise
+from noah_jax.inference.trained import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Explainer:
         model, preprocessing = trained.model, trained.preprocessing
         kind = model.arguments["head"]
         if kind != "noah":
-            raise ValueError(
+            raise InputError(
                 f"{trained.path} is a {model.name} with a {kind} head, which pools or reads a"
                 " class token and has no attention over positions for each class; only models"
                 " with the NOAH head can be explained"

@@ -11,16 +11,18 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from noah_jax import report
-from noah_jax.config import UsageError, default_config
+from noah_jax import console
+from noah_jax.compilation import enable_compilation_cache
+from noah_jax.config import default_config
 from noah_jax.data.decoding import DamagedImageError
 from noah_jax.data.files import FileSource, find_images
-from noah_jax.experiment import enable_compilation_cache
+from noah_jax.errors import InputError, UsageError
 from noah_jax.explain.explanation import Explainer, Explanation
 from noah_jax.explain.overlay import common_scale, strip
 from noah_jax.explain.overview import MOST_IMAGES, overview
 from noah_jax.explain.page import render_page
-from noah_jax.trained import load_one
+from noah_jax.files import write_text
+from noah_jax.inference.trained import load_one
 
 _TOP = re.compile(r"top(\d+)")
 
@@ -37,9 +39,9 @@ def explain_all(given: argparse.Namespace) -> int:
     models = [load_one(path, ema=given.ema) for path in given.checkpoint]
     if len({model.model.num_classes for model in models}) > 1:
         counts = " and ".join(str(model.model.num_classes) for model in models)
-        raise ValueError(f"the checkpoints have {counts} classes and cannot be compared")
+        raise InputError(f"the checkpoints have {counts} classes and cannot be compared")
     if len({model.class_names for model in models if model.class_names}) > 1:
-        raise ValueError("the checkpoints have other classes and cannot be compared")
+        raise InputError("the checkpoints have other classes and cannot be compared")
     # Names that one of them knows do for both.
     known = next((m for m in models if m.class_names), models[0])
     names = known.display_names(given.class_names)
@@ -60,14 +62,14 @@ def explain_all(given: argparse.Namespace) -> int:
             data, _ = source[index]
             pixels = [explainer.pixels(data, paths[index]) for explainer in explainers]
         except DamagedImageError as error:
-            report.warn(str(error))
+            console.warn(str(error))
             continue
         logits = [
             explainer.logits(shown) for explainer, shown in zip(explainers, pixels, strict=True)
         ]
         for model, found in zip(models, logits, strict=True):
             if not np.isfinite(found).all():
-                raise ValueError(f"{paths[index]}: the logits of {model.path} are not finite")
+                raise InputError(f"{paths[index]}: the logits of {model.path} are not finite")
         classes = _classes(chosen, logits[0])
         explanations = [
             explainer.explain(shown, found, classes)
@@ -75,13 +77,13 @@ def explain_all(given: argparse.Namespace) -> int:
         ]
         explained.append((paths[index], explanations))
     if not explained:
-        raise ValueError("none of the images can be read")
+        raise InputError("none of the images can be read")
     folder = epath.Path(given.output)
     pictures = _write(folder, explained, [model.path for model in models])
-    report.say(f"{os.fspath(folder / 'index.html')} and {pictures} pictures beside it")
+    console.say(f"{os.fspath(folder / 'index.html')} and {pictures} pictures beside it")
     if given.overview:
         _write_overview(epath.Path(given.overview), explained)
-        report.say(f"{given.overview}, all images in one")
+        console.say(f"{given.overview}, all images in one")
     return 0 if len(explained) == len(paths) else 1
 
 
@@ -133,7 +135,7 @@ def _write(
                 (folder / name).write_bytes(_png(strip(explanation, own, scale)))
                 count += 1
     page = render_page([path for path, _ in explained], models, [x for _, x in explained])
-    report.write_text(folder / "index.html", page)
+    write_text(folder / "index.html", page)
     return count
 
 

@@ -12,11 +12,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 
-from noah_jax.convert.destination import free, whole
+from noah_jax.console import say
+from noah_jax.errors import InputError
 from noah_jax.export.card import model_card
-from noah_jax.report import say
-from noah_jax.step import make_predict_step
-from noah_jax.trained import Trained, load_one
+from noah_jax.inference.step import make_predict_step
+from noah_jax.inference.trained import Trained, load_one
+from noah_jax.runs.destination import free, whole
 
 PLATFORMS = ("cpu", "tpu", "cuda")
 ARTIFACT, FACTS, WEIGHTS, CARD = "model.stablehlo", "model.json", "weights.safetensors", "README.md"
@@ -31,7 +32,7 @@ def export(source: str, destination: str, *, ema: bool = False) -> None:
     """Writes a trained model into a new folder, and says what there is.
 
     Args:
-      source: what `noah_jax.trained.load_one` takes.
+      source: what `noah_jax.inference.trained.load_one` takes.
       destination: a folder that does not exist or is empty.
       ema: take the moving average of the weights.
 
@@ -41,7 +42,7 @@ def export(source: str, destination: str, *, ema: bool = False) -> None:
       FileNotFoundError, CheckpointError: see `load_one`.
     """
     if importlib.util.find_spec("flatbuffers") is None:
-        raise ValueError(
+        raise InputError(
             "jax.export needs flatbuffers, which is not installed: pip install flatbuffers"
         )
     target = free(destination, folder=True)
@@ -85,7 +86,7 @@ def _check(trained: Trained, exported: jax.export.Exported) -> float:
     """How far the exported program is from the model, over the logits' standard deviation."""
     platform = jax.default_backend()
     if platform not in ("cpu", "tpu", "gpu"):
-        raise ValueError(f"the exported program cannot be tried on {platform}; export on a CPU")
+        raise InputError(f"the exported program cannot be tried on {platform}; export on a CPU")
     preprocessing = trained.preprocessing
     predict = jax.jit(
         make_predict_step(trained.model, mean=preprocessing.mean, std=preprocessing.std)
@@ -105,7 +106,7 @@ def _check(trained: Trained, exported: jax.export.Exported) -> float:
             worst = max(worst, float(np.abs(found - expected).max()) / scale)
     limit = _AGREE.get(str(jnp.dtype(trained.model.arguments["dtype"])), _AGREE_NARROW)
     if not worst <= limit:
-        raise ValueError(
+        raise InputError(
             f"the exported program's logits differ by {worst:.1e} of their standard deviation from"
             f" the model's, {limit:.0e} is allowed; nothing was written"
         )

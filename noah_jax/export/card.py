@@ -6,9 +6,9 @@ from typing import Any
 
 from etils import epath
 
-from noah_jax import workdir as workdirs
+from noah_jax.inference.trained import Trained
 from noah_jax.models.published import published
-from noah_jax.trained import Trained
+from noah_jax.runs import run_dir as workdirs
 
 
 def model_card(trained: Trained, facts: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The backbones, one file per family, and the registry in `create.py`."""
 
-from noah_jax.lazy import lazy_names
+from noah_jax.lazy_imports import lazy_names
 
 __all__ = ["ARCHITECTURES", "create_model", "get_architecture", "list_models"]
 

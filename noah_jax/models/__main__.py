@@ -12,8 +12,8 @@ head's: its blocks and the share of the channels that feeds the query.
 import argparse
 import sys
 
-from noah_jax.arguments import Parser, run
-from noah_jax.config import UsageError
+from noah_jax.cli import Parser, run
+from noah_jax.errors import UsageError
 
 
 def main(argv: list[str] | None = None) -> int:

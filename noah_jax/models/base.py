@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from noah_jax.dropout import Key
-from noah_jax.head import Contributions
+from noah_jax.errors import InputError
+from noah_jax.heads.noah.poca import Contributions
 from noah_jax.models.registry import Architecture
+from noah_jax.nn.dropout import Key
 
 Tree = dict[str, Any]
 
@@ -113,7 +114,7 @@ class Model:
           images: normalised, `[batch, height, width, 3]`.
           train: whether to train: batch statistics, dropout, stochastic depth.
           key: random key of dropout and stochastic depth; needed to train with them. For a part
-            of a batch a `noah_jax.dropout.PartKey`, which gives the masks of the whole.
+            of a batch a `noah_jax.nn.dropout.PartKey`, which gives the masks of the whole.
 
         Returns:
           float32 logits `[batch, num_classes]` (the feature map if the model is made for
@@ -175,7 +176,7 @@ class Model:
         module = self._merge(params, stats)
         if not hasattr(module.head, "attention"):
             what = f"a {type(module.head).__name__}" if module.head is not None else "no"
-            raise ValueError(
+            raise InputError(
                 f"{self.name} has {what} head, which has no attention;"
                 " create the model with head='noah'"
             )
@@ -218,7 +219,7 @@ def _compiles_with_options() -> bool:
 
 def _check_images(images: jax.Array) -> jax.Array:
     if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(
+        raise InputError(
             f"images must be [batch, height, width, 3], got shape {tuple(images.shape)}"
         )
     return images
@@ -245,15 +246,15 @@ def _from_dict(abstract: nnx.State, tree: Tree, what: str) -> nnx.State:
     for path, variable in nnx.to_flat_state(abstract):
         name = "/".join(map(str, path))
         if name not in flat:
-            raise ValueError(f"{what} lack {name!r}; they belong to another model")
+            raise InputError(f"{what} lack {name!r}; they belong to another model")
         leaf = flat.pop(name)
         if jnp.shape(leaf) != variable.shape:
-            raise ValueError(
+            raise InputError(
                 f"{what} hold {name!r} of shape {jnp.shape(leaf)}, the model has {variable.shape}"
             )
         # NumPy arrays would be written to in place.
         leaf = jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
         leaves.append((path, variable.replace(leaf)))
     if flat:
-        raise ValueError(f"{what} hold {sorted(flat)}, which the model does not have")
+        raise InputError(f"{what} hold {sorted(flat)}, which the model does not have")
     return nnx.from_flat_state(leaves)

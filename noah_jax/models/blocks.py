@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax import dropout
-from noah_jax.dtypes import widen
-from noah_jax.layers import (
+from noah_jax.errors import InputError
+from noah_jax.nn import dropout
+from noah_jax.nn.dtypes import widen
+from noah_jax.nn.layers import (
     Dropout,
     LayerNorm,
     conv,
@@ -23,7 +24,7 @@ from noah_jax.layers import (
     torch_default_bias,
     torch_default_kernel,
 )
-from noah_jax.models.remat import run_layer
+from noah_jax.nn.remat import run_layer
 
 # timm's trunc_normal_(std=0.02) of linears, class token and position embeddings. It cuts at
 # +-2, not at two standard deviations: a plain normal.
@@ -58,7 +59,7 @@ def patch_grid(size: tuple[int, int], patch_size: int, what: str = "image_size")
     """
     if any(pixels % patch_size for pixels in size):
         nearest = tuple(max(1, round(pixels / patch_size)) * patch_size for pixels in size)
-        raise ValueError(
+        raise InputError(
             f"{what}={size} does not divide into patches of {patch_size} pixels: height and"
             f" width must be multiples of {patch_size}, such as {nearest}"
         )
@@ -69,7 +70,7 @@ def check_image_size(images: jax.Array, image_size: tuple[int, int]) -> None:
     """Refuses images that are not of the size a model with fixed positions was made for."""
     if images.shape[1:3] != image_size:
         height, width = images.shape[1:3]
-        raise ValueError(
+        raise InputError(
             f"the model was created for images of {image_size[0]}x{image_size[1]} pixels, got"
             f" {height}x{width}: resize them, or create it with image_size=({height}, {width})"
         )
@@ -79,13 +80,13 @@ def check_rates(**rates: float) -> None:
     """Refuses rates outside [0, 1)."""
     for name, rate in rates.items():
         if not 0 <= rate < 1:
-            raise ValueError(f"{name} must lie in [0, 1), got {rate}")
+            raise InputError(f"{name} must lie in [0, 1), got {rate}")
 
 
 def check_heads(width: int, num_heads: int) -> None:
     """Refuses channels that cannot be shared out evenly among the attention heads."""
     if width % num_heads:
-        raise ValueError(
+        raise InputError(
             f"width {width} does not divide among {num_heads} attention heads: give num_heads too"
         )
 
@@ -106,7 +107,7 @@ def training_key(
     if not train or not (drop_rate or drop_path_rate):
         return None
     if key is None:
-        raise ValueError("training with drop_rate or drop_path_rate needs a random key: pass key=")
+        raise InputError("training with drop_rate or drop_path_rate needs a random key: pass key=")
     return key
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.dtypes import check_compute_dtype
+from noah_jax.errors import InputError
+from noah_jax.heads.spec import HeadSpec
 from noah_jax.models import deit, mlp, mobilenetv2, mobilenetv3, pvt, resnet, shufflenetv2
 from noah_jax.models.base import Model
-from noah_jax.models.heads import HeadSpec
 from noah_jax.models.registry import Architecture, check_dimension
+from noah_jax.nn.dtypes import check_compute_dtype
 
 ARCHITECTURES: dict[str, Architecture] = {
     **resnet.ARCHITECTURES,
@@ -45,7 +46,7 @@ def get_architecture(name: str) -> Architecture:
     if name not in list_models():
         near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "see noah_jax.list_models()"
-        raise ValueError(f"unknown model {name!r}; {hint}")
+        raise InputError(f"unknown model {name!r}; {hint}")
     return ARCHITECTURES[name.removeprefix(_PREFIX)]
 
 
@@ -105,7 +106,7 @@ def create_model(
     architecture = get_architecture(name)
     kind = head if head is not None else ("noah" if name.startswith(_PREFIX) else "linear")
     if not isinstance(kind, nnx.Module) and kind not in ("linear", "noah"):
-        raise ValueError(f"head must be 'linear', 'noah' or a flax.nnx.Module, got {kind!r}")
+        raise InputError(f"head must be 'linear', 'noah' or a flax.nnx.Module, got {kind!r}")
     _check_arguments(name, architecture, family_arguments)
     for key, published in architecture.dimensions.items():
         given = family_arguments.get(key, published)
@@ -114,14 +115,14 @@ def create_model(
         if key in _own_arguments(architecture):
             family_arguments[key] = rate
         elif rate:
-            raise ValueError(
+            raise InputError(
                 f"{name} has no {'dropout' if key == 'drop_rate' else 'stochastic depth'} in its"
                 f" backbone: {key} must be 0, got {rate}; head_drop_rate is the head's"
             )
     dtype = check_compute_dtype(dtype)
     num_classes = architecture.num_classes if num_classes is None else num_classes
     if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        raise InputError(f"num_classes must be at least 1, got {num_classes}")
     size = _image_size(image_size, architecture.image_size)
     spec = HeadSpec(
         kind=kind,
@@ -189,7 +190,7 @@ def _check_arguments(name: str, architecture: Architecture, given: dict[str, Any
         if key not in own:
             near = difflib.get_close_matches(key, sorted(own | common), n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(
+            raise InputError(
                 f"{name} takes no argument {key!r}; {hint}"
                 f"it takes {', '.join(sorted(common))}"
                 + (f" and {', '.join(sorted(own))}" if own else "")
@@ -201,5 +202,5 @@ def _image_size(given: int | tuple[int, int] | None, default: tuple[int, int]) -
         return default
     size = (given, given) if isinstance(given, int) else tuple(given)
     if len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
-        raise ValueError(f"image_size must be pixels or (height, width), got {given!r}")
+        raise InputError(f"image_size must be pixels or (height, width), got {given!r}")
     return size

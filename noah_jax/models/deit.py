@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.layers import Dropout, LayerNorm
-from noah_jax.models.attention import attend, project
+from noah_jax.errors import InputError
+from noah_jax.heads.spec import HeadSpec, apply_head
 from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
@@ -27,8 +27,9 @@ from noah_jax.models.blocks import (
     split_key,
     training_key,
 )
-from noah_jax.models.heads import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
+from noah_jax.nn.attention import attend, project
+from noah_jax.nn.layers import Dropout, LayerNorm
 
 PRE_LOGITS_WIDTH = 192
 
@@ -120,7 +121,7 @@ class DeiT(nnx.Module):
         if pre_logits is None:
             pre_logits = width < PRE_LOGITS_WIDTH
         if not isinstance(pre_logits, int) or pre_logits < 0:
-            raise ValueError(f"pre_logits must be true, false or channels, got {pre_logits!r}")
+            raise InputError(f"pre_logits must be true, false or channels, got {pre_logits!r}")
         features = (PRE_LOGITS_WIDTH if pre_logits is True else pre_logits) or width
         self.pre_logits = (
             nnx.Linear(width, features, kernel_init=normal_002, dtype=dtype, rngs=rngs)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.layers import Dropout, LayerNorm, drop_path
+from noah_jax.errors import InputError
+from noah_jax.heads.spec import HeadSpec, apply_head
 from noah_jax.models.blocks import (
     Mlp,
     PatchEmbed,
@@ -24,8 +25,8 @@ from noah_jax.models.blocks import (
     split_key,
     training_key,
 )
-from noah_jax.models.heads import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
+from noah_jax.nn.layers import Dropout, LayerNorm, drop_path
 
 xavier = nnx.initializers.xavier_uniform()
 tiny = nnx.initializers.normal(1e-6)
@@ -54,7 +55,7 @@ def gated(init: nnx.Initializer, gate_init: nnx.Initializer) -> nnx.Initializer:
 def half(hidden: int) -> int:
     """Half of the hidden channels, which are even where the other half is a gate."""
     if hidden % 2:
-        raise ValueError(
+        raise InputError(
             f"{hidden} hidden channels cannot be halved for a gate: give a ratio that makes them"
             " even"
         )

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.layers import BatchNorm, ConvNorm, conv, hard_sigmoid, hard_swish
-from noah_jax.models.heads import HeadSpec, apply_head
+from noah_jax.heads.spec import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
-from noah_jax.models.remat import run_layer
+from noah_jax.nn.layers import BatchNorm, ConvNorm, conv, hard_sigmoid, hard_swish
+from noah_jax.nn.remat import run_layer
 
 
 class Block(NamedTuple):

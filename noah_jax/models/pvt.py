@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from noah_jax.layers import Dropout, LayerNorm, conv, torch_default_bias, torch_default_kernel
-from noah_jax.models.attention import attend, project
+from noah_jax.heads.spec import HeadSpec, apply_head
 from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
@@ -27,8 +26,9 @@ from noah_jax.models.blocks import (
     split_key,
     training_key,
 )
-from noah_jax.models.heads import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
+from noah_jax.nn.attention import attend, project
+from noah_jax.nn.layers import Dropout, LayerNorm, conv, torch_default_bias, torch_default_kernel
 
 PATCH_SIZES = (4, 2, 2, 2)
 STRIDE = 32  # pixels a position of the last map stands for

@@ -7,6 +7,8 @@ from typing import Any
 
 from flax import nnx
 
+from noah_jax.errors import InputError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -78,7 +80,7 @@ def check_dimension(key: str, value: Any, published: Any) -> Any:
     ):
         what = "integer" if allowed is int else "number"
         what = f"{len(published)} positive {what}s" if many else f"a positive {what}"
-        raise ValueError(f"{key} must be {what}, such as {published}, got {value!r}")
+        raise InputError(f"{key} must be {what}, such as {published}, got {value!r}")
     return value
 
 

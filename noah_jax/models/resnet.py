@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.layers import BatchNorm, ConvNorm, conv, max_pool
-from noah_jax.models.heads import HeadSpec, apply_head
+from noah_jax.errors import InputError
+from noah_jax.heads.spec import HeadSpec, apply_head
 from noah_jax.models.registry import Architecture
-from noah_jax.models.remat import run_layer
+from noah_jax.nn.layers import BatchNorm, ConvNorm, conv, max_pool
+from noah_jax.nn.remat import run_layer
 
 
 class BasicBlock(nnx.Module):
@@ -100,7 +101,7 @@ class ResNet(nnx.Module):
     ):
         del image_size
         if stem not in ("imagenet", "small"):
-            raise ValueError(f"stem must be 'imagenet' or 'small', got {stem!r}")
+            raise InputError(f"stem must be 'imagenet' or 'small', got {stem!r}")
         norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
         self.stem = stem
         self.remat = remat

@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.layers import (
+from noah_jax.errors import InputError
+from noah_jax.heads.spec import HeadSpec, apply_head
+from noah_jax.models.registry import Architecture
+from noah_jax.nn.layers import (
     BatchNorm,
     ConvNorm,
     max_pool,
     torch_default_bias,
     torch_default_kernel,
 )
-from noah_jax.models.heads import HeadSpec, apply_head
-from noah_jax.models.registry import Architecture
-from noah_jax.models.remat import run_layer
+from noah_jax.nn.remat import run_layer
 
 
 class ShuffleUnit(nnx.Module):
@@ -90,7 +91,7 @@ class ShuffleNetV2(nnx.Module):
         )
         *stages, last = widths
         if any(width % 2 for width in stages):
-            raise ValueError(f"widths of the stages must be even numbers of channels, got {stages}")
+            raise InputError(f"widths of the stages must be even numbers of channels, got {stages}")
         in_features = 24
         self.conv1 = layer(3, in_features, 3, stride=2, activation=nnx.relu)
         for stage, (features, depth) in enumerate(zip(stages, depths, strict=True)):

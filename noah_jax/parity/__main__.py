@@ -30,7 +30,7 @@ import functools
 import sys
 from collections.abc import Iterator
 
-from noah_jax.arguments import Parser, run
+from noah_jax.cli import Parser, run
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,9 +9,9 @@ import zipfile
 import jax
 import numpy as np
 
+from noah_jax.inference.loading import load_model
 from noah_jax.parity.files import GoldenError
 from noah_jax.parity.models import FACTOR, FLOOR
-from noah_jax.workdir import load_model
 
 # Where PyTorch's own float32 error is not known.
 LIMIT = 1e-4

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from noah_jax.errors import InputError
 
-class GoldenError(ValueError):
+
+class GoldenError(InputError):
     """A folder of golden vectors that cannot be used; the message is one line."""
 
 

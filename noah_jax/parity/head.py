@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from noah_jax.convert.golden import golden_tensor
-from noah_jax.convert.names import noah_table
-from noah_jax.convert.table import to_jax, to_torch
-from noah_jax.head import Projection, poca
+from noah_jax.heads.noah.poca import Projection, poca
 from noah_jax.parity.files import read_json, read_npz, read_salt, readings
+from noah_jax.parity.golden import golden_tensor
+from noah_jax.pytorch.mapping import to_jax, to_torch
+from noah_jax.pytorch.tables import noah_table
 
 LIMIT = 1e-5
 

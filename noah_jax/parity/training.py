@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from noah_jax.compilation import QUICK_COMPILE
 from noah_jax.config import default_config
-from noah_jax.convert.golden import golden_images, golden_tensor
-from noah_jax.convert.names import TABLES
-from noah_jax.convert.table import to_torch
-from noah_jax.data.mixing import smooth
-from noah_jax.experiment import QUICK_COMPILE
-from noah_jax.metrics import per_image
 from noah_jax.models import get_architecture
 from noah_jax.models.base import Model
-from noah_jax.optim import make_optimizer
 from noah_jax.parity.files import read_json, read_npz, read_salt
+from noah_jax.parity.golden import golden_images, golden_tensor
 from noah_jax.parity.models import golden_model, matching
-from noah_jax.step import update_ema
+from noah_jax.pytorch.mapping import to_torch
+from noah_jax.pytorch.tables import TABLES
+from noah_jax.tasks.metrics import per_image
+from noah_jax.train.mixing import smooth
+from noah_jax.train.optimizer import make_optimizer
+from noah_jax.train.step import update_ema
 
 # Limits over PyTorch's own float32 deviation, and of the first step's loss by itself.
 FACTOR, FLOOR = 10.0, 1e-4

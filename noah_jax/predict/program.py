@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from noah_jax import report
+from noah_jax import console
+from noah_jax.compilation import enable_compilation_cache
 from noah_jax.config import default_config
 from noah_jax.data.decoding import DamagedImages, DecodedSource
 from noah_jax.data.files import FileSource, find_images
-from noah_jax.experiment import enable_compilation_cache
-from noah_jax.inference import Inference
-from noah_jax.trained import Trained, load_one
+from noah_jax.errors import InputError
+from noah_jax.inference.runner import Inference
+from noah_jax.inference.trained import Trained, load_one
 
 _WIDEST = 60  # characters of a path up to which the columns stand in line
 
@@ -71,7 +72,7 @@ def predict(
             strict=True,
         ):
             if not finite:
-                raise ValueError(f"{paths[index]}: the logits of {trained.path} are not finite")
+                raise InputError(f"{paths[index]}: the logits of {trained.path} are not finite")
             ranked = [
                 {"class": number, "name": names[number], "probability": probability}
                 for number, probability in zip(classes, probabilities, strict=True)
@@ -88,11 +89,11 @@ def predict_all(given: argparse.Namespace) -> int:
     """
     paths = find_images(list(_expand(given.paths)))
     if not paths:
-        raise ValueError("there are no paths on stdin")
+        raise InputError("there are no paths on stdin")
     trained = load_one(given.checkpoint, ema=given.ema)
     names = trained.display_names(given.class_names)
     enable_compilation_cache(default_config().compilation_cache)
-    damaged = DamagedImages("replace", tell=report.warn)
+    damaged = DamagedImages("replace", tell=console.warn)
     width = min(_WIDEST, max(map(len, paths)))
     results = predict(
         trained,
@@ -109,7 +110,7 @@ def predict_all(given: argparse.Namespace) -> int:
         print(json.dumps(result) if given.json else _row(result, width))
     sys.stdout.flush()
     if damaged:
-        report.warn(f"{len(damaged)} of {len(paths)} images could not be read, named above")
+        console.warn(f"{len(damaged)} of {len(paths)} images could not be read, named above")
     return 1 if damaged else 0
 
 

@@ -6,7 +6,6 @@ import json
 import pathlib
 import sys
 
-import files
 import jax
 import numpy as np
 import pytest
@@ -14,11 +13,12 @@ from safetensors.numpy import load_file, save_file
 
 from noah_jax import list_models, load_model
 from noah_jax.convert import convert, program
-from noah_jax.convert.golden import golden_state_dict
-from noah_jax.convert.load import load_torch
-from noah_jax.convert.names import TABLES
-from noah_jax.convert.table import to_torch
 from noah_jax.models import create_model, get_architecture
+from noah_jax.parity.golden import golden_state_dict
+from noah_jax.pytorch.load import load_torch
+from noah_jax.pytorch.mapping import to_torch
+from noah_jax.pytorch.tables import TABLES
+from tests.pytorch.files import torch_files as files
 
 # A small member of every family, and its arguments.
 SMALL = {

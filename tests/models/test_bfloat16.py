@@ -11,14 +11,14 @@ import pytest
 
 from noah_jax import create_model
 from noah_jax.config import default_config
-from noah_jax.convert.names import TABLES
-from noah_jax.convert.sources import load_weights
-from noah_jax.convert.table import to_jax
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.sources import open_sources
 from noah_jax.models import get_architecture
-from noah_jax.optim import make_optimizer
-from noah_jax.step import init_state, make_train_step
+from noah_jax.pytorch.files.layouts import load_weights
+from noah_jax.pytorch.mapping import to_jax
+from noah_jax.pytorch.tables import TABLES
+from noah_jax.train.optimizer import make_optimizer
+from noah_jax.train.step import init_state, make_train_step
 
 PRODUCT = re.compile(r"stablehlo\.(dot_general|convolution)\b.* : \((.*)\) -> ")
 TENSOR = re.compile(r"tensor<(?:\d+x)*(\w+)>")

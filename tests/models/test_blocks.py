@@ -8,13 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from vit_checks import BUILDS, equations, quick_jit, random_images, random_params, small_model
 
 from noah_jax import create_model
-from noah_jax.layers import Dropout, LayerNorm, drop_path
 from noah_jax.models import blocks, mlp
 from noah_jax.models.base import _to_dict
 from noah_jax.models.blocks import linear_rates, patch_grid
+from noah_jax.nn.layers import Dropout, LayerNorm, drop_path
+from tests.models.vit_checks import (
+    BUILDS,
+    equations,
+    quick_jit,
+    random_images,
+    random_params,
+    small_model,
+)
 
 KINDS = list(BUILDS)
 KEY = jax.random.key(0)

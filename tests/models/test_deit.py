@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from vit_checks import random_images, random_params, small_model
 
 from noah_jax import create_model, list_models
+from tests.models.vit_checks import random_images, random_params, small_model
 
 NUM_PARAMS = {
     "deit_base_patch16_224": 86_567_656,

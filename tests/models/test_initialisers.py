@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from jax.extend.random import define_prng_impl
-from torch_rules import (
+
+from noah_jax import list_models
+from tests.models.torch_rules import (
     GOLDEN,
     MEMBERS,
     TRUNCATED_STD,
@@ -19,8 +21,6 @@ from torch_rules import (
     initialisers_text,
     read_sections,
 )
-
-from noah_jax import list_models
 
 LARGE = 2000  # values that show the shape of a distribution
 SIGMAS = 5  # standard errors that an estimate may be off

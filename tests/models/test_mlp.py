@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from vit_checks import random_images, small_model
 
 from noah_jax import create_model, list_models
 from noah_jax.models import get_architecture
 from noah_jax.models.mlp import SpatialGate
 from noah_jax.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from tests.models.vit_checks import random_images, small_model
 
 NUM_PARAMS = {
     "gmixer_12_224": 12_701_080,

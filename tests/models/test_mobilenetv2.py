@@ -1,16 +1,16 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from cnn_checks import (
+
+from noah_jax.models import create_model, list_models
+from noah_jax.models.mobilenetv2 import round_channels
+from tests.models.cnn_checks import (
     MapProbe,
     map_shape,
     parameter_count,
     torch_shapes,
     train_and_evaluate,
 )
-
-from noah_jax.models import create_model, list_models
-from noah_jax.models.mobilenetv2 import round_channels
 
 COUNTS = {
     "mobilenetv2_035": 1_677_128,

@@ -2,17 +2,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cnn_checks import (
+from flax import nnx
+
+from noah_jax.models import create_model, list_models
+from noah_jax.models.mobilenetv3 import SqueezeExcite
+from tests.models.cnn_checks import (
     MapProbe,
     map_shape,
     parameter_count,
     torch_shapes,
     train_and_evaluate,
 )
-from flax import nnx
-
-from noah_jax.models import create_model, list_models
-from noah_jax.models.mobilenetv3 import SqueezeExcite
 
 COUNTS = {
     "mobilenetv3_small": 2_938_368,

@@ -7,15 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from vit_checks import (
-    quick_jit,
-    random_images,
-    random_params,
-    small_model,
-)
 
 from noah_jax import create_model, list_models
 from noah_jax.models.pvt import resize_positions
+from tests.models.vit_checks import quick_jit, random_images, random_params, small_model
 
 NUM_PARAMS = {
     "noah_pvt_huge_v2": 304_950_976,

@@ -2,16 +2,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cnn_checks import (
+
+from noah_jax.models import create_model, list_models
+from noah_jax.models.shufflenetv2 import ShuffleUnit
+from tests.models.cnn_checks import (
     MapProbe,
     map_shape,
     parameter_count,
     torch_shapes,
     train_and_evaluate,
 )
-
-from noah_jax.models import create_model, list_models
-from noah_jax.models.shufflenetv2 import ShuffleUnit
 
 COUNTS = {
     "shufflenetv2_050": 1_366_792,

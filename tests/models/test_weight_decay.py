@@ -6,11 +6,18 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
-from torch_rules import GOLDEN, cached_model, expand, read_sections, torch_keys, undecayed_text
 
 from noah_jax import list_models
 from noah_jax.config import default_config
-from noah_jax.optim import decay_mask, make_optimizer
+from noah_jax.train.optimizer import decay_mask, make_optimizer
+from tests.models.torch_rules import (
+    GOLDEN,
+    cached_model,
+    expand,
+    read_sections,
+    torch_keys,
+    undecayed_text,
+)
 
 STEPS, RATE, DECAY, MOMENTUM = 3, 0.1, 1.0, 0.9
 # One model for every rule and kind of parameter.

@@ -19,11 +19,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from noah_jax import create_model
-from noah_jax.convert.names import TABLES
-from noah_jax.convert.table import to_torch
 from noah_jax.models import get_architecture
+from noah_jax.pytorch.mapping import to_torch
+from noah_jax.pytorch.tables import TABLES
+from tests.helpers import GOLDEN
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "data" / "golden"
 MEMBERS = [
     prefix + name
     for name in (

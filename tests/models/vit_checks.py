@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxprs_in_params
 
+from noah_jax.heads.spec import HeadSpec
 from noah_jax.models.base import Model
 from noah_jax.models.deit import DeiT
-from noah_jax.models.heads import HeadSpec
 from noah_jax.models.mlp import (
     Affine,
     GluMlp,

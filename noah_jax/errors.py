@@ -1,0 +1,45 @@
+"""Errors that a user can mend.
+
+The programs print a `NoahError` as one line and exit with a non-zero code; any other exception is
+a bug of this package and shows its traceback. `NOAH_TRACEBACK=1` in the environment shows the
+traceback of a `NoahError` too.
+"""
+
+
+class NoahError(Exception):
+    """Base class of the errors that a user can mend; the message is one line for the user."""
+
+
+class UsageError(NoahError):
+    """Raised if the command line does not fit the program."""
+
+
+class InputError(NoahError, ValueError):
+    """Raised if an argument, a configuration value or a file does not fit.
+
+    It is a `ValueError` too, as Python code expects of a wrong argument.
+    """
+
+
+class MissingError(NoahError, FileNotFoundError):
+    """Raised if a file or folder that the user named is not there."""
+
+
+class ReadError(InputError):
+    """Raised if a file cannot be read; says what was found, what was expected and what to do."""
+
+
+class ConversionError(InputError):
+    """Raised if a state dict is not the model's; the message lists every problem."""
+
+
+class CheckpointError(NoahError):
+    """Raised if no checkpoint of a run can be used."""
+
+
+class NonFiniteError(NoahError):
+    """Raised if a loss or a weight is not finite."""
+
+
+class JoinError(NoahError):
+    """Raised if the other processes of a run cannot be reached; a later try may succeed."""

@@ -1,0 +1,1 @@
+"""Classification heads, one file each."""

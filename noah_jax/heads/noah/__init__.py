@@ -1,0 +1,1 @@
+"""The NOAH head. Read `module.py`, then `poca.py`."""

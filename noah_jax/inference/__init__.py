@@ -1,0 +1,1 @@
+"""Trained models: loading them, and running them on many images."""

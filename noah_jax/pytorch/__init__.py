@@ -1,0 +1,1 @@
+"""PyTorch's names and files: reading weights, finding their model, writing them back."""

@@ -1,0 +1,1 @@
+"""Reads PyTorch's and safetensors' files; needs neither PyTorch nor JAX."""

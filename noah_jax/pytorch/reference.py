@@ -1,0 +1,353 @@
+"""The original's evaluation forward pass in PyTorch, on a PyTorch state dict.
+
+For comparisons only, of numbers and of speed. It is written from the architectures' papers
+and layouts as plain functions of `torch.nn.functional`; widths and depths are read off the
+tensors' shapes. PyTorch is optional, so it is imported where it is first needed.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from flax import nnx
+
+from noah_jax.errors import InputError
+from noah_jax.models import get_architecture
+from noah_jax.models.base import Model, Tree
+from noah_jax.models.mobilenetv2 import STAGES
+from noah_jax.models.pvt import EPSILON as PVT_EPSILON
+from noah_jax.models.pvt import PATCH_SIZES
+from noah_jax.nn.layers import hard_swish
+from noah_jax.parity.golden import golden_state_dict
+from noah_jax.pytorch.mapping import to_jax, to_torch
+from noah_jax.pytorch.tables import TABLES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def torch_state(model: Model, params: Tree, stats: Tree) -> dict[str, "Tensor"]:
+    """A model's weights as PyTorch's state dict, on the CPU, without batch counters."""
+    import torch
+
+    table = TABLES[get_architecture(model.name).family]
+    arrays = to_torch({"params": params, "stats": stats}, table)
+    # A copy: PyTorch warns of arrays that it may not write to.
+    return {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}
+
+
+def example_weights(model: Model) -> tuple[Tree, Tree]:
+    """Parameters and statistics that let every layer be felt, without compiling anything."""
+    params, stats = model.abstract()
+    abstract = {"params": params, "stats": stats}
+    table = TABLES[get_architecture(model.name).family]
+    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract)
+    shapes = {key: array.shape for key, array in to_torch(zeros, table).items()}
+    tree = to_jax(golden_state_dict(shapes, gain=1.0), table, abstract)
+    return tree["params"], tree.get("stats", {})
+
+
+def torch_forward(model: Model) -> Callable[[Mapping[str, "Tensor"], "Tensor"], "Tensor"]:
+    """What PyTorch computes for a registered model in evaluation mode.
+
+    Args:
+      model: made by `create_model` with a "linear" or a "noah" head.
+
+    Returns:
+      `forward(state, images) -> logits`: the state dict and normalised images
+      `[batch, 3, height, width]`, of one dtype; logits `[batch, num_classes]`.
+
+    Raises:
+      ValueError: if the head is a module of the user's own.
+    """
+    if model.arguments["head"] not in ("linear", "noah"):
+        raise InputError(
+            f"PyTorch knows a 'linear' and a 'noah' head, {model.name} has a"
+            f" {model.arguments['head']}"
+        )
+    family = _FAMILIES[get_architecture(model.name).family]
+
+    def forward(state, images):
+        net = _Layers(state)
+        return _head(net, family(net, images, model), model)
+
+    return forward
+
+
+class _Layers:
+    """PyTorch's layers on the tensors of a state dict, by the prefix of their keys."""
+
+    def __init__(self, state: Mapping[str, "Tensor"]):
+        import torch
+
+        self.torch = torch
+        self.functional = torch.nn.functional
+        self.state = state
+
+    def __contains__(self, key):
+        return key in self.state
+
+    def __getitem__(self, key):
+        return self.state[key]
+
+    def indices(self, prefix):
+        """0, 1, ... while there are keys that start with `prefix.0.`, `prefix.1.`, ..."""
+        start = len(prefix) + 1
+        return range(
+            len({k[start:].partition(".")[0] for k in self.state if k.startswith(f"{prefix}.")})
+        )
+
+    def conv(self, key, x, stride=1, padding=None):
+        weight = self.state[f"{key}.weight"]
+        padding = weight.shape[-1] // 2 if padding is None else padding
+        groups = x.shape[1] // weight.shape[1]
+        bias = self.state.get(f"{key}.bias")
+        return self.functional.conv2d(x, weight, bias, stride, padding, groups=groups)
+
+    def batch_norm(self, key, x):
+        names = ("running_mean", "running_var", "weight", "bias")
+        return self.functional.batch_norm(x, *(self.state[f"{key}.{name}"] for name in names))
+
+    def relu(self, x):
+        return self.functional.relu(x, inplace=True)
+
+    def linear(self, key, x):
+        return self.functional.linear(x, self.state[f"{key}.weight"], self.state.get(f"{key}.bias"))
+
+    def layer_norm(self, key, x, epsilon=1e-6):
+        weight = self.state[f"{key}.weight"]
+        bias = self.state[f"{key}.bias"]
+        return self.functional.layer_norm(x, weight.shape, weight, bias, epsilon)
+
+    def prepend(self, key, x):
+        """The tensor at `key`, `[1, 1, channels]`, before the tokens of every image."""
+        return self.torch.cat((self.state[key].expand(len(x), -1, -1), x), 1)
+
+    def mlp(self, key, x):
+        x = self.functional.gelu(self.linear(f"{key}.fc1", x))
+        return self.linear(f"{key}.fc2", x)
+
+    def attention(self, query, keys, value, num_heads):
+        """Each `[batch, tokens, channels]`."""
+        split = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (query, keys, value))
+        out = self.functional.scaled_dot_product_attention(*split)
+        return out.transpose(1, 2).flatten(2)
+
+
+def _resnet(net, x, model):
+    imagenet = model.arguments.get("stem", "imagenet") == "imagenet"
+    x = net.relu(net.batch_norm("bn1", net.conv("conv1", x, 2 if imagenet else 1)))
+    if imagenet:
+        x = net.functional.max_pool2d(x, 3, 2, 1)
+    for stage in range(1, 5):
+        for b in net.indices(f"layer{stage}"):
+            key = f"layer{stage}.{b}"
+            stride = 2 if stage > 1 and not b else 1
+            bottleneck = f"{key}.conv3.weight" in net
+            y = net.conv(f"{key}.conv1", x, 1 if bottleneck else stride)
+            y = net.relu(net.batch_norm(f"{key}.bn1", y))
+            y = net.conv(f"{key}.conv2", y, stride if bottleneck else 1)
+            y = net.batch_norm(f"{key}.bn2", y)
+            if bottleneck:
+                y = net.batch_norm(f"{key}.bn3", net.conv(f"{key}.conv3", net.relu(y)))
+            if f"{key}.downsample.0.weight" in net:
+                x = net.conv(f"{key}.downsample.0", x, stride)
+                x = net.batch_norm(f"{key}.downsample.1", x)
+            x = net.relu(y.add_(x))
+    return x
+
+
+def _mobilenetv2(net, x, model):
+    def layer(conv, norm, x, stride=1):
+        x = net.batch_norm(norm, net.conv(conv, x, stride))
+        return net.functional.relu6(x, inplace=True)
+
+    x = layer("features.0.0", "features.0.1", x, 2)
+    strides = [stride if not b else 1 for _, _, depth, stride in STAGES for b in range(depth)]
+    for i, stride in enumerate(strides, start=1):
+        key = f"features.{i}.conv"
+        y, last = x, 1
+        if f"{key}.3.weight" in net:  # with an expansion
+            y, last = layer(f"{key}.0.0", f"{key}.0.1", y), 2
+        y = layer(f"{key}.{last - 1}.0", f"{key}.{last - 1}.1", y, stride)
+        y = net.batch_norm(f"{key}.{last + 1}", net.conv(f"{key}.{last}", y))
+        x = y.add_(x) if y.shape == x.shape else y
+    last = len(strides) + 1
+    return layer(f"features.{last}.0", f"features.{last}.1", x)
+
+
+def _mobilenetv3(net, x, model):
+    functional = net.functional
+
+    def hardswish(x):
+        return functional.hardswish(x, inplace=True)
+
+    activations = {nnx.relu: net.relu, hard_swish: hardswish}
+    x = hardswish(net.batch_norm("features.0.1", net.conv("features.0.0", x, 2)))
+    blocks = model.architecture.build.keywords["blocks"]
+    for i, block in enumerate(blocks, start=1):
+        key = f"features.{i}.conv"
+        activation = activations[block.activation]
+        y = activation(net.batch_norm(f"{key}.1", net.conv(f"{key}.0", x)))
+        y = net.batch_norm(f"{key}.4", net.conv(f"{key}.3", y, block.stride))
+        if block.squeeze:
+            gate = functional.relu(net.linear(f"{key}.5.fc.0", y.mean((2, 3))))
+            gate = functional.hardsigmoid(net.linear(f"{key}.5.fc.2", gate))
+            y = y.mul_(gate[:, :, None, None])
+        y = net.batch_norm(f"{key}.8", net.conv(f"{key}.7", activation(y)))
+        x = y.add_(x) if block.stride == 1 and y.shape == x.shape else y
+    last = len(blocks) + 1
+    x = hardswish(net.batch_norm(f"features.{last}.1", net.conv(f"features.{last}.0", x)))
+    last += 1
+    if f"features.{last}.weight" not in net:  # the linear head pools before it
+        x = x.mean((2, 3), keepdim=True)
+        last += 1
+    return hardswish(net.conv(f"features.{last}", x))
+
+
+def _shufflenetv2(net, x, model):
+    def layer(key, index, x, stride=1):
+        x = net.conv(f"{key}.{index}", x, stride)
+        return net.batch_norm(f"{key}.{index + 1}", x)
+
+    x = net.relu(layer("conv1", 0, x, 2))
+    x = net.functional.max_pool2d(x, 3, 2, 1)
+    for stage in (2, 3, 4):
+        for b in net.indices(f"stage{stage}"):
+            key, stride = f"stage{stage}.{b}", 1 if b else 2
+            if b:
+                left, right = x.chunk(2, dim=1)
+            else:
+                left = layer(f"{key}.branch1", 0, x, 2)
+                left, right = net.relu(layer(f"{key}.branch1", 2, left)), x
+            right = net.relu(layer(f"{key}.branch2", 0, right))
+            right = layer(f"{key}.branch2", 3, right, stride)
+            right = net.relu(layer(f"{key}.branch2", 5, right))
+            # Channel shuffle of two groups: the halves' channels alternate.
+            x = net.torch.stack((left, right), dim=2).flatten(1, 2)
+    return net.relu(layer("conv5", 0, x))
+
+
+def _deit(net, x, model):
+    num_heads, patch = (model.arguments[key] for key in ("num_heads", "patch_size"))
+    grid = [pixels // patch for pixels in x.shape[2:]]
+    x = net.conv("patch_embed.proj", x, patch, 0).flatten(2).transpose(1, 2)
+    token = "cls_token" in net
+    if token:
+        x = net.prepend("cls_token", x)
+    x = x + net["pos_embed"]
+    for b in net.indices("blocks"):
+        key = f"blocks.{b}"
+        qkv = net.linear(f"{key}.attn.qkv", net.layer_norm(f"{key}.norm1", x))
+        y = net.attention(*qkv.chunk(3, dim=2), num_heads)
+        x = x + net.linear(f"{key}.attn.proj", y)
+        x = x + net.mlp(f"{key}.mlp", net.layer_norm(f"{key}.norm2", x))
+    x = net.layer_norm("norm", x[:, 0] if token else x)
+    if "pre_logits.fc.weight" in net:
+        x = net.linear("pre_logits.fc", x).tanh()
+    return x if token else _as_map(x, grid)
+
+
+def _pvt(net, x, model):
+    functional = net.functional
+    num_heads, reductions = (model.arguments[key] for key in ("num_heads", "reductions"))
+    for s, (patch, reduction) in enumerate(zip(PATCH_SIZES, reductions, strict=True), start=1):
+        x = net.conv(f"patch_embed{s}.proj", x, patch, 0)
+        grid = x.shape[2:]
+        x = net.layer_norm(f"patch_embed{s}.norm", x.flatten(2).transpose(1, 2), PVT_EPSILON)
+        token = s == 4 and "cls_token" in net
+        positions = net[f"pos_embed{s}"]
+        made_for = [pixels // 4 // 2 ** (s - 1) for pixels in model.image_size]
+        if made_for != list(grid):
+            resized = _as_map(positions[:, 1:] if token else positions, made_for)
+            resized = functional.interpolate(resized, tuple(grid), mode="bilinear")
+            resized = resized.flatten(2).transpose(1, 2)
+            positions = net.torch.cat((positions[:, :1], resized), 1) if token else resized
+        x = (net.prepend("cls_token", x) if token else x) + positions
+        for b in net.indices(f"block{s}"):
+            key = f"block{s}.{b}"
+            y = reduced = net.layer_norm(f"{key}.norm1", x)
+            if reduction > 1:
+                reduced = net.conv(f"{key}.attn.sr", _as_map(y, grid), reduction, 0)
+                reduced = reduced.flatten(2).transpose(1, 2)
+                reduced = net.layer_norm(f"{key}.attn.norm", reduced, PVT_EPSILON)
+            keys, value = net.linear(f"{key}.attn.kv", reduced).chunk(2, dim=2)
+            y = net.attention(net.linear(f"{key}.attn.q", y), keys, value, num_heads[s - 1])
+            x = x + net.linear(f"{key}.attn.proj", y)
+            x = x + net.mlp(f"{key}.mlp", net.layer_norm(f"{key}.norm2", x))
+        if s < 4:
+            x = _as_map(x, grid)
+    x = net.layer_norm("norm", x[:, 0] if token else x)
+    return x if token else _as_map(x, grid)
+
+
+def _mlp(net, x, model):
+    functional = net.functional
+
+    def norm(key, x):
+        if f"{key}.alpha" in net:  # ResMLP
+            return net.torch.addcmul(net[f"{key}.beta"], net[f"{key}.alpha"], x)
+        return net.layer_norm(key, x)
+
+    def mlp(key, x):
+        if net[f"{key}.fc2.weight"].shape[1] == net[f"{key}.fc1.weight"].shape[0]:
+            return net.mlp(key, x)
+        if f"{key}.gate.proj.weight" in net:  # gMLP
+            y, gate = functional.gelu(net.linear(f"{key}.fc1", x)).chunk(2, dim=-1)
+            gate = net.layer_norm(f"{key}.gate.norm", gate, 1e-5)
+            y = y * net.linear(f"{key}.gate.proj", gate.transpose(1, 2)).transpose(1, 2)
+        else:  # gMixer
+            y, gate = net.linear(f"{key}.fc1", x).chunk(2, dim=-1)
+            y = y * functional.silu(gate)
+        return net.linear(f"{key}.fc2", y)
+
+    patch = net["stem.proj.weight"].shape[-1]
+    grid = [pixels // patch for pixels in x.shape[2:]]
+    x = net.conv("stem.proj", x, patch, 0).flatten(2).transpose(1, 2)
+    for b in net.indices("blocks"):
+        key = f"blocks.{b}"
+        if f"{key}.norm.weight" in net:  # gMLP
+            x = x + mlp(f"{key}.mlp_channels", norm(f"{key}.norm", x))
+            continue
+        y = norm(f"{key}.norm1", x).transpose(1, 2)
+        if f"{key}.ls1" in net:  # ResMLP
+            y = net.linear(f"{key}.linear_tokens", y).transpose(1, 2)
+            x = x + net[f"{key}.ls1"] * y
+            x = x + net[f"{key}.ls2"] * mlp(f"{key}.mlp_channels", norm(f"{key}.norm2", x))
+        else:
+            x = x + mlp(f"{key}.mlp_tokens", y).transpose(1, 2)
+            x = x + mlp(f"{key}.mlp_channels", norm(f"{key}.norm2", x))
+    return _as_map(norm("norm", x), grid)
+
+
+_FAMILIES = {
+    "resnet": _resnet,
+    "mobilenetv2": _mobilenetv2,
+    "mobilenetv3": _mobilenetv3,
+    "shufflenetv2": _shufflenetv2,
+    "deit": _deit,
+    "pvt": _pvt,
+    "mlp": _mlp,
+}
+
+
+def _head(net, x, model):
+    """Logits from the last map `[batch, channels, height, width]`, or a class token."""
+    key = "classifier" if "classifier.query.weight" in net else "head"
+    if f"{key}.query.weight" not in net:
+        key = next(key for key in ("head.2", "classifier.1", "head") if f"{key}.weight" in net)
+        return net.linear(key, x.mean((2, 3)) if x.ndim == 4 else x)
+    arguments = model.arguments
+    query, value = x, x
+    if arguments["kv_split"]:
+        split = int(x.shape[1] * arguments["key_ratio"])
+        query, value = x[:, :split], x[:, split:]
+    query = net.conv(f"{key}.query", query).flatten(2).softmax(-1)
+    value = net.conv(f"{key}.value", value).flatten(2)
+    return (query * value).sum(-1).unflatten(1, (arguments["head_num"], -1)).sum(1)
+
+
+def _as_map(tokens, grid):
+    """`[batch, tokens, channels]` -> `[batch, channels, *grid]`."""
+    return tokens.transpose(1, 2).unflatten(2, tuple(grid))

@@ -1,0 +1,302 @@
+"""Checkpoints: Orbax, asynchronous and atomic, with a digest per array.
+
+Orbax does not checksum what it stores, so a flipped bit would be restored silently. Every
+array's digest is stored beside it and verified on restoring; a checkpoint that fails is set
+aside and the next older one is used. Nothing here knows of models: a state is a tree.
+"""
+
+import concurrent.futures
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from flax import serialization
+from orbax.checkpoint import checkpoint_managers
+
+from noah_jax import distributed
+from noah_jax.console import say
+from noah_jax.errors import CheckpointError
+from noah_jax.compilation import QUICK_COMPILE
+
+_MODEL_KEYS = ("params", "stats")
+# One pass over the state now and then: compiling it quickly matters more than its speed.
+_FACTORS = (0x9E3779B1, 0x85EBCA77)  # odd constants of the xxHash family
+_CHUNK = 2**15  # values digested at a time, so that they and their weights fit a core's cache
+
+
+
+
+class Checkpoints:
+    """The checkpoints of one run, by step.
+
+    Args:
+      directory: local or `gs://` folder; made when the first checkpoint is saved.
+      keep: how many of the newest to keep.
+    """
+
+    def __init__(self, directory: str | epath.Path, *, keep: int = 3):
+        self._directory = _absolute(directory)
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.LatestN(keep),
+                enable_async_checkpointing=True,
+                create=True,
+            ),
+        )
+        self._digests = jax.jit(digests, compiler_options=QUICK_COMPILE)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Starts to save a state; returns when the state may be donated.
+
+        Raises:
+          Exception: whatever an earlier save that ran in the background failed with.
+        """
+        self._manager.check_for_errors()
+        found = jax.tree.map(lambda x: [int(v) for v in x], jax.device_get(self._digests(state)))
+        tree = serialization.to_state_dict(state)
+        items = {name: ocp.args.StandardSave(part) for name, part in _parts(tree).items()}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(**items, digests=ocp.args.JsonSave(found)),
+            force=True,
+        )
+
+    def restore(self, abstract: dict[str, Any]) -> dict[str, Any] | None:
+        """The newest state that verifies, or `None` if nothing was ever saved.
+
+        Checkpoints newer than it are damaged: they are renamed to `damaged-STEP`.
+
+        Args:
+          abstract: the state as `jax.ShapeDtypeStruct`s with shardings.
+
+        Raises:
+          CheckpointError: if there are checkpoints and none can be used.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged = []
+        for step in steps:
+            state, reason = None, ""
+            try:
+                state = self._restore_step(step, abstract)
+            except Exception as error:  # whatever damage makes Orbax raise
+                reason = " ".join(str(error).split())[:200]
+            # What one process cannot read, none may go on from.
+            reasons = list(filter(None, distributed.gather(f"restored {step}", reason)))
+            if reasons:
+                say(f"checkpoint of step {step} cannot be used: {reasons[0]}")
+                damaged.append(step)
+                continue
+            if damaged:
+                say(f"going on from the older checkpoint of step {step}")
+                self._set_aside(damaged)
+            return state
+        if steps:
+            raise CheckpointError(
+                f"none of the checkpoints in {self._directory} (steps"
+                f" {', '.join(map(str, steps))}) can be used; move the folder away to start anew"
+            )
+        return None
+
+    def wait(self) -> None:
+        """Waits until everything is saved; raises if a save failed."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the threads."""
+        self._manager.close()
+
+    def _restore_step(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        parts = _parts(serialization.to_state_dict(abstract))
+        items = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(**items, digests=ocp.args.JsonRestore())
+        )
+        tree = {**restored["model"], **restored["training"]}
+        if "ema" in parts:
+            tree["ema"] = restored["ema"]
+        state = serialization.from_state_dict(abstract, tree)
+        _verify(self._digests(state), restored["digests"])
+        return state
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if jax.process_index() == 0:
+            for step in steps:
+                target = self._directory / f"damaged-{step}"
+                if target.exists():
+                    target.rmtree()
+                (self._directory / str(step)).rename(target)
+        distributed.barrier("damaged checkpoints set aside")
+        self._manager.reload()
+
+
+def save_model(directory: str | epath.Path, tree: dict[str, Any]) -> None:
+    """Saves parameters and statistics alone, as step 0, for `restore_model`.
+
+    Args:
+      directory: a new local or `gs://` folder of checkpoints.
+      tree: `{"params": ..., "stats": ...}` of NumPy or JAX arrays; may be views of any layout.
+    """
+    step = epath.Path(directory) / "0"
+    # Compressing weights saves hardly any space and holds another copy of them in memory; the
+    # copy that Orbax makes of NumPy arrays guards against changes, which nobody makes here.
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        found = pool.submit(host_digests, tree)
+        with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
+            checkpointer.save(step / "model", args=ocp.args.PyTreeSave(tree))
+    with contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as writer:
+        writer.save(step / "digests", args=ocp.args.JsonSave(found.result()))
+
+
+def saved_steps(directory: str | epath.Path) -> list[int]:
+    """The steps of the checkpoints, damaged or not, in a folder that need not exist."""
+    return sorted(m.step for m in ocp.path.step.standard_name_format().find_all(directory))
+
+
+def restore_model(
+    directory: str | epath.Path, abstract: dict[str, Any], *, ema: bool = False
+) -> dict[str, Any]:
+    """What `restore_model_with_step` gives, without the step."""
+    return restore_model_with_step(directory, abstract, ema=ema)[1]
+
+
+def restore_model_with_step(
+    directory: str | epath.Path,
+    abstract: dict[str, Any],
+    *,
+    ema: bool = False,
+    step: int | None = None,
+) -> tuple[int, dict[str, Any]]:
+    """Parameters and statistics alone, from the newest checkpoint that verifies, and its step.
+
+    Args:
+      directory: the folder of the checkpoints.
+      abstract: `{"params": ..., "stats": ...}` as `jax.ShapeDtypeStruct`s.
+      ema: their moving average instead.
+      step: take the checkpoint of this step or none.
+
+    Raises:
+      CheckpointError: if there is none, or none can be used, or they hold no average.
+    """
+    directory = _absolute(directory)
+    names = [p.name for p in directory.iterdir()] if directory.is_dir() else []
+    steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    if not steps:
+        raise CheckpointError(f"{directory} holds no checkpoint")
+    which = ""
+    if step is not None:
+        if step not in steps:
+            raise CheckpointError(
+                f"{directory} holds no checkpoint of step {step}; it has"
+                f" {', '.join(map(str, reversed(steps)))}"
+            )
+        steps, which = [step], f" of step {step}"
+    item = "ema" if ema else "model"
+    if not any((directory / str(step) / item).exists() for step in steps):
+        raise CheckpointError(
+            f"the checkpoints in {directory} hold no {item} weights"
+            + ("; without ema=True the raw ones are loaded" if ema else "")
+        )
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
+    )
+    for step in steps:
+        try:
+            with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+                tree = checkpointer.restore(directory / str(step) / item, target)
+            with contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as reader:
+                expected = reader.restore(directory / str(step) / "digests")
+            _verify(host_digests({"ema": tree} if ema else tree), expected)
+            return step, tree
+        except Exception as error:  # whatever damage makes Orbax raise
+            reason = " ".join(str(error).split())[:200]
+            if step != steps[-1]:
+                logging.warning("checkpoint of step %d cannot be used: %s", step, reason)
+            failure = reason
+    raise CheckpointError(f"no checkpoint{which} in {directory} can be used: {failure}")
+
+
+def _absolute(directory: str | epath.Path) -> epath.Path:
+    """As Orbax wants it."""
+    path = epath.Path(directory)
+    return path if "://" in str(directory) else path.resolve()
+
+
+def host_digests(tree: Any) -> dict[str, list[int]]:
+    """What `digests` gives, computed by NumPy: no compilation, which takes longer than this."""
+    return {path: _host_digest(np.asarray(leaf)) for path, leaf in _leaves(tree)}
+
+
+def digests(tree: Any) -> dict[str, jax.Array]:
+    """Two 32-bit sums per array, over its bits weighed by position.
+
+    Integer sums do not depend on their order, so neither sharding nor device count matter.
+    Every weight is odd, so any single flipped bit changes both sums.
+    """
+    return {path: _digest(leaf) for path, leaf in _leaves(tree)}
+
+
+def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(serialization.to_state_dict(tree))[0]:
+        yield "/".join(str(k.key) for k in path), leaf
+
+
+def _digest(x: jax.Array) -> jax.Array:
+    unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = x.astype(unsigned) if x.dtype == bool else jax.lax.bitcast_convert_type(x, unsigned)
+    bits = bits.astype(jnp.uint32)
+    index = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    sums = []
+    for factor in _FACTORS:
+        sums.append((bits * _weight(index, factor)).sum(dtype=jnp.uint32))
+    return jnp.stack(sums)
+
+
+def _host_digest(x: np.ndarray) -> list[int]:
+    unsigned = np.dtype(f"uint{8 * x.dtype.itemsize}")
+    x = np.ascontiguousarray(x).reshape(-1).view(unsigned)
+    sums = [0] * len(_FACTORS)
+    offsets = np.arange(_CHUNK, dtype=np.uint32)
+    for start in range(0, x.size, _CHUNK):
+        bits = x[start : start + _CHUNK].astype(np.uint32, copy=False)
+        index = offsets[: bits.size] + np.uint32(start % 2**32)
+        for i, factor in enumerate(_FACTORS):
+            sums[i] += int((bits * _weight(index, factor)).sum(dtype=np.uint32))
+    return [value % 2**32 for value in sums]
+
+
+def _weight(index: Any, factor: int) -> Any:
+    weight = (index ^ (index >> 15)) * np.uint32(factor)
+    return (weight ^ (weight >> 13)) | np.uint32(1)
+
+
+def _verify(found: dict[str, jax.Array], expected: dict[str, list[int]]) -> None:
+    found = jax.device_get(found)
+    bad = [path for path in found if list(map(int, found[path])) != expected.get(path)]
+    if bad:
+        raise CheckpointError(
+            f"{len(bad)} array(s) differ from their digest, such as {', '.join(bad[:3])}"
+        )
+
+
+def _parts(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A state as it lies in a checkpoint: what only training needs stands apart."""
+    parts = {
+        "model": {key: tree[key] for key in _MODEL_KEYS},
+        "training": {key: x for key, x in tree.items() if key not in (*_MODEL_KEYS, "ema")},
+    }
+    return parts | ({"ema": tree["ema"]} if "ema" in tree else {})

@@ -1,0 +1,1 @@
+"""Losses and metrics, for images with one label and with several."""

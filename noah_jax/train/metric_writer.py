@@ -1,0 +1,78 @@
+"""Metrics of a run, as lines of `metrics.jsonl` and as TensorBoard events."""
+
+import json
+import os
+import shutil
+import tempfile
+
+import jax
+from etils import epath
+from tensorboardX import SummaryWriter
+
+from noah_jax.files import copy_files, write_text
+
+
+class MetricWriter:
+    """Scalars by step, as lines of `metrics.jsonl` and as TensorBoard events.
+
+    A run that resumes at a step first drops the lines after it, so that the file is what
+    an uninterrupted run writes. Object stores cannot append: there the files are kept here
+    and copied whole at every `flush`.
+
+    Args:
+      workdir: the run's folder, local or `gs://`.
+      start_step: the step the run resumes after; 0 for a fresh one.
+    """
+
+    def __init__(self, workdir: epath.Path, *, start_step: int):
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        self._target = workdir
+        self._remote = "://" in os.fspath(workdir)
+        self._local = epath.Path(tempfile.mkdtemp()) if self._remote else workdir
+        lines = self._kept_lines(workdir / "metrics.jsonl", start_step)
+        write_text(self._local / "metrics.jsonl", "".join(lines))
+        self._file = (self._local / "metrics.jsonl").open("a")
+        self._events = SummaryWriter(
+            os.fspath(self._local / "tensorboard"), purge_step=start_step + 1
+        )
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """One line and one event per value, which TensorBoard shows as `split/name`."""
+        if not self._active:
+            return
+        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def flush(self) -> None:
+        """Makes what was written so far safe where it belongs."""
+        if not self._active:
+            return
+        self._file.flush()
+        self._events.flush()
+        if self._remote:
+            copy_files(self._local, self._target)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if not self._active:
+            return
+        self.flush()
+        self._file.close()
+        self._events.close()
+        if self._remote:
+            shutil.rmtree(self._local)
+
+    @staticmethod
+    def _kept_lines(path: epath.Path, start_step: int) -> list[str]:
+        if not path.exists():
+            return []
+        kept = []
+        for line in path.read_text().splitlines(keepends=True):
+            # A line cut off by a crash has no end and is after the last checkpoint.
+            if line.endswith("\n") and json.loads(line)["step"] <= start_step:
+                kept.append(line)
+        return kept

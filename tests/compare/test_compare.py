@@ -1,0 +1,137 @@
+"""Comparing heads: which runs, on the same data, and the statistics."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from noah_jax.compare import program as compare
+from noah_jax.errors import UsageError
+from tests.helpers import ROOT
+
+QUICKSTART = str(ROOT / "configs/quickstart.py")
+
+
+@pytest.mark.parametrize(
+    ("config", "linear", "noah"),
+    [
+        ("q.py", "q.py:linear", "q.py:noah"),
+        ("q.py:noah", "q.py:linear", "q.py:noah"),
+        ("c/deit.py:deit_x", "c/deit.py:deit_x", "c/deit.py:noah_deit_x"),
+        ("c/deit.py:noah_deit_x", "c/deit.py:deit_x", "c/deit.py:noah_deit_x"),
+    ],
+)
+def test_the_variants_of_the_heads(config, linear, noah):
+    assert compare.variant_for(config, "linear") == linear
+    assert compare.variant_for(config, "noah") == noah
+
+
+@pytest.mark.parametrize("config", ["quickstart.py", "sample.py:deit", "resnet.py:noah_resnet18"])
+def test_the_heads_of_the_configurations_differ_in_the_head_alone(config):
+    linear, noah = compare.resolve(str(ROOT / "configs" / config), ["linear", "noah"], [])
+    assert noah["model.name"] == "noah_" + linear["model.name"]
+    assert noah["seed"] == linear["seed"] and noah["batch_size"] == linear["batch_size"]
+
+
+def test_heads_that_differ_in_more_are_refused(tmp_path):
+    lines = [
+        "from noah_jax.config import default_config",
+        "def get_config(head):",
+        "    config = default_config()",
+        "    config.model.name = 'noah_resnet18' if head == 'noah' else 'resnet18'",
+        "    config.epochs = 3.0 if head == 'noah' else 2.0",
+        "    return config",
+    ]
+    path = tmp_path / "unfair.py"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UsageError, match="differ in more than the head: epochs"):
+        compare.resolve(str(path), ["linear", "noah"], [])
+    assert compare.resolve(str(path), ["linear", "noah"], ["--config.epochs=1"])
+    with pytest.raises(UsageError, match="should have the linear head, but is of noah_resnet18"):
+        compare.resolve(str(path), ["linear"], ["--config.model.name=noah_resnet18"])
+
+
+def test_the_interval_is_students():
+    # The sleep data of Student (1908), whose interval every textbook has.
+    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    found = compare.differences(first, second)
+    assert found["mean"] == pytest.approx(1.58)
+    assert found["mean"] - found["half_width"] == pytest.approx(0.7001142, abs=1e-6)
+    assert math.isnan(compare.differences([1.0], [2.0])["half_width"])
+
+
+def test_the_table():
+    runs = [
+        dict(
+            config="q",
+            head=head,
+            seed=seed,
+            model=head,
+            num_params=1000,
+            measure="top1",
+            value=top1,
+        )
+        for head, values in {"linear": [50.0, 52.0], "noah": [51.0, 53.2]}.items()
+        for seed, top1 in enumerate(values)
+    ]
+    rows = compare.summarise(runs, ["linear", "noah"])
+    lines = compare.table(rows, ["linear", "noah"]).splitlines()
+    assert lines[2] == "| linear | 1,000 | 2 | 51.00 ± 1.41 % |  |"
+    assert lines[3] == "| noah | 1,000 | 2 | 52.10 ± 1.56 % | +1.10 (-0.17 to +2.37) |"
+    single = compare.summarise([run for run in runs if run["seed"] == 0], ["linear", "noah"])
+    lines = compare.table(single, ["linear", "noah"]).splitlines()
+    assert lines[3] == "| noah | 1,000 | 1 | 51.00 % | +1.00 |"
+
+
+def test_end_to_end_and_again(tmp_path, monkeypatch, capfd):
+    config = str(ROOT / "configs/sample.py") + ":mixer"
+    command = ["compare", "--config", config, "--seeds", "5", "--workdir", str(tmp_path)]
+    command += ["--config.epochs=0.0192", "--config.optim.warmup_epochs=0"]
+    command += ["--config.model.depth=1", "--config.eval_batch_size=500"]
+    assert compare.main(command) == 0
+    printed = capfd.readouterr().out
+    assert "| noah_mixer_b16_224 |" in printed
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((tmp_path / "compare.json").read_text())
+    assert [run["head"] for run in found["runs"]] == ["linear", "noah"]
+    for run in found["runs"]:
+        config = json.loads((next(tmp_path.glob(f"*{run['head']}*")) / "config.json").read_text())
+        assert config["seed"] == 5
+        # Three steps of 64 images of 10,000.
+        assert run["curve"] == [[pytest.approx(3 * 64 / 10_000), run["top1"]]]
+
+    # Finished runs are not started again; those of another configuration are refused.
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("trained again"))
+    assert compare.main(command) == 0
+    assert capfd.readouterr().out == printed
+    assert compare.main([*command, "--config.batch_size=16"]) == 1
+    assert "holds a run of another configuration: batch_size" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "configs/none.py"], "the configuration file cannot be read"),
+        (["--config.epoch=1"], "the configuration has no key epoch; did you mean epochs?"),
+        (["--seeds", "1", "1"], "--seeds names one twice: 1 1"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_mistakes(arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert compare.main(["compare", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_failed_training_is_told(tmp_path, monkeypatch, capsys):
+    def fail(command, **unused):
+        assert command[:3] == [sys.executable, "-m", "noah_jax.train"]
+        raise subprocess.CalledProcessError(75, command)
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert compare.main(["compare", "--config", QUICKSTART, "--workdir", str(tmp_path)]) == 75
+    assert "exit code 75); the same command goes on there" in capsys.readouterr().err

@@ -1,0 +1,59 @@
+"""The conversion table in both directions."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from noah_jax import create_model, list_models
+from noah_jax.errors import ConversionError
+from noah_jax.models import get_architecture
+from noah_jax.parity.golden import golden_state_dict
+from noah_jax.pytorch.mapping import to_jax, to_torch
+from noah_jax.pytorch.tables import TABLES
+
+
+def _abstract(name):
+    params, stats = create_model(name).abstract()
+    return {"params": params, "stats": stats}
+
+
+@pytest.fixture(scope="module")
+def specs(request):
+    path = request.path.parent / "data" / "golden" / "models.json.gz"
+    with gzip.open(path, "rt") as file:
+        return json.load(file)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "noah_resnet50"])
+def test_round_trip_is_bit_exact(name, specs):
+    state = golden_state_dict(specs[name]["state"])
+    table = TABLES[get_architecture(name).family]
+    back = to_torch(to_jax(state, table, _abstract(name)), table)
+    counters = {key for key in state if key.endswith("num_batches_tracked")}
+    assert back.keys() == state.keys() - counters
+    for key, value in back.items():
+        np.testing.assert_array_equal(value, state[key], err_msg=key)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_the_table_covers_every_key(name, specs):
+    # Shapes only: broadcast zeros take no memory.
+    abstract = _abstract(name)
+    flat = {k: np.broadcast_to(np.float32(0), s) for k, s in specs[name]["state"].items()}
+    if sum(v.size for v in flat.values()) < 3e7:
+        to_jax(flat, TABLES[get_architecture(name).family], abstract)
+
+
+def test_every_problem_is_listed_at_once(specs):
+    state = golden_state_dict(specs["resnet18"]["state"])
+    del state["bn1.weight"]
+    state["surplus.weight"] = np.zeros(3, np.float32)
+    state["head.2.weight"] = state["head.2.weight"][:10]
+    with pytest.raises(ConversionError) as raised:
+        to_jax(state, TABLES["resnet"], _abstract("resnet18"))
+    text = str(raised.value)
+    assert "3 problem(s)" in text and "missing key bn1.weight" in text
+    assert "extra key surplus.weight" in text
+    assert "head.2.weight has shape (10, 512), the model needs (1000, 512)" in text

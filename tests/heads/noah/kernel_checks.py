@@ -1,0 +1,58 @@
+"""What the tests of the head's kernels share."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from noah_jax import poca
+from noah_jax.heads.noah.poca import Projection
+
+
+def make_case(head_num, channels, num_classes, *, head_split=True, kv_split=True, batch=16):
+    """Features and weights of a head with r = 1/4."""
+    random = np.random.RandomState(0)
+    parts = (channels // 4, channels - channels // 4) if kv_split else (channels, channels)
+    weights = []
+    for part in parts:
+        inputs = part // head_num if head_split else part
+        kernel = random.standard_normal((head_num, inputs, num_classes)) / np.sqrt(inputs)
+        bias = random.standard_normal((head_num, num_classes))
+        weights.append(Projection(kernel.astype(np.float32), bias.astype(np.float32)))
+    return random.standard_normal((batch, 3, 5, channels)).astype(np.float32), *weights
+
+
+def value_and_gradients(features, query, value, *, dtype=jnp.float32, **options):
+    """Logits, and gradients of a loss that weighs every logit differently."""
+
+    def loss(features, query, value):
+        logits = poca(features.astype(dtype), query, value, key_ratio=0.25, **options)
+        weights = jnp.sin(jnp.arange(logits.size)).reshape(logits.shape)
+        return (jnp.sin(logits) * weights).sum(), logits
+
+    gradients, logits = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(
+        features, query, value
+    )
+    return logits, gradients
+
+
+def assert_close(ours, reference, tolerance):
+    """Whether arrays, dtypes and shapes agree; `tolerance` is of each array's norm."""
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+def assert_refuses_second_derivatives(features, query, value):
+    """Of the kernel that "pallas" is here."""
+
+    def penalty(features):
+        run = functools.partial(poca, key_ratio=0.25, implementation="pallas")
+        gradient = jax.grad(lambda x: (run(x, query, value) ** 2).sum())(features)
+        return (gradient**2).sum()
+
+    with pytest.raises(NotImplementedError, match="implementation='xla'"):
+        jax.grad(penalty)(features)

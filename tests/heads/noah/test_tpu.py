@@ -1,0 +1,205 @@
+"""The TPU kernel, emulated, against the definition; which shapes it takes; how it is sharded."""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from noah_jax import poca
+from noah_jax.benchmark import ahead
+from noah_jax.heads.noah import tpu as pallas_tpu
+from noah_jax.heads.noah.poca import Projection
+from tests.heads.noah.kernel_checks import (
+    assert_close,
+    assert_refuses_second_derivatives,
+    make_case,
+    value_and_gradients,
+)
+
+
+def _uses_kernel(function, *arguments):
+    return "pallas_call" in str(jax.make_jaxpr(function)(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("head_split", "kv_split", "head_num", "num_classes", "batch", "dropout"),
+    [
+        (True, True, 2, 200, 48, 0.4),  # several groups of images
+        (False, True, 2, 130, 16, 0.0),
+        (True, False, 4, 10, 16, 0.4),
+        (False, False, 1, 300, 16, 0.0),  # several chunks
+    ],
+)
+def test_values_and_gradients(head_split, kv_split, head_num, num_classes, batch, dropout):
+    switches = dict(head_split=head_split, kv_split=kv_split)
+    case = make_case(head_num, 16, num_classes, batch=batch, **switches)
+    options = switches | dict(dropout=dropout, dropout_key=jax.random.key(5))
+    assert _uses_kernel(
+        functools.partial(poca, key_ratio=0.25, implementation="pallas", **options), *case
+    )
+    ours, reference = (
+        value_and_gradients(*case, implementation=form, **options)
+        for form in ("pallas", "reference")
+    )
+    assert_close(ours, reference, 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("head_num", "num_classes", "batch"),
+    [(2, 200, 48), (4, 10, 16), (1, 300, 32)],
+)
+def test_of_a_map_whose_positions_come_first(head_num, num_classes, batch):
+    case = make_case(head_num, 16, num_classes, batch=batch)
+    options = dict(positions_first=True, dropout=0.4)  # without a key it is off
+    program = jax.make_jaxpr(
+        functools.partial(poca, key_ratio=0.25, implementation="pallas", **options)
+    )(*case)
+    assert f"f32[15,{batch},16]" in str(program)  # the whole map, positions first
+    ours, reference = (
+        value_and_gradients(*case, implementation=form, **options)
+        for form in ("pallas", "reference")
+    )
+    assert_close(ours, reference, 2e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(head_split=False),
+        dict(kv_split=False),
+        dict(dropout=0.4, dropout_key=jax.random.key(5)),
+    ],
+)
+def test_what_is_no_kernel_for_maps_takes_the_other(options):
+    switches = {key: value for key, value in options.items() if "split" in key}
+    case = make_case(2, 16, 20, **switches)
+    run = functools.partial(poca, key_ratio=0.25, **options)
+    whole = functools.partial(run, implementation="pallas", positions_first=True)
+    assert _uses_kernel(whole, *case)
+    expected = run(*case, implementation="reference")
+    np.testing.assert_allclose(whole(*case), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("limit", "options"),
+    [
+        (("pallas_tpu._ROWS", 16 * 15), dict(dropout=0.4, dropout_key=jax.random.key(5))),
+        (("pallas_tpu_map.vmem_limit", lambda: 1_400_000), dict(positions_first=True)),
+    ],
+)
+def test_several_tiles(limit, options, monkeypatch):
+    monkeypatch.setattr(f"noah_jax.{limit[0]}", limit[1])
+    case = make_case(2, 16, 40, batch=48)
+    ours, reference = (
+        value_and_gradients(*case, implementation=form, **options)
+        for form in ("pallas", "reference")
+    )
+    assert_close(ours, reference, 2e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(dropout=0.1, dropout_key=jax.random.key(5)), dict(positions_first=True)]
+)
+def test_bfloat16(options):
+    case = make_case(2, 64, 50)
+    exact = value_and_gradients(*case, implementation="reference", **options)
+    ours = value_and_gradients(*case, dtype=jnp.bfloat16, implementation="pallas", **options)
+    assert_close(ours, exact, 2e-2)
+
+
+def test_large_scores_do_not_overflow():
+    features, query, value = make_case(2, 16, 9)
+    query = query._replace(kernel=100 * query.kernel)
+    ours, reference = (
+        value_and_gradients(features, query, value, implementation=form)
+        for form in ("pallas", "reference")
+    )
+    assert np.isfinite(ours[0]).all()
+    assert_close(ours, reference, 1e-4)
+
+
+@pytest.mark.parametrize("batch", [8, 24])
+def test_shapes_that_do_not_tile_fall_back(batch):
+    case = make_case(2, 16, 9, batch=batch)
+    run = functools.partial(poca, key_ratio=0.25)
+    assert not _uses_kernel(functools.partial(run, implementation="pallas"), *case)
+    expected = run(*case, implementation="reference")
+    np.testing.assert_allclose(run(*case, implementation="pallas"), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_do_not_fit_fall_back():
+    features, query, value = make_case(4, 1024, 1)
+    huge = [
+        Projection(*(jax.ShapeDtypeStruct((*x.shape[:-1], 21843), x.dtype) for x in weights))
+        for weights in (query, value)
+    ]
+    assert not _uses_kernel(
+        functools.partial(poca, key_ratio=0.25, implementation="pallas"), features, *huge
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "mebibytes", "kernel"),
+    [
+        ("TPU v5 lite", 128, True),
+        ("TPU v5", 64, True),
+        ("TPU v4", 16, False),
+        ("TPU v99", 16, False),
+        ("cpu", 128, True),
+    ],
+)
+def test_kernels_fit_the_chip(kind, mebibytes, kernel):
+    features, query, value = make_case(4, 2048, 1000, batch=16)
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert pallas_tpu.vmem_limit() == int(0.78 * mebibytes * 2**20)
+        features = jax.ShapeDtypeStruct((64, 7, 7, 2048), jnp.bfloat16)
+        run = functools.partial(poca, key_ratio=0.25, positions_first=True)
+        assert _uses_kernel(run, features, query, value) == kernel
+
+
+def test_second_derivatives_are_refused():
+    assert_refuses_second_derivatives(*make_case(2, 16, 9))
+
+
+def test_sharded_it_is_the_whole():
+    program = pathlib.Path(__file__).parent / "sharded_head.py"
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    subprocess.run([sys.executable, program], env=environment, check=True, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [dict(), dict(dropout=0.1), dict(positions_first=True)], ids=["", "dropout", "map"]
+)
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:2x2", "v6e:1x1", "v5p:2x2x1"])
+def test_it_compiles_for_tpus(topology, options):
+    pytest.importorskip("libtpu")
+    mesh = ahead.topology_mesh(topology)
+    case = make_case(4, 128, 1000, batch=1)
+
+    def step(key, *operands):
+        def loss(*operands):
+            return (poca(*operands, key_ratio=0.25, dropout_key=key, **options) ** 2).sum()
+
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return jax.grad(loss, argnums=(0, 1, 2))(*operands)
+
+    def put(tree, *axes):
+        sharding = NamedSharding(mesh, jax.P(*axes))
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
+    features = jax.ShapeDtypeStruct((32 * mesh.size, 7, 7, 128), jnp.bfloat16)
+    key = put(jax.eval_shape(lambda: jax.random.key(0)))
+    compiled = jax.jit(step).lower(key, put(features, "data"), *put(case[1:])).compile()
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2

@@ -1,0 +1,107 @@
+"""Optimizers against PyTorch's formulas, and masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from noah_jax.config import default_config
+from noah_jax.train.optimizer import make_optimizer
+from noah_jax.train.setup import build
+from tests.helpers import make_tiny_config
+
+
+def _config(**values):
+    config = default_config().optim
+    config.update(values)
+    return config
+
+
+def _run(config, steps=4, lr=0.1):
+    """Weights after some steps with gradients `sin(step + weight)`, for a matrix and a bias."""
+    params = {"kernel": jnp.array([[0.5, -1.5]]), "bias": jnp.array([2.0])}
+    # The configuration's word overrides the recipe's.
+    optimizer = make_optimizer(
+        config, optax.constant_schedule(lr), decay_all=not config["decay_all"]
+    )
+    state = optimizer.init(params)
+    for step in range(steps):
+        grads = jax.tree.map(lambda p, s=step: jnp.sin(s + p), params)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return {k: np.asarray(v, np.float64) for k, v in params.items()}
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_sgd_is_pytorchs(nesterov, decay_all):
+    got = _run(
+        _config(name="sgd", weight_decay=0.3, nesterov=nesterov, decay_all=decay_all, momentum=0.8)
+    )
+    for key, start in (("kernel", [[0.5, -1.5]]), ("bias", [2.0])):
+        p, buffer = np.array(start), 0.0
+        for step in range(4):
+            g = np.sin(step + p) + (0.3 * p if decay_all or key == "kernel" else 0)
+            buffer = 0.8 * buffer + g
+            p = p - 0.1 * (g + 0.8 * buffer if nesterov else buffer)
+        np.testing.assert_allclose(got[key], p, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_adamw_is_pytorchs(decay_all):
+    got = _run(_config(name="adamw", weight_decay=0.3, decay_all=decay_all, epsilon=1e-3))
+    for key, start in (("kernel", [[0.5, -1.5]]), ("bias", [2.0])):
+        p, m, v = np.array(start), 0.0, 0.0
+        for step in range(4):
+            g = np.sin(step + p)
+            p = p * (1 - 0.1 * 0.3) if decay_all or key == "kernel" else p
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            rate = m / (1 - 0.9 ** (step + 1))
+            p = p - 0.1 * rate / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-3)
+        # optax takes 1 - 0.999**t in float32: up to 2.5e-5 of an update of about 0.1.
+        np.testing.assert_allclose(got[key], p, atol=4 * 0.1 * 2.5e-5)
+
+
+def _decayed(config):
+    """Paths of the parameters that an experiment's weight decay moves."""
+    experiment = build(config)
+    params = jax.tree.map(lambda x: jnp.ones((1,) * x.ndim), experiment.model.abstract()[0])
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = experiment.optimizer.update(zeros, experiment.optimizer.init(params), params)
+    return {path for path, update in flatten_dict(updates, sep="/").items() if update.any()}
+
+
+def test_what_decays_is_the_recipes_unless_configured(class_folders):
+    config = make_tiny_config(class_folders)
+    assert {"conv1/kernel", "bn1/scale", "bn1/bias", "head/query/bias"} <= _decayed(config)
+    config.optim.decay_all = False
+    assert not _decayed(config) & {"bn1/scale", "bn1/bias", "head/query/bias"}
+
+    config = make_tiny_config(class_folders)
+    config.model.name = "deit_tiny_050_patch16_224"
+    config.model.image_size = 32
+    del config.model.stem, config.model.width
+    decayed = _decayed(config)
+    assert "blocks/0/attn/qkv/kernel" in decayed
+    assert not decayed & {"pos_embed", "cls_token", "norm/scale", "head/linear/bias"}
+    config.optim.decay_all = True
+    assert {"pos_embed", "cls_token", "norm/scale", "head/linear/bias"} <= _decayed(config)
+
+
+def test_clipping_by_the_global_norm():
+    grads = {"kernel": jnp.array([[3.0, 0.0]]), "bias": jnp.array([4.0])}  # of norm 5
+    for limit, scale in ((1.0, 1 / 5), (5.5, 1.0), (None, 1.0)):
+        config = _config(name="sgd", weight_decay=0.0, clip_grad_norm=limit)
+        optimizer = make_optimizer(config, optax.constant_schedule(1.0), decay_all=True)
+        updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+        np.testing.assert_allclose(updates["kernel"], [[-3 * scale, 0]], rtol=1e-6)
+        np.testing.assert_allclose(updates["bias"], [-4 * scale], rtol=1e-6)
+
+
+def test_bad_values():
+    with pytest.raises(ValueError, match="sgd or adamw"):
+        make_optimizer(_config(name="lion"), optax.constant_schedule(0.1), decay_all=True)
+    with pytest.raises(ValueError, match="clip_grad_norm=0"):
+        make_optimizer(_config(clip_grad_norm=0.0), optax.constant_schedule(0.1), decay_all=True)

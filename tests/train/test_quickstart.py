@@ -1,0 +1,50 @@
+"""The quickstart's configuration: same data for both heads, and something to attend to."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from noah_jax import load_model
+from noah_jax.inference.step import normalise
+from noah_jax.train import train
+from noah_jax.train.setup import build
+from tests.helpers import ROOT
+
+
+def _config(variant="noah"):
+    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs/quickstart.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
+
+
+def test_the_variants_differ_in_the_head_alone():
+    noah, linear = _config().to_dict(), _config("linear").to_dict()
+    assert noah["model"].pop("name") == "noah_resnet18"
+    assert linear["model"].pop("name") == "resnet18"
+    noah.pop("try_next"), linear.pop("try_next")
+    assert noah == linear
+    with pytest.raises(ValueError, match="variants noah and linear"):
+        _config("other")
+
+
+def test_trained_attention_is_not_uniform(tmp_path):
+    config = _config()
+    config.epochs = 40 * config.batch_size / 10_000
+    config.optim.warmup_epochs = 0.0
+    config.compilation_cache = ""
+    train(config, str(tmp_path))
+    model, params, stats = load_model(str(tmp_path))
+    batch = next(build(config).eval_batches())
+    images = normalise(batch["image"], config.data.mean, config.data.std)
+    features = jax.jit(model.features)(params, stats, images)
+    assert features.shape[1:3] == (4, 4)
+    attention = jax.jit(model.attention)(params, stats, images, jnp.arange(10))
+    assert attention.shape == (100, 4, 10, 4, 4)
+    # Of all images, blocks and classes: how far the largest weight is above 1/16.
+    assert float(jnp.median(attention.max((-1, -2)))) > 1.5 / 16
+    # And it looks at places that depend on the image.
+    assert np.unique(np.asarray(attention[:, 0, 0].reshape(100, 16).argmax(-1))).size > 1
