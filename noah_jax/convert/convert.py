@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from noah_jax.console import say
 from noah_jax.errors import InputError
+from noah_jax.inference.loading import load_model
 from noah_jax.models import get_architecture
 from noah_jax.models.published import published
 from noah_jax.pytorch.load import Loaded, load_torch
@@ -98,7 +99,7 @@ def export(source: str, destination: str, *, overwrite: bool = False) -> None:
     """
     save = _writer(destination)
     target = free(destination, folder=False, overwrite=overwrite)
-    model, params, stats = workdirs.load_model(source)
+    model, params, stats = load_model(source)
     facts = json.loads((pathlib.Path(source) / workdirs.MODEL_FILE).read_text())
     tree = {"params": params, "stats": stats}
     state = to_torch(tree, TABLES[get_architecture(model.name).family])

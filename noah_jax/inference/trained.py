@@ -13,6 +13,7 @@ from etils import epath
 
 from noah_jax.data.transforms import EvalTransform, make_eval_transform
 from noah_jax.errors import InputError
+from noah_jax.inference.loading import load_with_step
 from noah_jax.models.base import Model, Tree
 from noah_jax.runs import run_dir as workdirs
 from noah_jax.runs.checkpoints import saved_steps
@@ -146,7 +147,7 @@ def load_trained(path: str, step: int | None = None, *, ema: bool = False) -> Tr
       FileNotFoundError, ValueError, CheckpointError: see `noah_jax.load_model`.
     """
     name = path if step is None else f"{path}/{workdirs.CHECKPOINTS}/{step}"
-    step, model, params, stats = workdirs.load_with_step(path, ema=ema, step=step)
+    step, model, params, stats = load_with_step(path, ema=ema, step=step)
     facts = _json(epath.Path(path) / workdirs.MODEL_FILE)
     config = _json(epath.Path(path) / workdirs.CONFIG_FILE)
     names = facts.get("class_names")

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from noah_jax.compare import program as compare
+from noah_jax.compare.__main__ import main
 from noah_jax.errors import UsageError
 from tests.helpers import ROOT
 
@@ -91,7 +92,7 @@ def test_end_to_end_and_again(tmp_path, monkeypatch, capfd):
     command = ["compare", "--config", config, "--seeds", "5", "--workdir", str(tmp_path)]
     command += ["--config.epochs=0.0192", "--config.optim.warmup_epochs=0"]
     command += ["--config.model.depth=1", "--config.eval_batch_size=500"]
-    assert compare.main(command) == 0
+    assert main(command) == 0
     printed = capfd.readouterr().out
     assert "| noah_mixer_b16_224 |" in printed
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -105,9 +106,9 @@ def test_end_to_end_and_again(tmp_path, monkeypatch, capfd):
 
     # Finished runs are not started again; those of another configuration are refused.
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("trained again"))
-    assert compare.main(command) == 0
+    assert main(command) == 0
     assert capfd.readouterr().out == printed
-    assert compare.main([*command, "--config.batch_size=16"]) == 1
+    assert main([*command, "--config.batch_size=16"]) == 1
     assert "holds a run of another configuration: batch_size" in capfd.readouterr().err
 
 
@@ -122,7 +123,7 @@ def test_end_to_end_and_again(tmp_path, monkeypatch, capfd):
 )
 def test_mistakes(arguments, message, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert compare.main(["compare", *arguments]) == 1
+    assert main(["compare", *arguments]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -133,5 +134,5 @@ def test_a_failed_training_is_told(tmp_path, monkeypatch, capsys):
         raise subprocess.CalledProcessError(75, command)
 
     monkeypatch.setattr(subprocess, "run", fail)
-    assert compare.main(["compare", "--config", QUICKSTART, "--workdir", str(tmp_path)]) == 75
+    assert main(["compare", "--config", QUICKSTART, "--workdir", str(tmp_path)]) == 75
     assert "exit code 75); the same command goes on there" in capsys.readouterr().err

@@ -90,8 +90,8 @@ def test_what_is_no_kernel_for_maps_takes_the_other(options):
 @pytest.mark.parametrize(
     ("limit", "options"),
     [
-        (("pallas_tpu._ROWS", 16 * 15), dict(dropout=0.4, dropout_key=jax.random.key(5))),
-        (("pallas_tpu_map.vmem_limit", lambda: 1_400_000), dict(positions_first=True)),
+        (("heads.noah.tpu._ROWS", 16 * 15), dict(dropout=0.4, dropout_key=jax.random.key(5))),
+        (("heads.noah.tpu_map.vmem_limit", lambda: 1_400_000), dict(positions_first=True)),
     ],
 )
 def test_several_tiles(limit, options, monkeypatch):
