@@ -126,7 +126,7 @@ def gauge_step(
             shape.key_ratio,
             dtype=jnp.bfloat16,
             implementation=kind,
-            positions_first=shape.positions_first,
+            spatial_major=shape.spatial_major,
             rngs=nnx.Rngs(params=0),
         )
     dimensions = {} if depth is None else {"depth": depth}
@@ -217,7 +217,7 @@ def bundle_cycles(text: str, trips: list[int]) -> int:
 def _dump(given: str) -> None:
     """Compiles a head's kernels alone and prints the trips of their loops."""
     topology, shape, batch = json.loads(given)
-    spatial, channels, head_num, key_ratio, classes, positions_first = shape
+    spatial, channels, head_num, key_ratio, classes, spatial_major = shape
     chips = topology_mesh(topology)
     mesh = Mesh(chips.devices[:1], chips.axis_names)  # each chip runs the same kernels
     sharding = NamedSharding(mesh, jax.P())
@@ -234,7 +234,7 @@ def _dump(given: str) -> None:
     )
     features = array(batch, *spatial, channels, dtype=jnp.bfloat16)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        plan = map_plan(features, operands, devices=1) if positions_first else None
+        plan = map_plan(features, operands, devices=1) if spatial_major else None
         from_map = plan is not None
         plan = plan or tpu_plan(operands, devices=1)
 

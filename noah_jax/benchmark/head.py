@@ -58,7 +58,7 @@ class Shape(NamedTuple):
       head_num: N.
       key_ratio: r.
       num_classes: K.
-      positions_first: see `noah_jax.NOAH`.
+      spatial_major: see `noah_jax.NOAH`.
     """
 
     spatial: tuple[int, ...]
@@ -66,7 +66,7 @@ class Shape(NamedTuple):
     head_num: int
     key_ratio: float
     num_classes: int
-    positions_first: bool = False
+    spatial_major: bool = False
 
     def flops(self, batch: int) -> int:
         """Of the products of a forward pass; gradients take twice as many again."""
@@ -108,7 +108,7 @@ def head_shape(model: Model) -> Shape:
         model.arguments["head_num"],
         model.arguments["key_ratio"],
         model.num_classes,
-        model.architecture.positions_first,
+        model.architecture.spatial_major,
     )
 
 

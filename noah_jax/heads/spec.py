@@ -27,7 +27,7 @@ class HeadSpec:
       dtype: compute dtype.
       features_only: whether the head is left out; `kind` still decides whether the backbone
         has what a linear head needs, such as a class token.
-      positions_first: see `NOAH`.
+      spatial_major: see `NOAH`.
     """
 
     kind: str | nnx.Module
@@ -39,7 +39,7 @@ class HeadSpec:
     drop_rate: float = 0.0
     dtype: Any = jnp.float32
     features_only: bool = False
-    positions_first: bool = False
+    spatial_major: bool = False
 
     def make(
         self,
@@ -78,7 +78,7 @@ class HeadSpec:
             kv_split=self.kv_split,
             dropout=self.drop_rate,
             dtype=self.dtype,
-            positions_first=self.positions_first,
+            spatial_major=self.spatial_major,
             kernel_init=noah_kernel_init,
             rngs=rngs,
         )

@@ -134,7 +134,7 @@ def create_model(
         drop_rate=head_drop_rate,
         dtype=dtype,
         features_only=features_only,
-        positions_first=architecture.positions_first,
+        spatial_major=architecture.spatial_major,
     )
 
     def build(rngs: nnx.Rngs) -> nnx.Module:

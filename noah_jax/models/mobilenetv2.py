@@ -114,7 +114,7 @@ def _architecture(width_mult) -> Architecture:
         family="mobilenetv2",
         head_num=8,
         key_ratio=1 / 4,
-        positions_first=True,
+        spatial_major=True,
         decay_all=True,
     )
 

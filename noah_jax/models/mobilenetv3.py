@@ -212,7 +212,7 @@ def _architecture(blocks) -> Architecture:
         family="mobilenetv3",
         head_num=8,
         key_ratio=1 / 4,
-        positions_first=True,
+        spatial_major=True,
     )
 
 

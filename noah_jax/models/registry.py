@@ -36,7 +36,7 @@ class Architecture:
       decay_all: whether the recipe's weight decay takes every parameter; where not, it spares
         biases, parameters that have one dimension in PyTorch, and `no_decay`.
       no_decay: paths of further parameters that the recipe's weight decay spares.
-      positions_first: see `NOAH`; of convolutional networks.
+      spatial_major: see `NOAH`; of convolutional networks.
     """
 
     build: functools.partial[nnx.Module]
@@ -51,7 +51,7 @@ class Architecture:
     interpolation: str = "bilinear"
     decay_all: bool = False
     no_decay: tuple[str, ...] = ()
-    positions_first: bool = False
+    spatial_major: bool = False
 
     @property
     def dimensions(self) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def _architecture(block, depths, key_ratio) -> Architecture:
         family="resnet",
         head_num=4,
         key_ratio=key_ratio,
-        positions_first=True,
+        spatial_major=True,
         decay_all=True,
     )
 

@@ -131,7 +131,7 @@ def _architecture(*widths) -> Architecture:
         family="shufflenetv2",
         head_num=8,
         key_ratio=1 / 4,
-        positions_first=True,
+        spatial_major=True,
     )
 
 

@@ -164,7 +164,7 @@ def poca(
     dropout: float = 0.0,
     dropout_key: dropouts.Key | None = None,
     implementation: str = "auto",
-    positions_first: bool = False,
+    spatial_major: bool = False,
 ) -> jax.Array:
     """Pairwise object category attentions.
 
@@ -190,7 +190,7 @@ def poca(
         by the compiler: on several devices it is taken only under `jax.set_mesh` (or
         `jax.sharding.use_abstract_mesh`), and splits the batch over the whole mesh. All give
         the same numbers, dropout's masks included.
-      positions_first: whether the features `[batch, rows, columns, channels]` come from
+      spatial_major: whether the features `[batch, rows, columns, channels]` come from
         convolutions, so that XLA for TPUs lays them out positions first; a kernel then takes
         them so (without dropout, and where channels are split), or else batch first, and what
         lies otherwise is copied.
@@ -230,7 +230,7 @@ def poca(
     }
     weights = Weights(query.kernel, value.kernel, value.bias)
     rate = 0.0 if seeds is None else dropout
-    as_map = features if positions_first and not rate else None
+    as_map = features if spatial_major and not rate else None
     everywhere = implementation == "pallas"
     if everywhere or (implementation == "auto" and features.dtype == jnp.bfloat16):
         shapes = jax.eval_shape(split, features, weights)
@@ -449,7 +449,7 @@ class NOAH(nnx.Module):
       dropout: rate of the dropout on the values while training.
       dtype: the dtype of the two projections; the logits are always float32.
       implementation: see `poca`.
-      positions_first: see `poca`.
+      spatial_major: see `poca`.
       kernel_init: initialiser of both kernels, of shape `[head_num, in, num_classes]`;
         `None` is the original's.
       rngs: source of the initial weights.
@@ -470,7 +470,7 @@ class NOAH(nnx.Module):
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
         implementation: str = "auto",
-        positions_first: bool = False,
+        spatial_major: bool = False,
         kernel_init: nnx.Initializer | None = None,
         rngs: nnx.Rngs,
     ):
@@ -498,7 +498,7 @@ class NOAH(nnx.Module):
         self.dropout = dropout
         self.dtype = dtype
         self.implementation = implementation
-        self.positions_first = positions_first
+        self.spatial_major = spatial_major
 
     def __call__(
         self, features: jax.Array, *, train: bool, key: jax.Array | None = None
@@ -516,7 +516,7 @@ class NOAH(nnx.Module):
             dropout=self.dropout,
             dropout_key=key if train else None,
             implementation=self.implementation,
-            positions_first=self.positions_first,
+            spatial_major=self.spatial_major,
         )
 
     def attention(self, features: jax.Array, classes: jax.Array) -> jax.Array:

@@ -41,12 +41,12 @@ def main():
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return step(options, *arguments)
 
-    for form, dropout, positions_first in (
+    for form, dropout, spatial_major in (
         ("xla", 0.4, False),
         ("pallas", 0.4, False),
         ("pallas", 0.0, True),
     ):
-        options = ("dropout", dropout), ("positions_first", positions_first)
+        options = ("dropout", dropout), ("spatial_major", spatial_major)
         given = ("implementation", "reference"), *options
         expected = jax.jit(step, static_argnums=0)(given, features, query, value)
         expected = jax.tree.leaves(expected)

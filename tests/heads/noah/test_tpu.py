@@ -57,7 +57,7 @@ def test_values_and_gradients(head_split, kv_split, head_num, num_classes, batch
 )
 def test_of_a_map_whose_positions_come_first(head_num, num_classes, batch):
     case = make_case(head_num, 16, num_classes, batch=batch)
-    options = dict(positions_first=True, dropout=0.4)  # without a key it is off
+    options = dict(spatial_major=True, dropout=0.4)  # without a key it is off
     program = jax.make_jaxpr(
         functools.partial(poca, key_ratio=0.25, implementation="pallas", **options)
     )(*case)
@@ -81,7 +81,7 @@ def test_what_is_no_kernel_for_maps_takes_the_other(options):
     switches = {key: value for key, value in options.items() if "split" in key}
     case = make_case(2, 16, 20, **switches)
     run = functools.partial(poca, key_ratio=0.25, **options)
-    whole = functools.partial(run, implementation="pallas", positions_first=True)
+    whole = functools.partial(run, implementation="pallas", spatial_major=True)
     assert _uses_kernel(whole, *case)
     expected = run(*case, implementation="reference")
     np.testing.assert_allclose(whole(*case), expected, rtol=1e-5, atol=1e-5)
@@ -91,7 +91,7 @@ def test_what_is_no_kernel_for_maps_takes_the_other(options):
     ("limit", "options"),
     [
         (("heads.noah.tpu._ROWS", 16 * 15), dict(dropout=0.4, dropout_key=jax.random.key(5))),
-        (("heads.noah.tpu_map.vmem_limit", lambda: 1_400_000), dict(positions_first=True)),
+        (("heads.noah.tpu_map.vmem_limit", lambda: 1_400_000), dict(spatial_major=True)),
     ],
 )
 def test_several_tiles(limit, options, monkeypatch):
@@ -105,7 +105,7 @@ def test_several_tiles(limit, options, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [dict(dropout=0.1, dropout_key=jax.random.key(5)), dict(positions_first=True)]
+    "options", [dict(dropout=0.1, dropout_key=jax.random.key(5)), dict(spatial_major=True)]
 )
 def test_bfloat16(options):
     case = make_case(2, 64, 50)
@@ -162,7 +162,7 @@ def test_kernels_fit_the_chip(kind, mebibytes, kernel):
     with jax.sharding.use_abstract_mesh(mesh):
         assert pallas_tpu.vmem_limit() == int(0.78 * mebibytes * 2**20)
         features = jax.ShapeDtypeStruct((64, 7, 7, 2048), jnp.bfloat16)
-        run = functools.partial(poca, key_ratio=0.25, positions_first=True)
+        run = functools.partial(poca, key_ratio=0.25, spatial_major=True)
         assert _uses_kernel(run, features, query, value) == kernel
 
 
@@ -178,7 +178,7 @@ def test_sharded_it_is_the_whole():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [dict(), dict(dropout=0.1), dict(positions_first=True)], ids=["", "dropout", "map"]
+    "options", [dict(), dict(dropout=0.1), dict(spatial_major=True)], ids=["", "dropout", "map"]
 )
 @pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:2x2", "v6e:1x1", "v5p:2x2x1"])
 def test_it_compiles_for_tpus(topology, options):
