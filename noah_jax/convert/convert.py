@@ -71,7 +71,7 @@ def convert(
             "sha256": sha256(source),
             "weights": loaded.weights.weights,
             "layout": loaded.weights.layout,
-            "facts": loaded.weights.facts,
+            "facts": loaded.weights.metadata,
             _COUNTER: _counters(loaded.weights.state_dict),
         },
     }
@@ -134,7 +134,7 @@ def _plan(source: str, loaded: Loaded, hint: str | None) -> Iterator[str]:
         yield "  weights  raw (--ema takes the moving average that the file has too)"
     else:
         yield "  weights  raw (the file has no EMA weights)"
-    told = {k: v for k, v in weights.facts.items() if isinstance(v, int | float | str)}
+    told = {k: v for k, v in weights.metadata.items() if isinstance(v, int | float | str)}
     if told:
         yield "  file     " + ", ".join(f"{key} {_short(value)}" for key, value in told.items())
     wide = collections.Counter(

@@ -8,7 +8,7 @@ import numpy as np
 
 from noah_jax.heads.noah.poca import Projection, poca
 from noah_jax.parity.files import read_json, read_npz, read_salt, readings
-from noah_jax.parity.golden import golden_tensor
+from noah_jax.pytorch.golden import golden_tensor
 from noah_jax.pytorch.mapping import to_jax, to_torch
 from noah_jax.pytorch.tables import noah_table
 

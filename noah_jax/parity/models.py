@@ -11,7 +11,7 @@ import numpy as np
 from noah_jax.models import create_model, get_architecture, list_models
 from noah_jax.models.base import Model, Tree
 from noah_jax.parity.files import GoldenError, read_json, read_npz, read_salt, readings
-from noah_jax.parity.golden import golden_images, golden_state_dict
+from noah_jax.pytorch.golden import golden_images, golden_state_dict
 from noah_jax.pytorch.mapping import to_jax
 from noah_jax.pytorch.tables import TABLES
 

@@ -58,7 +58,7 @@ def load_torch(
       ValueError: if `name` or an argument is none.
     """
     weights = load_weights(path, ema=ema)
-    hint = hint or told_name(weights.facts)
+    hint = hint or told_name(weights.metadata)
     found = find_model(weights.state_dict, name=name, hint=hint, arguments=arguments)
     params, stats = found.model.abstract()
     table = TABLES[get_architecture(found.model.name).family]

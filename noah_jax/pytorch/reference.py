@@ -19,7 +19,7 @@ from noah_jax.models.mobilenetv2 import STAGES
 from noah_jax.models.pvt import EPSILON as PVT_EPSILON
 from noah_jax.models.pvt import PATCH_SIZES
 from noah_jax.nn.layers import hard_swish
-from noah_jax.parity.golden import golden_state_dict
+from noah_jax.pytorch.golden import golden_state_dict
 from noah_jax.pytorch.mapping import to_jax, to_torch
 from noah_jax.pytorch.tables import TABLES
 

@@ -9,9 +9,10 @@ import pytest
 from noah_jax import create_model, list_models
 from noah_jax.errors import ConversionError
 from noah_jax.models import get_architecture
-from noah_jax.parity.golden import golden_state_dict
+from noah_jax.pytorch.golden import golden_state_dict
 from noah_jax.pytorch.mapping import to_jax, to_torch
 from noah_jax.pytorch.tables import TABLES
+from tests.helpers import GOLDEN
 
 
 def _abstract(name):
@@ -20,9 +21,8 @@ def _abstract(name):
 
 
 @pytest.fixture(scope="module")
-def specs(request):
-    path = request.path.parent / "data" / "golden" / "models.json.gz"
-    with gzip.open(path, "rt") as file:
+def specs():
+    with gzip.open(GOLDEN / "models.json.gz", "rt") as file:
         return json.load(file)
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from noah_jax import list_models, load_model
 from noah_jax.convert import convert, program
 from noah_jax.models import create_model, get_architecture
-from noah_jax.parity.golden import golden_state_dict
+from noah_jax.pytorch.golden import golden_state_dict
 from noah_jax.pytorch.load import load_torch
 from noah_jax.pytorch.mapping import to_torch
 from noah_jax.pytorch.tables import TABLES

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from noah_jax.models import create_model, get_architecture
 from noah_jax.models.base import Model, Tree
-from noah_jax.parity.golden import golden_images, golden_state_dict
+from noah_jax.pytorch.golden import golden_images, golden_state_dict
 from noah_jax.pytorch.mapping import to_jax, to_torch
 from noah_jax.pytorch.tables import TABLES
 

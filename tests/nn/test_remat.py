@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from noah_jax import create_model
-from noah_jax.parity.golden import golden_images
+from noah_jax.pytorch.golden import golden_images
 from tests.models.cnn_checks import weights
 
 QUICK = {"xla_backend_optimization_level": 0}

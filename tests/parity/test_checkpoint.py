@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from noah_jax.parity.__main__ import main
 from noah_jax.parity.files import read_salt
-from noah_jax.parity.golden import golden_images, golden_state_dict
+from noah_jax.pytorch.golden import golden_images, golden_state_dict
 from tests.helpers import ROOT
 
 NAME = "noah_deit_tiny_050_patch16_224"

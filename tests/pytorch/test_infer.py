@@ -9,7 +9,7 @@ import pytest
 from noah_jax import list_models
 from noah_jax.errors import ConversionError
 from noah_jax.models import create_model, get_architecture
-from noah_jax.parity.golden import golden_tensor
+from noah_jax.pytorch.golden import golden_tensor
 from noah_jax.pytorch.infer import find_model
 from noah_jax.pytorch.mapping import to_jax
 from noah_jax.pytorch.renames import RENAMES, rename

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from noah_jax.models import create_model
-from noah_jax.parity.golden import golden_images
+from noah_jax.pytorch.golden import golden_images
 from noah_jax.pytorch.reference import example_weights, torch_forward, torch_state
 
 torch = pytest.importorskip("torch")

@@ -1,1 +1,1 @@
-"""Reads PyTorch's and safetensors' files; needs neither PyTorch nor JAX."""
+"""Reads the files of PyTorch and safetensors; imports neither PyTorch nor JAX."""

@@ -1,4 +1,4 @@
-"""The machine under `unpickle`: a stack, a memo, and bounds on all that they may hold."""
+"""The machine that `unpickle` drives: a stack, a memo, and bounds on what they may hold."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from noah_jax.errors import ReadError
 from noah_jax.pytorch.files.placeholders import Global, Opaque
 
-# Bounds on what one pickle may make. A checkpoint of 1,000 tensors with an optimizer makes
+# Bounds on what one pickle may create. A checkpoint of 1,000 tensors with an optimizer creates
 # about 20,000 objects.
 MAX_OBJECTS = 500_000
-MAX_MARKS = 1_000  # nesting; Python's pickler itself gives up near 1,000
+MAX_MARKS = 1_000  # depth of nesting; Python's pickler itself gives up near 1,000
 MAX_LINE = 512  # bytes of a text argument
 MAX_NAME = 512  # characters of a global's module, and of its name
-MAX_DIGITS = 40  # 128 bits, as random generators' states have
+MAX_DIGITS = 40  # enough for 128 bits, which states of random generators have
 MAX_INT_BYTES = 17
-MAX_ENCODED = 64  # characters that `_codecs.encode` turns into bytes: NumPy's scalars
-# Hashes of numbers are not salted as those of text are, so a file can choose keys that
-# collide. Small integers, which have different hashes, count once, others 32 times.
+MAX_ENCODED = 64  # characters that `_codecs.encode` turns into bytes, for NumPy's scalars
+# Python salts the hashes of text but not those of numbers, so a file can choose numeric keys that
+# collide. Small integers have distinct hashes and count once; other keys count 32 times.
 MAX_NUMBER_KEYS = 32_768
 _OTHER_KEY = 32
 _SMALL = range(-(2**60), 2**60)
@@ -27,23 +27,23 @@ _UNSET = object()
 
 
 class Interpreter:
-    """The state of reading one pickle, and what its opcodes do to it.
+    """Holds the state of reading one pickle; its methods carry out the opcodes.
 
-    A method raises `ReadError` for what the bounds or the fixed tables do not allow, and
-    `IndexError` where the stack does not hold what it takes.
+    A method raises `ReadError` if the bounds or the fixed tables forbid what the opcode asks for,
+    and `IndexError` if the stack does not hold what the opcode takes.
 
-    Args: as of `unpickle.loads`.
+    The arguments are those of `unpickle.loads`.
     """
 
     def __init__(
         self,
         data: bytes,
-        known: Mapping[str, Callable[[tuple], Any]],
+        known_calls: Mapping[str, Callable[[tuple], Any]],
         persistent_load: Callable[[Any], Any],
     ):
         self.data = data
         self.position = 0
-        self.known = known
+        self.known_calls = known_calls
         self.persistent_load = persistent_load
         self.stack: list = []
         self.marks: list[list] = []
@@ -51,12 +51,12 @@ class Interpreter:
         self.objects = 0
         self.number_keys = 0
 
-    # Arguments in the stream.
+    # Reading arguments from the stream.
 
     def take(self, count: int) -> bytes:
-        left = len(self.data) - self.position
-        if count > left:
-            raise ReadError(f"{count} more byte(s) expected, {left} are left")
+        remaining = len(self.data) - self.position
+        if count > remaining:
+            raise ReadError(f"{count} more byte(s) expected, {remaining} remain")
         self.position += count
         return self.data[self.position - count : self.position]
 
@@ -69,35 +69,35 @@ class Interpreter:
     def line(self) -> str:
         end = self.data.find(b"\n", self.position, self.position + MAX_LINE + 1)
         if end < 0:
-            raise ReadError(f"a line of at most {MAX_LINE} bytes expected")
+            raise ReadError(f"expected a line of at most {MAX_LINE} bytes")
         return str(self.take(end + 1 - self.position)[:-1], "utf-8")
 
     def decimal(self) -> None:
         line = self.line().removesuffix("L")
         if len(line) > MAX_DIGITS or not line.removeprefix("-").isdecimal():
-            raise ReadError(f"an integer of at most {MAX_DIGITS} digits expected")
-        # So protocol 1 writes booleans.
+            raise ReadError(f"expected an integer of at most {MAX_DIGITS} digits")
+        # Protocol 1 writes booleans this way.
         value = {"00": False, "01": True}.get(line)
         self.stack.append(int(line) if value is None else value)
 
     def long(self, size: int) -> None:
         count = self.unsigned(size)
         if count > MAX_INT_BYTES:
-            raise ReadError(f"an integer of {count} bytes, at most {MAX_INT_BYTES} expected")
+            raise ReadError(f"an integer of {count} bytes, expected at most {MAX_INT_BYTES}")
         self.stack.append(int.from_bytes(self.take(count), "little", signed=True))
 
     def frame(self) -> None:
         length = self.unsigned(8)
-        left = len(self.data) - self.position
-        if length > left:
-            raise ReadError(f"a frame of {length} bytes, {left} are left")
+        remaining = len(self.data) - self.position
+        if length > remaining:
+            raise ReadError(f"a frame of {length} bytes, {remaining} remain")
 
     def protocol(self) -> None:
         version = self.unsigned(1)
         if version > 5:
-            raise ReadError(f"pickle protocol {version}, at most 5 expected")
+            raise ReadError(f"pickle protocol {version}, expected at most 5")
 
-    # The stack and the memo.
+    # Changing the stack and the memo.
 
     def last(self, count: int) -> tuple:
         if len(self.stack) < count:
@@ -118,7 +118,7 @@ class Interpreter:
         return values
 
     def remember(self, index: int) -> None:
-        # Picklers number from 0 up, so an index never exceeds the bytes read so far.
+        # Picklers count memo indices from 0, so an index never exceeds the bytes read so far.
         if index > self.position:
             raise ReadError(f"memo index {index} out of order")
         if index >= len(self.memo):
@@ -140,7 +140,7 @@ class Interpreter:
         if self.objects > MAX_OBJECTS:
             raise ReadError(f"more than {MAX_OBJECTS} objects")
 
-    # Containers.
+    # Filling containers.
 
     def check_key(self, key: Any) -> None:
         if type(key) in (str, bytes):
@@ -148,7 +148,7 @@ class Interpreter:
         self.number_keys += 1 if type(key) is int and key in _SMALL else _OTHER_KEY
         if self.number_keys > MAX_NUMBER_KEYS:
             raise ReadError("too many keys that are not text")
-        # Hashing nested tuples can take for ever, or overflow the C stack.
+        # Hashing nested tuples could take for ever or overflow the C stack.
         for part in key if type(key) is tuple and len(key) <= MAX_TUPLE_KEY else (key,):
             by_identity = type(part).__hash__ is object.__hash__
             if type(part) not in _KEY_TYPES and not by_identity:
@@ -186,13 +186,13 @@ class Interpreter:
             self.check_key(value)
         return set(values)
 
-    # Names and calls.
+    # Naming globals and calling them.
 
     def name(self, module: Any, name: Any) -> None:
-        # Lengths first: joining long texts again and again would fill the memory.
+        # Lengths are checked first: joining long texts again and again would fill the memory.
         if any(type(part) is not str or len(part) > MAX_NAME for part in (module, name)):
-            raise ReadError(f"module and name of at most {MAX_NAME} characters expected")
-        # Names appear in messages, which are one line each.
+            raise ReadError(f"expected a module and name of at most {MAX_NAME} characters")
+        # Names appear in messages, and a message is one line.
         if not (module + name).isprintable():
             raise ReadError("a name with characters that cannot be printed")
         self.make(Global(f"{module}.{name}"))
@@ -203,8 +203,8 @@ class Interpreter:
         value = NotImplemented
         if type(function) is Global:
             value = self.builtin(function.name, args)
-            if value is NotImplemented and function.name in self.known:
-                value = self.known[function.name](args)
+            if value is NotImplemented and function.name in self.known_calls:
+                value = self.known_calls[function.name](args)
         self.make(Opaque(function.name, args) if value is NotImplemented else value)
 
     def builtin(self, name: str, args: tuple) -> Any:
@@ -213,14 +213,14 @@ class Interpreter:
             return {}
         if name == "collections.defaultdict" and types == [Global]:
             return {}
-        # Protocols 1 to 3 write sets so, the first two with Python 2's name of the module.
+        # Protocols 1 to 3 write sets this way; 1 and 2 use Python 2's name of the module.
         if name in ("builtins.set", "__builtin__.set") and types == [list]:
             return self.set_of(args[0])
         if name in ("builtins.frozenset", "__builtin__.frozenset") and types == [list]:
             return frozenset(self.set_of(args[0]))
         if name == "_codecs.encode" and types == [str, str] and args[1] == "latin1":
             return args[0].encode("latin1") if len(args[0]) <= MAX_ENCODED else NotImplemented
-        # So protocol 1 makes an instance.
+        # Protocol 1 creates instances this way.
         if name in ("copyreg._reconstructor", "copy_reg._reconstructor") and types[:1] == [Global]:
             return Opaque(args[0].name)
         return NotImplemented
@@ -233,7 +233,7 @@ class Interpreter:
 
     def build(self) -> None:
         target, state = self.last(2)
-        # Other things' attributes (an ordered dict's `_metadata`) say nothing here.
+        # Attributes of other objects, such as an ordered dict's `_metadata`, are not needed.
         if type(target) is Opaque:
             target.state = state
         self.stack.append(target)

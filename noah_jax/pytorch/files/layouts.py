@@ -1,4 +1,4 @@
-"""Where the training programs keep the weights in their files, and what else they say."""
+"""Finds the weights in the files of training programs, and the metadata beside them."""
 
 import dataclasses
 import os
@@ -15,10 +15,10 @@ from noah_jax.pytorch.files.torch_file import read_checkpoint
 
 _RAW = ("state_dict", "model", "model_state_dict")
 _EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
-# What wrappers of a model (DataParallel, torch.compile, FSDP, checkpointing) put into keys,
-# in front or, where a part of the model is wrapped, inside.
+# Names that wrappers of a model (DataParallel, torch.compile, FSDP, checkpointing) put into keys:
+# in front of a key, or inside it if only a part of the model is wrapped.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# What classes that hold a model put in front.
+# Names that classes which hold a model put in front of keys.
 _HOLDERS = ("model", *_EMA)
 _MAX_NESTED = 8
 _MAX_LISTED = 5
@@ -26,43 +26,45 @@ _MAX_LISTED = 5
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A state dict and what the file says of it.
+    """A state dict and what its file says about it.
 
     Attributes:
-      state_dict: read-only arrays by PyTorch key without prefixes; mapped from the file.
-      weights: whether these are the trained ones or their exponential moving average.
-      has_ema: whether the file has the moving average.
-      layout: whose file it is: `cnn`, `deit`, `pvt` or `timm` training, `wrapped` (a state
-        dict under some key), `bare` (the state dict itself) or `safetensors`.
-      facts: what else is told in a few words, as JSON could hold it: `epoch`, `acc`,
-        `best_acc`, `metric`, `arch`, `args` (by name), of safetensors `metadata`.
+      state_dict: Read-only arrays by PyTorch's keys without wrappers' prefixes, mapped from the
+        file.
+      weights: "raw" for the trained weights, "ema" for their exponential moving average.
+      has_ema: Whether the file has an exponential moving average.
+      layout: The kind of file: "cnn", "deit", "pvt" or "timm" for checkpoints of these training
+        programs, "wrapped" for a state dict under some key, "bare" for a state dict alone,
+        "safetensors".
+      metadata: What else the file says, as JSON could hold it: `epoch`, `acc`, `best_acc`,
+        `metric`, `arch`, `args` (by name); for safetensors, its `metadata`.
     """
 
     state_dict: dict[str, np.ndarray]
     weights: Literal["raw", "ema"]
     has_ema: bool
     layout: str
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 def load_weights(path: str | os.PathLike, *, ema: bool = False) -> Weights:
-    """The weights in a training checkpoint, a bare state dict or a safetensors file.
+    """Loads the weights in a training checkpoint, a bare state dict or a safetensors file.
 
     Nothing that the file names is imported or called.
 
     Args:
-      path: a local file of `torch.save` (PyTorch 1.6 or newer) or safetensors.
-      ema: take the moving average, not the weights themselves.
+      path: A local file of `torch.save` (PyTorch 1.6 or newer) or safetensors.
+      ema: Load the exponential moving average instead of the raw weights.
 
     Raises:
-      ReadError: one line that names the file and what was wrong: it cannot be read, holds no
-        state dict or not the one asked for, keys that become one without their prefixes, or
-        something in the state dict that is no array.
+      ReadError: In one line that names the file and the problem: the file cannot be read, lacks
+        the state dict asked for, has keys that become equal without their prefixes, or has
+        something in its state dict that is not an array.
     """
     safetensors = is_safetensors(path)
-    tree, metadata = read_safetensors(path) if safetensors else (read_checkpoint(path), {})
+    tree, header = read_safetensors(path) if safetensors else (read_checkpoint(path), {})
     if type(tree) is not dict:
-        raise ReadError(f"{path}: holds {describe(tree)}, a dict expected; save model.state_dict()")
+        raise ReadError(f"{path}: holds {describe(tree)}, expected a dict; save model.state_dict()")
     raw, average, bare = _find(tree)
     if raw is None and average is None:
         raise ReadError(f"{path}: no state dict in it; {_contents(tree)}")
@@ -70,23 +72,27 @@ def load_weights(path: str | os.PathLike, *, ema: bool = False) -> Weights:
         raise ReadError(f"{path}: no EMA weights in it, only raw ones; {_contents(tree)}")
     if not ema and raw is None:
         raise ReadError(f"{path}: only EMA weights in it, ask for them; {_contents(tree)}")
+    layout: str
+    metadata: dict[str, Any] = {}
     if safetensors:
-        layout, facts = "safetensors", {"metadata": plain(metadata)} if metadata else {}
+        layout = "safetensors"
+        if header:
+            metadata = {"metadata": plain(header)}
     elif bare:
-        layout, facts = "bare", {}
+        layout = "bare"
     else:
-        layout, facts = _layout(tree), _facts(tree)
+        layout, metadata = _layout(tree), _metadata(tree)
     return Weights(
-        state_dict=_arrays(path, average if ema else raw),
+        state_dict=_arrays(path, (average if ema else raw) or {}),
         weights="ema" if ema else "raw",
         has_ema=average is not None,
         layout=layout,
-        facts=facts,
+        metadata=metadata,
     )
 
 
 def _find(tree: dict) -> tuple[dict | None, dict | None, bool]:
-    """The raw and the averaged state dict, and whether they are the tree itself."""
+    """Returns the raw and the averaged state dict, and whether the tree itself is one."""
     raw = next(filter(None, (_unwrap(tree.get(key), _RAW) for key in _RAW)), None)
     average = next(filter(None, (_unwrap(tree.get(key), _EMA + _RAW) for key in _EMA)), None)
     bare = raw is None and average is None
@@ -99,7 +105,7 @@ def _find(tree: dict) -> tuple[dict | None, dict | None, bool]:
 
 
 def _split(values: dict) -> tuple[dict | None, dict | None]:
-    """Raw and averaged weights that lie in one dict, told apart by the first name in the key."""
+    """Separates raw from averaged weights in one dict, by the first name in each key."""
     averaged = {key for key in values if type(key) is str and _first_name(key) in _EMA}
     if not averaged:
         return values, None
@@ -109,16 +115,16 @@ def _split(values: dict) -> tuple[dict | None, dict | None]:
 
 
 def _unwrap(value: Any, holders: tuple[str, ...] = ()) -> dict | None:
-    """The innermost dict with tensors, in dicts under the names of holders and wrappers."""
-    found = None
+    """Returns the innermost dict with tensors, following the names of holders and wrappers."""
+    innermost = None
     for _ in range(_MAX_NESTED):
         if type(value) is not dict:
             break
         if _has_weights(value):
-            found = value
+            innermost = value
         names = (*holders, *_WRAPPERS)
         value = next((value[name] for name in names if type(value.get(name)) is dict), None)
-    return found
+    return innermost
 
 
 def _has_weights(values: Mapping) -> bool:
@@ -130,7 +136,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _is_counter(key: Any) -> bool:
-    """`n_averaged` of PyTorch's AveragedModel: how often, not what."""
+    """Says whether a key is PyTorch's `AveragedModel.n_averaged`, which is not a weight."""
     return type(key) is str and key.rpartition(".")[2] == "n_averaged"
 
 
@@ -150,11 +156,11 @@ def _arrays(path: str | os.PathLike, values: dict) -> dict[str, np.ndarray]:
     problems = []
     for key, value in values.items():
         if type(key) is not str or not (name := _strip(key)):
-            problems.append(f"key {_shown(key)} is no parameter's name")
+            problems.append(f"key {_shown(key)} is not the name of a parameter")
         elif _is_counter(key):
             continue
         elif not _is_tensor(value):
-            problems.append(f"{_shown(key)} is {describe(value)}, a dense real tensor expected")
+            problems.append(f"{_shown(key)} is {describe(value)}, expected a dense real tensor")
         elif name in arrays:
             problems.append(f"{_shown(sources[name])} and {_shown(key)} both name {_shown(name)}")
         else:
@@ -180,7 +186,7 @@ def _layout(tree: dict) -> str:
     return "wrapped"
 
 
-def _facts(tree: dict) -> dict[str, Any]:
+def _metadata(tree: dict) -> dict[str, Any]:
     return plain(
         {
             key: value
@@ -205,5 +211,5 @@ def _kind(value: Any) -> str:
 
 
 def _shown(key: Any) -> str:
-    """A key for a message, on one line however long it is."""
+    """Returns a key for a message, shortened to fit on one line."""
     return repr(key[:80] if type(key) is str else plain(key))

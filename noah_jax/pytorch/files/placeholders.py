@@ -1,10 +1,10 @@
-"""What stands in for the objects a file names, and what can be read off it."""
+"""Placeholders for the objects that a file names, and their plain descriptions."""
 
 import struct
 from collections.abc import Callable
 from typing import Any
 
-# A description is for people: these bounds keep one small however the file repeats itself.
+# A description is for people. These bounds keep it small however the file repeats itself.
 _MAX_DEPTH = 8
 _MAX_VALUES = 10_000
 _MAX_TEXT = 1_000
@@ -13,7 +13,7 @@ _SCALARS = (int, float, bool, type(None))
 
 
 class Global:
-    """A name that a pickle refers to, `module.name`; never looked up."""
+    """A global `module.name` that a pickle refers to; it is never looked up."""
 
     __slots__ = ("name",)
 
@@ -25,13 +25,13 @@ class Global:
 
 
 class Opaque:
-    """Stands for what calling an unknown class or function would have given.
+    """Placeholder for the result of calling an unknown class or function.
 
     Attributes:
       name: `module.name` of the class or function.
-      args: the arguments it was called with.
-      state: what the object was to be restored from; an instance's attributes, mostly.
-      items: list elements or (key, value) pairs that were added to it.
+      args: Arguments of the call.
+      state: State that the object would have been restored from, mostly an instance's attributes.
+      items: List elements or (key, value) pairs that the pickle added to the object.
     """
 
     __slots__ = ("args", "items", "name", "state")
@@ -47,17 +47,17 @@ class Opaque:
 
     @property
     def attributes(self) -> dict:
-        """The instance's attributes; empty where there are none."""
+        """The instance's attributes; empty if the pickle gave it none."""
         state = self.state
         if type(state) is tuple and len(state) == 2 and type(state[0]) is dict:
-            state = state[0]  # the other part is the slots'
+            state = state[0]  # state[1] has the slots
         return state if type(state) is dict else {}
 
 
 def numpy_scalar(args: tuple) -> Any:
-    """The Python number that NumPy's `scalar(dtype, bytes)` stands for, as pickled.
+    """Returns the Python number that a pickled call of NumPy's `scalar(dtype, bytes)` gives.
 
-    `NotImplemented` where it is not a plain number.
+    Returns `NotImplemented` if the arguments are not those of a plain number.
     """
     if len(args) != 2 or type(args[0]) is not Opaque or type(args[1]) is not bytes:
         return NotImplemented
@@ -75,29 +75,33 @@ def numpy_scalar(args: tuple) -> Any:
     return struct.unpack(layout, data)[0]
 
 
-# NumPy's code -> that of struct.
+# NumPy's dtype code -> struct's format character.
 _NUMPY_CODES = {
     "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B",
     "u2": "H", "u4": "I", "u8": "Q", "f2": "e", "f4": "f", "f8": "d",
 }  # fmt: skip
 
-NUMPY: dict[str, Callable[[tuple], Any]] = {
+# The functions of NumPy that checkpoints call, for `unpickle.loads`.
+NUMPY_CALLS: dict[str, Callable[[tuple], Any]] = {
     "numpy.core.multiarray.scalar": numpy_scalar,  # NumPy 1
     "numpy._core.multiarray.scalar": numpy_scalar,  # NumPy 2
 }
 
 
 def plain(value: Any) -> Any:
-    """A value from a file as something JSON can hold, bounded in size.
+    """Returns a value from a file as something that JSON can hold, bounded in size.
 
-    Paths and devices become their text, namespaces dicts of their attributes, one-element
-    tensors numbers; whatever has no plain form becomes its name in angle brackets.
+    Paths and devices become their text, namespaces become dicts of their attributes, and
+    one-element tensors become numbers. A value without a plain form becomes its name in angle
+    brackets.
     """
-    return _Plain().convert(value, 0)
+    return _PlainConverter().convert(value, 0)
 
 
-class _Plain:
-    def __init__(self):
+class _PlainConverter:
+    """Counts the values converted so far, so that `plain` can stop."""
+
+    def __init__(self) -> None:
         self.values = 0
 
     def convert(self, value: Any, depth: int) -> Any:

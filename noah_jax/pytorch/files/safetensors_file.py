@@ -1,4 +1,4 @@
-"""safetensors files as arrays mapped into memory."""
+"""Reads safetensors files as arrays that are mapped into memory."""
 
 import math
 import os
@@ -18,18 +18,22 @@ _DTYPES = {
 
 
 def is_safetensors(path: str | os.PathLike) -> bool:
-    """Whether a file looks like one: a length, then a JSON object of that length."""
+    """Says whether a file starts with a length and a JSON object of that length."""
     data = map_file(path)
     return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
 
 
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The tensors of a file, read-only and mapped, and its metadata.
+    """Reads a file's tensors and metadata.
 
-    The library checks the header; its own arrays would be copies.
+    The safetensors library checks the header. Its own arrays would be copies, so the arrays are
+    made here.
+
+    Returns:
+      Read-only arrays by key, mapped from the file, and the metadata.
 
     Raises:
-      ReadError: one line that names the file and what was wrong.
+      ReadError: In one line that names the file and the problem.
     """
     data = map_file(path)
     tensors = {}
@@ -37,19 +41,19 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
     try:
         with safe_open(path, framework="np") as file:
             metadata = dict(file.metadata() or {})
-            # They fill the file in this order without gaps: the library has checked it.
-            headers = [(key, file.get_slice(key)) for key in file.offset_keys()]
-            headers = [(key, item.get_dtype(), item.get_shape()) for key, item in headers]
+            # The library has checked that the tensors fill the file in this order without gaps.
+            slices = [(key, file.get_slice(key)) for key in file.offset_keys()]
+            headers = [(key, item.get_dtype(), item.get_shape()) for key, item in slices]
     except SafetensorError as error:
-        # It may quote the file's text.
+        # The error may quote the file's text.
         problem = " ".join(str(error).split())[:300]
         raise ReadError(
-            f"{path}: {problem}; the file is damaged or cut short, copy or download it again"
+            f"{path}: {problem}; the file is corrupt or truncated, copy or download it again"
         ) from None
     for key, code, shape in headers:
         if code not in _DTYPES:
             raise ReadError(
-                f"{path}: tensor {key!r} has dtype {code}, {'/'.join(_DTYPES)} expected"
+                f"{path}: tensor {key!r} has dtype {code}, expected {'/'.join(_DTYPES)}"
             )
         dtype = DTYPES[_DTYPES[code]]
         count = math.prod(shape)

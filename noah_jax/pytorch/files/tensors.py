@@ -1,4 +1,4 @@
-"""Tensors and storages of PyTorch's files, as arrays that are read when asked for."""
+"""Tensors and storages of PyTorch's files, as arrays that are read on demand."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from noah_jax.errors import ReadError
 from noah_jax.pytorch.files.archive import Archive, Record
 from noah_jax.pytorch.files.placeholders import Global, Opaque
 
-# PyTorch's dtype -> NumPy's, in the files' byte order.
+# PyTorch's dtype -> NumPy's dtype, in the files' byte order.
 DTYPES: dict[str, np.dtype] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype("<f2"),
@@ -28,15 +28,15 @@ DTYPES: dict[str, np.dtype] = {
     "uint64": np.dtype("<u8"),
     "bool": np.dtype("?"),
 }
-# The classes of storages go by the names of C's types.
+# PyTorch names the classes of storages after C's types.
 _STORAGES = {
     "BFloat16": "bfloat16", "Half": "float16", "Float": "float32", "Double": "float64",
     "Char": "int8", "Short": "int16", "Int": "int32", "Long": "int64",
     "Byte": "uint8", "Bool": "bool", "Untyped": "uint8",
 }  # fmt: skip
 
-# Tensors that are no strided arrays of values.
-_NO_ARRAYS = {
+# Functions of PyTorch that rebuild tensors which are not strided arrays of values.
+_NOT_STRIDED = {
     "torch._utils._rebuild_meta_tensor_no_storage": "a meta tensor, which has no values",
     "torch._utils._rebuild_nested_tensor": "a nested tensor",
     "torch._utils._rebuild_qtensor": "a quantized tensor",
@@ -44,18 +44,20 @@ _NO_ARRAYS = {
 }
 
 _MAX_NDIM = 32
-# A view that repeats elements (`expand`) may hold this many where its storage has fewer.
+# A view that repeats elements (`expand`) may have this many even if its storage has fewer.
 _MAX_REPEATED = 2**22
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Storage:
-    """A record of numbers that tensors look into.
+    """A record of numbers that tensors view.
 
     Attributes:
-      dtype: of its elements; `None` where NumPy has no such type.
-      numel: number of elements.
-      kind: PyTorch's name of its class, for messages.
+      archive: The archive that has the record.
+      record: The record with the numbers.
+      dtype: Type of the elements; `None` if NumPy has no such type.
+      numel: Number of elements.
+      kind: PyTorch's name for the storage's class, for messages.
     """
 
     archive: Archive
@@ -65,10 +67,12 @@ class Storage:
     kind: str
 
     def flat(self, dtype: np.dtype) -> np.ndarray:
-        """All elements, read-only; made once where they have to be copied from the file.
+        """Returns all elements as a read-only array `[n]` of a dtype.
+
+        The array is made once per dtype, because some have to be copied from the file.
 
         Raises:
-          ReadError: if the bytes in the file differ from their checksum.
+          ReadError: If the bytes in the file differ from their checksum.
         """
         arrays = self.archive.arrays
         key = (self.record.name, dtype)
@@ -83,8 +87,11 @@ class Tensor:
     """A view into a storage; `numpy()` gives its values.
 
     Attributes:
-      dtype: NumPy's, `ml_dtypes.bfloat16` among them.
-      strides, offset: in elements, as PyTorch counts.
+      storage: The storage that it views.
+      dtype: NumPy dtype of the values; may be `ml_dtypes.bfloat16`.
+      shape: Lengths of the dimensions.
+      strides: Strides in elements, as PyTorch counts them.
+      offset: Position of the first element in the storage, in elements.
     """
 
     storage: Storage
@@ -94,10 +101,10 @@ class Tensor:
     offset: int
 
     def numpy(self) -> np.ndarray:
-        """The values, read-only and mapped from the file where that is possible.
+        """Returns the values, read-only and, if possible, mapped from the file.
 
         Raises:
-          ReadError: if the bytes in the file differ from their checksum.
+          ReadError: If the bytes in the file differ from their checksum.
         """
         if 0 in self.shape:
             return flat_array(b"", self.dtype, 0).reshape(self.shape)
@@ -108,53 +115,53 @@ class Tensor:
 
 
 def flat_array(buffer: Any, dtype: np.dtype, count: int, start: int = 0) -> np.ndarray:
-    """`count` numbers from byte `start` of a buffer on, in place where that is possible."""
+    """Returns `count` numbers from byte `start` of a buffer, without a copy if possible."""
     if count == 0:
         array = np.zeros(0, dtype)
     elif dtype == np.bool_:
-        # Any byte but 0 means true; as NumPy's bool only 0 and 1 are defined.
+        # PyTorch takes any byte but 0 as true; NumPy's bool defines only 0 and 1.
         array = np.frombuffer(buffer, np.uint8, count, start) != 0
     else:
         array = np.frombuffer(buffer, dtype, count, start)
         if not array.flags.aligned:
-            # PyTorch aligns its records; others need not.
+            # PyTorch aligns its records; other writers may not.
             array = array.copy()
     array.flags.writeable = False
     return array
 
 
 def load_storage(archive: Archive, folder: str, pid: Any) -> Storage:
-    """The storage that a persistent id names: a record `FOLDER/data/KEY`.
+    """Returns the storage that a persistent id names, which is record `FOLDER/data/KEY`.
 
     Raises:
-      ReadError: if there is none, or it has not the size that the id says.
+      ReadError: If there is no such record, or its size is not the one that the id states.
     """
     if type(pid) is not tuple or len(pid) < 5 or pid[0] != "storage":
-        raise ReadError("not the id of a storage")
+        raise ReadError("the persistent id is not the id of a storage")
     _, cls, key, _, numel = pid[:5]
     if type(cls) is not Global or type(key) is not str or not _is_count(numel):
-        raise ReadError("not the id of a storage")
+        raise ReadError("the persistent id is not the id of a storage")
     name = f"{folder}/data/{key[:64]}"
     record = archive.records.get(name) if len(key) <= 64 else None
     if record is None:
-        raise ReadError(f"record {name!r} expected, the file has none")
+        raise ReadError(f"expected record {name!r}, which the file lacks")
     kind = cls.name.rpartition(".")[2]
     dtype = DTYPES.get(_STORAGES.get(kind.removesuffix("Storage"), ""))
     if dtype is not None and record.size != numel * dtype.itemsize:
         raise ReadError(
             f"record {record.name!r} has {record.size} bytes,"
-            f" {numel} x {dtype.itemsize} expected for a {kind}"
+            f" expected {numel} x {dtype.itemsize} for a {kind}"
         )
     return Storage(archive, record, dtype, numel, kind)
 
 
 def describe(value: Any) -> str:
-    """What a value from a file is, in a few words."""
+    """Says in a few words what a value from a file is."""
     if type(value) is Global:
         return value.name
     if type(value) is not Opaque:
         return f"a {type(value).__name__}"
-    return _NO_ARRAYS.get(value.name, value.name)
+    return _NOT_STRIDED.get(value.name, value.name)
 
 
 def _is_count(value: Any) -> bool:
@@ -176,14 +183,14 @@ def _make(storage: Storage, dtype: np.dtype, offset: Any, shape: Any, strides: A
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if numel and last >= available:
         raise ReadError(f"{where} reaches element {last}, there are {available}")
-    # Counting a dimension of 0 as 1: NumPy wants these to fit as well.
+    # A dimension of 0 counts as 1, because NumPy checks the other dimensions even then.
     if math.prod(max(n, 1) for n in shape) > max(available, _MAX_REPEATED):
         raise ReadError(f"{where} has more elements than the storage, which has {available}")
     return Tensor(storage, dtype, shape, strides, offset)
 
 
 def _flagged(metadata: Any) -> bool:
-    """Whether a tensor is to be conjugated or negated on reading."""
+    """Says whether PyTorch would conjugate or negate a tensor when reading it."""
     return type(metadata) is dict and any(value is True for value in metadata.values())
 
 
@@ -216,17 +223,17 @@ def _first_tensor(args: tuple) -> Any:
 
 
 def _rebuild_from_type(args: tuple) -> Any:
-    # function, class, its arguments, attributes: a tensor that has attributes of its own
+    # function, class, its arguments, attributes: a tensor with attributes that the user set
     if len(args) != 4 or type(args[0]) is not Global or type(args[2]) is not tuple:
         return NotImplemented
-    return _PLAIN.get(args[0].name, lambda _: NotImplemented)(args[2])
+    return _REBUILD.get(args[0].name, lambda _: NotImplemented)(args[2])
 
 
 def _size(args: tuple) -> Any:
     return args[0] if [type(arg) for arg in args] == [tuple] else NotImplemented
 
 
-_PLAIN: dict[str, Callable[[tuple], Any]] = {
+_REBUILD: dict[str, Callable[[tuple], Any]] = {
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
@@ -234,9 +241,9 @@ _PLAIN: dict[str, Callable[[tuple], Any]] = {
     "torch._utils._rebuild_parameter_with_state": _first_tensor,
 }
 
-# What the functions that torch.save names give for their arguments.
-TORCH: dict[str, Callable[[tuple], Any]] = {
-    **_PLAIN,
+# The functions of PyTorch that torch.save names, for `unpickle.loads`.
+TORCH_CALLS: dict[str, Callable[[tuple], Any]] = {
+    **_REBUILD,
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
     "torch.Size": _size,
 }

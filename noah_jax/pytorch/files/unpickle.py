@@ -1,9 +1,10 @@
-"""A pickle read as data: nothing it names is imported, nothing it asks for is called.
+"""Reads a pickle as data: imports nothing that it names, calls nothing that it asks for.
 
-An interpreter of the opcodes that `torch.save` writes. A global becomes its name; calling
-one gives a plain container or number where a fixed table knows it, else a placeholder that
-remembers name and arguments. Python's own unpickler is no base for this: its C code allocates
-whatever a length or a memo index asks for before looking whether the bytes are there.
+The interpreter knows the opcodes that `torch.save` writes. A global becomes its name. Calling a
+global gives a plain container or number if a fixed table has an entry for it, and otherwise a
+placeholder that remembers the name and the arguments. Python's own unpickler is no base for this:
+its C code allocates whatever a length or a memo index asks for before it checks that the bytes
+are there.
 """
 
 import struct
@@ -13,31 +14,32 @@ from typing import Any
 from noah_jax.errors import ReadError
 from noah_jax.pytorch.files.interpreter import Interpreter
 
-# A checkpoint of 1,000 tensors with an optimizer takes about 100,000.
+# A checkpoint of 1,000 tensors with an optimizer has about 100,000 opcodes.
 MAX_OPCODES = 2_000_000
 
 
 def loads(
     data: bytes,
-    known: Mapping[str, Callable[[tuple], Any]],
+    known_calls: Mapping[str, Callable[[tuple], Any]],
     persistent_load: Callable[[Any], Any],
 ) -> Any:
-    """The object a pickle describes.
+    """Returns the object that a pickle describes.
 
     Args:
-      data: the whole pickle, protocol 1 to 5.
-      known: what calling a global gives, by its `module.name`: a function of the tuple of
-        arguments that returns `NotImplemented` for arguments it does not know.
-      persistent_load: what a persistent id (a storage of PyTorch's) stands for.
+      data: The whole pickle, protocol 1 to 5.
+      known_calls: For the `module.name` of a global, the function that computes the result of
+        calling it. The function takes the tuple of arguments and returns `NotImplemented` for
+        arguments that it does not know.
+      persistent_load: Function that resolves a persistent id, such as a storage of PyTorch's.
 
     Returns:
-      Plain containers and numbers, what `known` and `persistent_load` gave, and `Global` and
-      `Opaque` placeholders. May hold itself, as pickles can.
+      Plain containers and numbers, results of `known_calls` and `persistent_load`, and `Global`
+      and `Opaque` placeholders. The object may contain itself, as pickles allow.
 
     Raises:
-      ReadError: whatever is wrong, with the opcode and its place.
+      ReadError: If anything is wrong; the message names the opcode and its position.
     """
-    interpreter = Interpreter(data, known, persistent_load)
+    interpreter = Interpreter(data, known_calls, persistent_load)
     for _ in range(MAX_OPCODES):
         start = interpreter.position
         try:
@@ -45,7 +47,7 @@ def loads(
             if opcode == ord("."):
                 return interpreter.stack.pop()
             if opcode not in _OPCODES:
-                raise ReadError(_UNUSUAL.get(opcode, "not one that torch.save writes"))
+                raise ReadError(_UNUSUAL.get(opcode, "torch.save does not write it"))
             _OPCODES[opcode](interpreter)
         except IndexError:
             problem = "takes more than is on the stack"
@@ -58,7 +60,7 @@ def loads(
     raise ReadError(f"the pickle has more than {MAX_OPCODES} opcodes")
 
 
-_PROTOCOL_0 = "written with pickle_protocol=0, with which PyTorch cannot load tensors either"
+_PROTOCOL_0 = "written with pickle_protocol=0, from which PyTorch cannot load tensors either"
 _UNUSUAL = {
     **dict.fromkeys(b"PVSFlpgd", _PROTOCOL_0),
     **dict.fromkeys(b"\x82\x83\x84", "takes a class from a registry that is not in the file"),

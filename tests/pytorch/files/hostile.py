@@ -1,10 +1,10 @@
-"""Pickles that ask for too much; run as a program, reads them all under the system's limits.
+"""Pickles that ask for too much. As a program, reads them all under the system's limits.
 
     python tests/pytorch/files/hostile.py
 
-names each case and exits with 0 if each gives a `ReadError` or an object, within 128 MiB
-beyond what the program had before and within the time limit, and if none imports a module,
-starts a process or opens a file.
+The program prints the name of each case. It exits with 0 if each case gives a `ReadError` or an
+object, within 128 MiB beyond what the program had before and within the time limit, and if none
+imports a module, starts a process or opens a file.
 """
 
 import pathlib
@@ -13,8 +13,8 @@ import struct
 import sys
 
 from noah_jax.errors import ReadError
-from noah_jax.pytorch.files.placeholders import NUMPY, plain
-from noah_jax.pytorch.files.tensors import TORCH
+from noah_jax.pytorch.files.placeholders import NUMPY_CALLS, plain
+from noah_jax.pytorch.files.tensors import TORCH_CALLS
 from noah_jax.pytorch.files.unpickle import loads
 from tests.pytorch.files.torch_bytes import MARK, NONE, call, name, number, pickled, text, tup
 
@@ -22,7 +22,7 @@ _SET = name("builtins", "set")
 _LONG_TEXT = text("x" * 500_000)
 _WATCHED = ("import", "open", "exec", "compile", "os.system", "subprocess.Popen", "socket.connect")
 
-# name -> (pickle, a part of the error; None where it is no error but a placeholder or value).
+# name -> (pickle, a part of the error; None if the result is a placeholder or a value).
 HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "bytes of 2**62": (pickled(b"\x8e" + struct.pack("<Q", 2**62)), "more byte(s) expected"),
     "bytearray of 2**40": (pickled(b"\x96" + struct.pack("<Q", 2**40)), "more byte(s) expected"),
@@ -41,7 +41,7 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "empty stack": (pickled(b""), "more than is on the stack"),
     "tuple without mark": (pickled(b"t"), "more than is on the stack"),
     "pair of one": (pickled(NONE + b"\x86"), "more than is on the stack"),
-    "unknown opcode": (pickled(b"\xff"), "not one that torch.save writes"),
+    "unknown opcode": (pickled(b"\xff"), "torch.save does not write it"),
     "protocol 0": (b"(dp0\n.", "pickle_protocol=0"),
     "extension registry": (pickled(b"\x82\x01"), "registry"),
     "out-of-band buffer": (pickled(b"\x97"), "buffer"),
@@ -103,8 +103,8 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
 
 
 def read(data: bytes):
-    """The object in a pickle that has no storages, and its plain form."""
-    value = loads(data, TORCH | NUMPY, _no_storage)
+    """Returns the object in a pickle without storages, and its plain form."""
+    value = loads(data, TORCH_CALLS | NUMPY_CALLS, _no_storage)
     return value, plain(value)
 
 

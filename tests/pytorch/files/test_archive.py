@@ -1,4 +1,4 @@
-"""The zip container: what is wrong with a file, in one line."""
+"""The zip container: every problem with a file is one line."""
 
 import os
 import pathlib
@@ -50,7 +50,7 @@ def test_folders_missing_files_pipes_and_empty_files(tmp_path, path):
     _check_refused(path, "empty")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    _check_refused(pipe, "no regular file")
+    _check_refused(pipe, "not a regular file")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_wrong_checksum(path):
 
 def test_other_zip_files(tmp_path, path):
     np.savez(tmp_path / "arrays.npz", a=np.zeros(2))
-    _check_refused(tmp_path / "arrays.npz", "0 records NAME/data.pkl, one expected")
+    _check_refused(tmp_path / "arrays.npz", "0 records NAME/data.pkl")
     tb.write(path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("other/data.pkl", b"")
@@ -136,11 +136,11 @@ def test_names_that_leave_the_folder_name_nothing(path, tmp_path):
     (tmp_path / "secret").write_bytes(tb.SIX_FLOATS)
     for key in ("../../secret", str(tmp_path / "secret"), "0\0", "", "x" * 1000):
         tb.write(path, tb.tensor(where=tb.storage(key)), {"../secret": tb.SIX_FLOATS})
-        _check_refused(path, "expected, the file has none")
+        _check_refused(path, "which the file lacks")
 
 
 def _central(data: bytes, name: bytes) -> int:
-    """Where the line of a record in the table of contents is."""
+    """Position of a record's entry in the central directory."""
     return data.rindex(name) - 46
 
 
@@ -160,7 +160,7 @@ def test_records_that_overlap_or_lie_outside(path):
     _check_refused(path, "overlap")
     path.write_bytes(data)
     _edit(path, line + 42, struct.pack("<I", 2**31))
-    _check_refused(path, "a header outside the file")
+    _check_refused(path, "a header lies outside the file")
     path.write_bytes(data)
     _edit(path, line + 42, struct.pack("<I", 0))
     _check_refused(path, "has two names")
@@ -170,7 +170,7 @@ def test_a_wrong_end(path):
     data = tb.write(path).read_bytes()
     end = len(data) - 22
     for offset, value, problem in (
-        (10, struct.pack("<H", 60_000), "a header outside the file"),
+        (10, struct.pack("<H", 60_000), "a header lies outside the file"),
         (10, struct.pack("<H", 2), "has another size"),
         (16, struct.pack("<I", 2**31), "does not lie in the file"),
         (10, b"\xff\xff", "no header b'PK\\x06\\x07'"),
@@ -183,7 +183,7 @@ def test_a_wrong_end(path):
 
 
 def test_64_bit_sizes_and_a_comment(path):
-    """As files beyond 4 GB have them."""
+    """Files beyond 4 GB have such headers."""
     data = tb.write(path).read_bytes()
     end = len(data) - 22
     count, size, offset = struct.unpack_from("<HII", data, end + 10)
@@ -199,7 +199,7 @@ def test_64_bit_sizes_of_a_record(path):
     data = tb.write(path).read_bytes()
     end = len(data) - 22
     line = _central(data, b"archive/data/0")
-    # The last line of the table; its sizes and place move into a field behind the name.
+    # The last entry of the directory; its sizes and place move into a field behind the name.
     assert line + 46 + len("archive/data/0") == end
     header = struct.unpack_from("<I", data, line + 42)[0]
     for extra in (struct.pack("<2H3Q", 1, 24, 24, 24, header), struct.pack("<2H2Q", 1, 16, 24, 24)):

@@ -1,6 +1,6 @@
-"""Random damage: the reader gives an error of its own or right values, soon, and nothing else.
+"""Random corruption: the reader soon gives an error of its own or the right values.
 
-`pytest -m slow tests/pytorch/files/test_fuzz.py` takes 50 times as many cases.
+`pytest -m slow tests/pytorch/files/test_fuzz.py` runs 50 times as many cases.
 """
 
 import random
@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 from noah_jax.errors import ReadError
 from noah_jax.pytorch.files.archive import Archive, map_file
 from noah_jax.pytorch.files.layouts import load_weights
-from noah_jax.pytorch.files.placeholders import NUMPY, plain
-from noah_jax.pytorch.files.tensors import TORCH, Tensor, load_storage
+from noah_jax.pytorch.files.placeholders import NUMPY_CALLS, plain
+from noah_jax.pytorch.files.tensors import TORCH_CALLS, Tensor, load_storage
 from noah_jax.pytorch.files.unpickle import loads
 from tests.helpers import ROOT
 from tests.pytorch.files import torch_bytes as tb
@@ -49,7 +49,7 @@ def _changed(data: bytes, rng: random.Random) -> bytes:
 
 
 def _look(value, depth: int = 0) -> None:
-    """Uses everything in a value, as a program that asked for it would."""
+    """Uses everything in a value, as a caller would."""
     if isinstance(value, dict) and depth < 4:
         for inner in value.values():
             _look(inner, depth + 1)
@@ -59,7 +59,7 @@ def _look(value, depth: int = 0) -> None:
 
 
 def _run(count: int, case) -> int:
-    """Runs `case(rng)` that often; how often it raised `ReadError`."""
+    """Runs `case(rng)` `count` times; returns how often it raised `ReadError`."""
     refused = 0
     for seed in range(count):
         start = time.process_time()
@@ -82,15 +82,15 @@ def test_changed_pickles(name, count):
     whole = bytes(archive.read(archive.records[f"{folder}/data.pkl"]))
 
     def case(rng):
-        known = TORCH | NUMPY
-        _look(loads(_changed(whole, rng), known, lambda pid: load_storage(archive, folder, pid)))
+        calls = TORCH_CALLS | NUMPY_CALLS
+        _look(loads(_changed(whole, rng), calls, lambda pid: load_storage(archive, folder, pid)))
 
     assert count / 3 < _run(count, case) < count
 
 
 @counts
 def test_changed_files_are_refused_or_read_right(tmp_path, count):
-    """Every record has a checksum, so whatever is read is what was written."""
+    """Every record has a checksum, so whatever is read was written."""
     name = "timm.pth.tar"
     whole = (FILES / name).read_bytes()
     expected = load_weights(FILES / name)
@@ -100,7 +100,7 @@ def test_changed_files_are_refused_or_read_right(tmp_path, count):
         cut = rng.randrange(len(whole)) if rng.random() < 0.2 else len(whole)
         path.write_bytes(_changed(whole, rng)[:cut])
         found = load_weights(path)
-        assert found.facts == expected.facts
+        assert found.metadata == expected.metadata
         assert list(found.state_dict) == list(expected.state_dict)
         for key, value in expected.state_dict.items():
             np.testing.assert_array_equal(found.state_dict[key], value)

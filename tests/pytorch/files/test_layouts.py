@@ -1,4 +1,4 @@
-"""Where the weights are in the files of the training programs, and what else they tell."""
+"""Weights and metadata in the files of the training programs."""
 
 import json
 import pathlib
@@ -29,7 +29,7 @@ ARGS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "has_ema", "facts"),
+    ("name", "layout", "has_ema", "metadata"),
     [
         ("cnn.pth.tar", "cnn", False, {"epoch": 3, "acc": 71.5, "best_acc": 71.75}),
         ("deit.pth", "deit", True, {"epoch": 3, "args": ARGS}),
@@ -42,16 +42,16 @@ ARGS = {
         ),
     ],
 )
-def test_files_of_the_training_programs(name, layout, has_ema, facts):
+def test_files_of_the_training_programs(name, layout, has_ema, metadata):
     found = load_weights(FILES / name)
     assert (found.layout, found.has_ema, found.weights) == (layout, has_ema, "raw")
-    assert found.facts == facts and json.dumps(found.facts)
+    assert found.metadata == metadata and json.dumps(found.metadata)
     assert list(found.state_dict) == ["stem.weight", "head.query.weight"]
     np.testing.assert_array_equal(found.state_dict["stem.weight"], ROW)
     np.testing.assert_array_equal(found.state_dict["head.query.weight"], ROW + 10)
     if has_ema:
         found = load_weights(FILES / name, ema=True)
-        assert found.weights == "ema" and found.facts == facts
+        assert found.weights == "ema" and found.metadata == metadata
         np.testing.assert_array_equal(found.state_dict["stem.weight"], ROW + 100)
         assert list(found.state_dict) == ["stem.weight", "head.query.weight"]
     else:
@@ -61,7 +61,7 @@ def test_files_of_the_training_programs(name, layout, has_ema, facts):
 
 def test_a_bare_state_dict():
     found = load_weights(FILES / "bare.pth")
-    assert (found.layout, found.has_ema, found.facts) == ("bare", False, {})
+    assert (found.layout, found.has_ema, found.metadata) == ("bare", False, {})
     assert list(found.state_dict) == [
         "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
     ]  # fmt: skip
@@ -73,7 +73,7 @@ def _write(tmp_path, tree: bytes) -> pathlib.Path:
 
 
 def _state(*keys: str) -> bytes:
-    """The tensor at the i-th key begins at i."""
+    """A state dict whose i-th tensor holds numbers from i on."""
     return b"}(" + b"".join(tb.text(k) + _row(i) for i, k in enumerate(keys)) + b"u"
 
 
@@ -155,11 +155,11 @@ def test_a_file_with_averages_only(tmp_path):
     [
         (tb.dictionary(state_dict=_state("w", "module.w")), "'w' and 'module.w' both name 'w'"),
         (tb.dictionary(state_dict=_state("module.", "module")), "2 problem(s)"),
-        (tb.dictionary(w=_row(0), b=tb.NONE), "'b' is a NoneType, a dense real tensor expected"),
-        (b"}(" + tb.number(1) + _row(0) + b"u", "key 1 is no parameter's name"),
-        (_row(0), "holds a Tensor, a dict expected"),
-        (b"]", "holds a list, a dict expected"),
-        (tb.name("a", "Net") + b")\x81", "holds a.Net, a dict expected; save model.state_dict()"),
+        (tb.dictionary(w=_row(0), b=tb.NONE), "'b' is a NoneType, expected a dense real tensor"),
+        (b"}(" + tb.number(1) + _row(0) + b"u", "key 1 is not the name of a parameter"),
+        (_row(0), "holds a Tensor, expected a dict"),
+        (b"]", "holds a list, expected a dict"),
+        (tb.name("a", "Net") + b")\x81", "holds a.Net, expected a dict; save model.state_dict()"),
         (b"}", "no state dict in it; it is empty"),
         (tb.dictionary(epoch=tb.number(1)), "no state dict in it; it has 'epoch' (int)"),
         (
@@ -196,7 +196,7 @@ def test_every_tensor_without_an_array_is_listed():
 
 
 def test_safetensors(tmp_path):
-    path = tmp_path / "file.weights"  # told by its content, not by its name
+    path = tmp_path / "file.weights"  # recognised by its content, not by its name
     saved = {
         "module.bfloat16": ROW.astype(bfloat16),
         "module.scalar": np.array(7, np.int64),
@@ -207,7 +207,7 @@ def test_safetensors(tmp_path):
     save_file(saved, path, metadata={"epoch": "3"})
     found = load_weights(path)
     assert (found.layout, found.weights, found.has_ema) == ("safetensors", "raw", False)
-    assert found.facts == {"metadata": {"epoch": "3"}}
+    assert found.metadata == {"metadata": {"epoch": "3"}}
     assert found.state_dict.keys() == {key.removeprefix("module.") for key in saved}
     for key, value in saved.items():
         array = found.state_dict[key.removeprefix("module.")]
@@ -224,13 +224,13 @@ def _header(shape: list, end: int, dtype: str = "F32") -> dict:
 @pytest.mark.parametrize(
     ("header", "data", "problem"),
     [
-        (_header([2], 8), bytes(7), "damaged or cut short"),
-        (_header([3], 8), bytes(8), "damaged or cut short"),
-        (_header([2**40, 2**40], 8), bytes(8), "damaged or cut short"),
+        (_header([2], 8), bytes(7), "corrupt or truncated"),
+        (_header([3], 8), bytes(8), "corrupt or truncated"),
+        (_header([2**40, 2**40], 8), bytes(8), "corrupt or truncated"),
         (_header([0, 2**62], 0), b"", "which no array can have"),
         (_header([1] * 70, 4), bytes(4), "which no array can have"),
         (_header([2], 2, "F8_E4M3"), bytes(2), "dtype F8_E4M3"),
-        ({"w": 1}, b"", "damaged or cut short"),
+        ({"w": 1}, b"", "corrupt or truncated"),
         ({}, b"", "no state dict in it; it is empty"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tensors in files of torch.save: values, views, bounds."""
+"""Tensors in files of torch.save: values, views and bounds."""
 
 import pathlib
 import random
@@ -122,11 +122,11 @@ def test_views_by_hand(tmp_path, shape, strides, offset, expected):
         (tb.tensor((2**40,), (0,)), "more elements than the storage"),
         (tb.tensor((0, 2**40), (1, 1)), "more elements than the storage"),
         (tb.tensor((2,), (2**47,)), "reaches element"),
-        (tb.tensor(where=tb.storage(numel=7)), "has 24 bytes, 7 x 4 expected"),
-        (tb.tensor(where=tb.storage(numel=5)), "has 24 bytes, 5 x 4 expected"),
+        (tb.tensor(where=tb.storage(numel=7)), "has 24 bytes, expected 7 x 4"),
+        (tb.tensor(where=tb.storage(numel=5)), "has 24 bytes, expected 5 x 4"),
         (tb.tensor(where=tb.storage(numel=-1)), "not the id of a storage"),
-        (tb.tensor(where=tb.storage(kind="DoubleStorage")), "6 x 8 expected"),
-        (tb.tensor(where=tb.storage("1")), "record 'archive/data/1' expected"),
+        (tb.tensor(where=tb.storage(kind="DoubleStorage")), "expected 6 x 8"),
+        (tb.tensor(where=tb.storage("1")), "expected record 'archive/data/1'"),
         (tb.NONE + b"Q", "not the id of a storage"),
         (tb.tup(tb.text("module")) + b"Q", "not the id of a storage"),
     ],
@@ -157,7 +157,7 @@ def test_an_untyped_storage_with_a_byte_left_over(tmp_path):
 
 def test_big_endian_files(tmp_path):
     path = tb.write(tmp_path / "file.pth", records={"byteorder": b"big"})
-    with pytest.raises(ReadError, match="byte order b'big', b'little' expected"):
+    with pytest.raises(ReadError, match="byte order b'big', expected b'little'"):
         _read(path)
     # Files from before PyTorch 2.1 do not say.
     data = tb.pickled(tb.dictionary(weight=tb.tensor()))
@@ -169,7 +169,7 @@ def test_big_endian_files(tmp_path):
 
 def test_a_pickle_of_another_scale(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_file, "MAX_PICKLE", 100)
-    with pytest.raises(ReadError, match="at most 100 expected: the file holds much beside"):
+    with pytest.raises(ReadError, match="expected at most 100: the file holds much besides"):
         _read(tb.write(tmp_path / "file.pth"))
 
 

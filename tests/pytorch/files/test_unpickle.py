@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from noah_jax.errors import ReadError
-from noah_jax.pytorch.files.placeholders import NUMPY, Global, Opaque, plain
+from noah_jax.pytorch.files.placeholders import NUMPY_CALLS, Global, Opaque, plain
 from noah_jax.pytorch.files.unpickle import loads
+from tests.helpers import ROOT
 from tests.pytorch.files import torch_bytes as tb
 
 PROTOCOLS = range(1, 6)
@@ -23,7 +24,7 @@ def _read(data: bytes):
     def no_storage(pid):
         raise ReadError(f"no storage for {pid}")
 
-    return loads(data, NUMPY, no_storage)
+    return loads(data, NUMPY_CALLS, no_storage)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -92,7 +93,7 @@ def test_unknown_objects_are_placeholders(protocol):
 
 
 class Series(list):
-    """A list with attributes."""
+    """List with attributes."""
 
 
 class Table(dict):
@@ -137,12 +138,11 @@ def test_an_error_says_where():
 def test_hostile_pickles_within_the_systems_limits():
     pytest.importorskip("resource", reason="limits of memory and time need Unix")
     program = pathlib.Path(__file__).parent / "hostile.py"
-    root = program.parent.parent.parent
     done = subprocess.run(
         [sys.executable, program],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
         timeout=300,
     )
     last = done.stdout.splitlines()[-1:]

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from noah_jax.models import create_model, get_architecture
 from noah_jax.models.base import Model
-from noah_jax.parity.golden import golden_state_dict
+from noah_jax.pytorch.golden import golden_state_dict
 from noah_jax.pytorch.mapping import expected_shapes
 from noah_jax.pytorch.tables import TABLES
 from tests.pytorch.files import torch_bytes as tb
