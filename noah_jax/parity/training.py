@@ -15,8 +15,8 @@ from noah_jax.config import default_config
 from noah_jax.models import get_architecture
 from noah_jax.models.base import Model
 from noah_jax.parity.files import read_json, read_npz, read_salt
-from noah_jax.pytorch.golden import golden_images, golden_tensor
 from noah_jax.parity.models import golden_model, matching
+from noah_jax.pytorch.golden import golden_images, golden_tensor
 from noah_jax.pytorch.mapping import to_torch
 from noah_jax.pytorch.tables import TABLES
 from noah_jax.tasks.metrics import per_image

@@ -11,8 +11,8 @@ import pytest
 from noah_jax import list_models
 from noah_jax.errors import ConversionError
 from noah_jax.models import ARCHITECTURES, create_model, get_architecture
-from noah_jax.pytorch.golden import golden_images
 from noah_jax.pytorch.dimensions import attention_heads, nearest, ratio
+from noah_jax.pytorch.golden import golden_images
 from noah_jax.pytorch.infer import find_model
 from noah_jax.pytorch.mapping import to_jax, to_torch
 from noah_jax.pytorch.reference import example_weights
