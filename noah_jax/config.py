@@ -1,13 +1,14 @@
-"""The configuration: every key, its default and its meaning, in one place.
+"""Defines the configuration: every key, its default and its meaning, in one place.
 
-A file in `configs/` starts from `default_config()` and sets what its result needs; the
-command line sets single keys, `--config.optim.learning_rate=0.1`.
+A file in `configs/` starts from `default_config()` and sets what its result needs. The command
+line sets single keys: `--config.optim.learning_rate=0.1`. Each part of a run gets its own section
+of the configuration and nothing else; the functions `..._section` cut the sections out.
 """
 
 import copy
 import difflib
-import sys
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -19,128 +20,152 @@ from noah_jax.errors import InputError, UsageError
 
 
 def default_config() -> ConfigDict:
-    """All keys with their defaults; a placeholder is None until it is set."""
+    """Returns all keys with their defaults. A placeholder is None until it is set."""
     config = ConfigDict()
-    config.seed = 0  # of the weights, the order, the augmentation and the dropout
+    # Seeds the weights, the order of the images, the augmentation and dropout.
+    config.seed = 0
 
-    config.dataset = "fashion_mnist_sample"  # or a TFDS set's name, folder:PATH, csv:PATH
+    # The name of a TFDS dataset, folder:PATH for class folders, or csv:PATH.
+    config.dataset = "fashion_mnist_sample"
 
     # The weights to start with: a run's folder, a converted folder or a PyTorch file, as
-    # noah_jax.load_model takes it. Read at the very start alone; None: fresh weights.
+    # noah_jax.load_model takes it. Only a run's first start reads it; None means fresh weights.
     config.init_from = placeholder(str)
-    config.init_ema = False  # take their moving average
+    config.init_ema = False  # Take the moving average of those weights.
 
-    config.model = ConfigDict()  # arguments of noah_jax.create_model
+    # The arguments of noah_jax.create_model.
+    config.model = ConfigDict()
     config.model.name = "noah_resnet50"
-    config.model.image_size = placeholder(int)  # pixels; None: the published size
-    config.model.head_num = placeholder(int)  # NOAH's N; None: the published one
-    config.model.key_ratio = placeholder(float)  # NOAH's r; None: the published one
+    config.model.image_size = placeholder(int)  # In pixels; None means the published size.
+    config.model.head_num = placeholder(int)  # NOAH's N; None means the published one.
+    config.model.key_ratio = placeholder(float)  # NOAH's r; None means the published one.
     config.model.head_split = True
     config.model.kv_split = True
-    config.model.drop_rate = 0.0  # in the backbone, where it has dropout
-    config.model.drop_path_rate = 0.0  # stochastic depth, likewise
+    config.model.drop_rate = 0.0  # Dropout in the backbone, if it has any.
+    config.model.drop_path_rate = 0.0  # Stochastic depth, if the backbone has any.
     config.model.head_drop_rate = 0.0
-    config.model.batch_norm_group = placeholder(int)  # images; None: the global batch
-    config.model.remat = False  # less memory for one more forward pass
-    config.model.dtype = "float32"  # compute dtype; "bfloat16" on TPU and GPU
+    # Images that share BatchNorm's batch statistics; None means the global batch.
+    config.model.batch_norm_group = placeholder(int)
+    config.model.remat = False  # Save memory at the cost of one more forward pass.
+    config.model.dtype = "float32"  # The compute dtype; use "bfloat16" on TPUs and GPUs.
 
     config.data = ConfigDict()
-    config.data.dir = placeholder(str)  # TFDS's data_dir
+    config.data.dir = placeholder(str)  # TFDS's data_dir.
     config.data.train_split = "train"
-    config.data.eval_split = placeholder(str)  # None: validation, val or test
-    config.data.mean = placeholder(tuple)  # of pixels in 0..1; None: the model's
+    # None means the first that exists of validation, val and test.
+    config.data.eval_split = placeholder(str)
+    config.data.mean = placeholder(tuple)  # Of pixels in 0..1; None means the model's.
     config.data.std = placeholder(tuple)
-    config.data.repeats = 1  # repeated augmentation: copies of an image in an epoch
-    config.data.drop_last = False  # leave out the rest of an epoch; else the next one fills it
+    config.data.repeats = 1  # Repeated augmentation: copies of each image in an epoch.
+    # Drop the images that do not fill a batch at an epoch's end. Otherwise the next epoch's
+    # images fill it.
+    config.data.drop_last = False
     config.data.crop = "random_resized"  # random_resized, pad or none
-    config.data.pad = 4  # pixels, for crop=pad
-    config.data.area = (0.08, 1.0)  # for crop=random_resized
-    config.data.ratio = (3 / 4, 4 / 3)
+    config.data.pad = 4  # In pixels, for crop=pad.
+    config.data.area = (0.08, 1.0)  # The crop's fraction of the image, for crop=random_resized.
+    config.data.ratio = (3 / 4, 4 / 3)  # The crop's width over its height, likewise.
     config.data.flip = True
-    config.data.interpolation = "bilinear"  # bicubic, or random: one of both for each image
-    config.data.color_jitter = 0.0  # strength of brightness, contrast and saturation
-    config.data.rand_augment = ConfigDict()  # timm's increasing operations
-    config.data.rand_augment.num_ops = 0  # drawn for an image; 0: no RandAugment
-    config.data.rand_augment.magnitude = 9.0  # mean, in 0..10
+    # bilinear, bicubic, or random, which picks one of the two for each image.
+    config.data.interpolation = "bilinear"
+    config.data.color_jitter = 0.0  # The strength of brightness, contrast and saturation.
+    # RandAugment with timm's operations that grow stronger with the magnitude.
+    config.data.rand_augment = ConfigDict()
+    config.data.rand_augment.num_ops = 0  # Operations drawn for each image; 0 turns it off.
+    config.data.rand_augment.magnitude = 9.0  # The mean of the magnitude, in 0..10.
     config.data.rand_augment.magnitude_std = 0.5
-    config.data.rand_augment.probability = 0.5  # that a drawn operation is applied
-    config.data.eval_interpolation = placeholder(str)  # None: as interpolation
-    config.data.eval_resize = placeholder(int)  # shorter side in pixels; None: just cover
-    config.data.on_damage = "replace"  # undecodable images by the next one; or stop
-    config.data.cache = False  # keep decoded images in memory: for small sets
-    config.data.fast_images = False  # quicker training images, no longer Pillow's pixels
-    config.data.num_threads = placeholder(int)  # None: one for every core
-    config.data.num_workers = placeholder(int)  # processes with these threads; 0: this one
+    config.data.rand_augment.probability = 0.5  # Of applying an operation that was drawn.
+    config.data.eval_interpolation = placeholder(str)  # None means the same as interpolation.
+    # The shorter side in pixels before the centre crop; None resizes the image to just cover it.
+    config.data.eval_resize = placeholder(int)
+    # What to do about an image that cannot be decoded: replace it by the next one, or stop.
+    config.data.on_corrupt_image = "replace"
+    config.data.cache = False  # Keep decoded images in memory; for small datasets.
+    # Decode and resize training images faster, with pixels that differ slightly from Pillow's.
+    config.data.approximate_decode = False
+    config.data.num_threads = placeholder(int)  # None means one for every core.
+    # Worker processes that share these threads; None or 0 means this process alone.
+    config.data.num_workers = placeholder(int)
 
     config.epochs = 100.0
-    config.batch_size = 256  # images per step over all devices
-    # Multiplies batch_size and, by the linear rule, the learning rates of optim.
+    config.batch_size = 256  # Images per step over all devices.
+    # Multiplies batch_size and, by the linear rule, the learning rates in optim.
     config.scale_batch = 1.0
-    config.eval_batch_size = placeholder(int)  # None: as batch_size, or a part of it
+    # None means batch_size, divided by optim.accumulate.
+    config.eval_batch_size = placeholder(int)
 
     # softmax; for images with several labels (csv:PATH, voc, coco) sigmoid or asymmetric.
     config.loss = "softmax"
-    config.asymmetric = ConfigDict()  # for loss=asymmetric; see noah_jax/tasks/multi_label.py
+    # For loss=asymmetric; see noah_jax/tasks/multi_label.py.
+    config.asymmetric = ConfigDict()
     config.asymmetric.gamma_positive = 0.0
     config.asymmetric.gamma_negative = 4.0
     config.asymmetric.margin = 0.05
 
-    # On the device, after the transforms of the data; see noah_jax/train/mixing.py.
-    config.smoothing = 0.0  # share of the target that is spread over all classes
-    config.erase_prob = 0.0  # of erasing a random rectangle of an image
-    config.mixup = 0.0  # alpha of Beta(alpha, alpha); 0: no mixup
-    config.cutmix = 0.0  # likewise
-    config.mix_prob = 1.0  # of mixing a group at all
-    config.mix_switch_prob = 0.5  # of cutmix where both are on
-    config.mix_group = placeholder(int)  # images that share a draw; None: the global batch
+    # These run on the device, after the transforms in data; see noah_jax/train/mixing.py.
+    config.smoothing = 0.0  # The fraction of the target that is spread over all classes.
+    config.erase_prob = 0.0  # The probability of erasing a random rectangle of an image.
+    config.mixup = 0.0  # The alpha of Beta(alpha, alpha); 0 turns mixup off.
+    config.cutmix = 0.0  # The alpha of Beta(alpha, alpha); 0 turns cutmix off.
+    config.mix_prob = 1.0  # The probability of mixing the images of a mix_group at all.
+    config.mix_switch_prob = 0.5  # The probability of cutmix, if both are on.
+    # Images that share one draw of mixup or cutmix; None means the global batch.
+    config.mix_group = placeholder(int)
 
-    config.ema_decay = placeholder(float)  # of the weights' moving average; None: no average
+    # The decay of the weights' moving average; None keeps no average.
+    config.ema_decay = placeholder(float)
 
     config.optim = ConfigDict()
-    config.optim.name = "sgd"  # or adamw
-    config.optim.learning_rate = 0.1  # the peak
+    config.optim.name = "sgd"  # sgd or adamw
+    config.optim.learning_rate = 0.1  # The peak.
     config.optim.schedule = "cosine"  # cosine, linear, constant or step
-    config.optim.per_epoch = False  # hold the learning rate during an epoch, as the originals
+    # Hold the learning rate during an epoch, as the original recipes do.
+    config.optim.per_epoch = False
     config.optim.warmup_epochs = 0.0
-    config.optim.warmup_learning_rate = 0.0  # where the warm-up starts
-    config.optim.late_epochs = 0  # per_epoch: the first epoch's rate is held as many more
-    config.optim.final_learning_rate = 0.0  # where cosine and linear end
-    config.optim.step_epochs = (30.0, 60.0, 90.0)  # schedule=step: x0.1 at each
+    config.optim.warmup_learning_rate = 0.0  # Where the warm-up starts.
+    # With per_epoch: the first epoch's learning rate is held for this many more epochs.
+    config.optim.lr_delay_epochs = 0
+    config.optim.final_learning_rate = 0.0  # Where cosine and linear end.
+    config.optim.step_epochs = (30.0, 60.0, 90.0)  # For schedule=step: x0.1 at each.
     config.optim.weight_decay = 1e-4
-    # Whether weight decay takes every parameter (True) or spares biases, parameters of one
-    # dimension and those the model names (False); None: as in the model's recipe.
+    # True decays every parameter; False spares biases, one-dimensional parameters and those the
+    # model names; None does as the model's recipe does.
     config.optim.decay_all = placeholder(bool)
-    # In how many parts a batch is computed, one after another, where it does not fit at once.
+    # The number of micro-batches that a batch is computed in, one after another, if it does not
+    # fit into memory at once.
     config.optim.accumulate = 1
-    config.optim.momentum = 0.9  # sgd
-    config.optim.nesterov = False  # sgd
-    config.optim.clip_grad_norm = placeholder(float)  # global norm of the trained gradients
+    config.optim.momentum = 0.9  # For sgd.
+    config.optim.nesterov = False  # For sgd.
+    # The largest global norm of the trained parameters' gradients; None does not clip.
+    config.optim.clip_grad_norm = placeholder(float)
     # Regular expressions over the parameters' paths, see noah_jax/train/param_groups.py. Frozen
     # parameters stay as they are; BatchNorm's running statistics are still updated, as in PyTorch.
-    config.optim.freeze = ()  # such as ("^(?!head/)",), all but the head
-    config.optim.groups = ()  # factors of the learning rate, such as (("^head/", 10.0),)
-    config.optim.beta1 = 0.9  # adamw
-    config.optim.beta2 = 0.999  # adamw
-    config.optim.epsilon = 1e-8  # adamw
+    config.optim.freeze = ()  # For example ("^(?!head/)",), which trains the head alone.
+    # Factors of the learning rate, for example (("^head/", 10.0),).
+    config.optim.param_groups = ()
+    config.optim.beta1 = 0.9  # For adamw.
+    config.optim.beta2 = 0.999  # For adamw.
+    config.optim.epsilon = 1e-8  # For adamw.
 
-    # The devices share parameters, average and optimizer state, of which each else holds all.
+    # Shard parameters, EMA and optimizer state over the devices instead of replicating them.
     config.shard_state = False
 
-    # Steps between ...; None is once an epoch. These do not change what is learnt.
+    # Intervals in steps; None means once an epoch. They do not change what is learnt.
     config.log_every = 50
     config.eval_every = placeholder(int)
     config.checkpoint_every = placeholder(int)
-    config.keep_checkpoints = 3
-    config.try_next = ()  # commands to suggest when the run has finished
-    # Of several processes only the first writes there: their default is in the run's folder.
+    config.keep_checkpoints = 3  # The number of checkpoints to keep, the newest ones.
+    config.try_next = ()  # Commands to suggest when the run has finished.
+    # Only the first process of a run writes there. With several processes the default is a
+    # folder inside the run's folder.
     config.compilation_cache = DEFAULT_CACHE
-    # Without a step, or a part of an evaluation, for so long the process ends as restartable.
+    # Exit with the restartable code if no step or evaluation batch finishes within this many
+    # seconds.
     config.watchdog_seconds = 900.0
     return config
 
 
 def sample_config() -> ConfigDict:
-    """What the configurations of the embedded sample of Fashion-MNIST share."""
+    """Returns what the configurations for the embedded sample of Fashion-MNIST share."""
     config = default_config()
     config.model.image_size = 28
     config.dataset = "fashion_mnist_sample"
@@ -157,23 +182,22 @@ def sample_config() -> ConfigDict:
 def imagenet_config(
     variant: str, backbones: Sequence[str], *, noah_drop_rate: float = 0.0
 ) -> ConfigDict:
-    """What all of the original's ImageNet-1k recipes share, for a backbone with either head.
+    """Returns what all ImageNet-1k recipes of the original share, for either head.
 
     Args:
-      variant: one of `backbones`, for the linear head, or `noah_` and one of them.
-      backbones: what the calling file has.
-      noah_drop_rate: dropout in the NOAH head; linear heads have none.
+      variant: One of `backbones` for the linear head, or `noah_` and one of them.
+      backbones: The backbones that the calling file has recipes for.
+      noah_drop_rate: The dropout rate in the NOAH head; linear heads have no dropout.
 
     Raises:
-      ValueError: on another variant.
+      InputError: If the variant is none of these.
     """
     variants = [*backbones, *("noah_" + name for name in backbones)]
     if variant not in variants:
-        near = difflib.get_close_matches(variant, variants, n=1)
-        got = f"got {variant!r}" + (f", did you mean {near[0]}?" if near else "")
+        got = f"got {variant!r}{_suggestion(variant, variants)}" if variant else "got none"
         raise InputError(
             "--config FILE:VARIANT needs one of the variants"
-            f" {', '.join(backbones)}, or noah_ and one of them; {got if variant else 'got none'}"
+            f" {', '.join(backbones)}, or noah_ and one of them; {got}"
         )
     config = default_config()
     config.model.name = variant
@@ -184,8 +208,8 @@ def imagenet_config(
     return config
 
 
-# Keys that a resumed run may change: they alter neither the weights nor the metrics, or as the
-# number of devices does, by rounding.
+# Keys that a resumed run may change. They change neither weights nor metrics, except for rounding
+# (as a change of device count would).
 OPERATIONAL_KEYS = frozenset(
     {
         "checkpoint_every",
@@ -199,23 +223,61 @@ OPERATIONAL_KEYS = frozenset(
         "data.dir",
         "data.num_threads",
         "data.num_workers",
-        "data.on_damage",
+        "data.on_corrupt_image",
     }
 )
-
 
 # Keys that may differ between the hosts of a run.
 HOST_KEYS = frozenset({"data.cache", "data.dir", "data.num_threads", "data.num_workers"})
 
+# Old names of keys and what they are called now. The `config.json` of old runs has the old ones.
+RENAMED_KEYS = {
+    "data.fast_images": "data.approximate_decode",
+    "data.on_damage": "data.on_corrupt_image",
+    "optim.groups": "optim.param_groups",
+    "optim.late_epochs": "optim.lr_delay_epochs",
+}
+
+
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the configuration as one dict with keys such as "optim.momentum"."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat |= {f"{key}.{inner}": x for inner, x in flat_config(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def rename_old_keys(flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Gives the keys of an old configuration the names they have now.
+
+    Args:
+      flat: What `flat_config` returns.
+
+    Returns:
+      The configuration under the present names, and the old names that it had.
+    """
+    old = [key for key in RENAMED_KEYS if key in flat]
+    return {RENAMED_KEYS.get(key, key): value for key, value in flat.items()}, old
+
+
+def refuse_old_keys(config: ConfigDict) -> None:
+    """Raises an InputError if a key that was renamed is set under its old name."""
+    _, old = rename_old_keys(flat_config(config))
+    if old:
+        raise InputError(_unknown_key(old[0], ()))
+
 
 def scaled(config: ConfigDict) -> ConfigDict:
-    """The configuration with `scale_batch` carried out (Goyal et al., 2017), where it is not 1.
+    """Applies `scale_batch` (Goyal et al., 2017); returns the same configuration if it is 1.
 
-    All learning rates of the schedule are multiplied as the batch is; what is counted in epochs
-    stays, and so does what is set in steps.
+    All learning rates of the schedule are multiplied by the factor, as the batch is. What is
+    counted in epochs or in steps stays.
 
     Raises:
-      ValueError: if the batch would not be a whole number of images.
+      InputError: If the scaled batch is not a whole number of images.
     """
     factor = config.scale_batch
     if factor == 1:
@@ -234,50 +296,78 @@ def scaled(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def parse_command_line(argv: list[str], **own: Any) -> tuple[ConfigDict, dict[str, Any]]:
-    """`--config FILE[:VARIANT] [--config.KEY=VALUE ...]` and a program's own flags.
+def parse_command_line(argv: Sequence[str], **own: Any) -> tuple[ConfigDict, dict[str, Any]]:
+    """Parses `--config FILE[:VARIANT] [--config.KEY=VALUE ...]` and a program's own flags.
 
     Args:
-      argv: the command line, the program's name first.
-      **own: the program's own flags and their defaults, of type bool, int or str; `None` is a
-        string that must be given.
+      argv: The command line, starting with the program's name.
+      **own: The program's own flags and their defaults, which are of type bool, int or str. The
+        default `None` stands for a string that must be given.
 
     Returns:
       The configuration and the values of the own flags.
 
     Raises:
-      UsageError: on an unknown flag or key, a value of another type, a missing file.
+      UsageError: If a flag or key is unknown, a value has another type, or the file is missing.
     """
+    argv = list(argv)
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values)
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer}
     for name, default in own.items():
         define.get(type(default), flags.DEFINE_string)(name, default, "", flag_values=values)
-    own_argv = sys.argv
     try:
-        sys.argv = argv  # where config_flags looks for the single keys, whatever is parsed
         rest = values(argv)[1:]
         if rest:
             raise UsageError(f"unexpected argument {rest[0]!r}; flags are --name=value")
         if config.value is None:
             raise UsageError("--config FILE is needed, such as --config configs/quickstart.py")
-        _ = config.value.is_locked  # a file that failed to load raises here
-    except AttributeError as error:
-        cause = error.args[0]
-        text = cause.args[0] if isinstance(cause, KeyError) else str(cause)
-        words = text.replace('"', "").replace("'", "").split()
-        near = f"; did you mean {words[4]}?" if words[1:4] == ["Did", "you", "mean"] else ""
-        raise UsageError(f"the configuration has no key {words[0]}{near}") from error
+        _ = config.value.is_locked  # A file that failed to load raises its error here.
+        refuse_old_keys(config.value)
     except OSError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UsageError(f"the configuration file cannot be read: {reason}") from error
-    except (flags.Error, ValueError, TypeError, KeyError) as error:
-        # A failing file comes with its traceback: the last line says why.
-        text = str(error)
-        raise UsageError(text.splitlines()[-1] if "Traceback" in text else text) from error
-    finally:
-        sys.argv = own_argv
+    except (flags.Error, AttributeError, ValueError, TypeError, KeyError) as error:
+        # ml_collections reports a key that does not exist in several ways, so look for one here.
+        reason = _find_unknown_key(argv) or _last_line(error)
+        raise UsageError(reason) from error
     given = {name: values[name].value for name in own}
     if missing := [name for name, value in given.items() if value is None]:
         raise UsageError(f"--{missing[0]} is needed")
     return config.value, given
+
+
+def _find_unknown_key(argv: Sequence[str]) -> str | None:
+    """Explains the first `--config.KEY` that the configuration file does not have, if any."""
+    single_key = re.compile(r"--?(?:no)?config\.([^=\[]+)")
+    matches = [match for word in argv if (match := single_key.match(word))]
+    file_alone = [word for word in argv if not single_key.match(word)]
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=file_alone)
+    try:
+        values(file_alone, known_only=True)
+        known = flat_config(config.value)
+    except Exception:  # A configuration file may raise anything; that is what is to be reported.
+        return None
+    for match in matches:
+        key = match[1]
+        if key not in known and not any(name.startswith(f"{key}.") for name in known):
+            return _unknown_key(key, known)
+    return None
+
+
+def _unknown_key(key: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    if key in RENAMED_KEYS:
+        return f"the configuration has no key {key}: it was renamed to {RENAMED_KEYS[key]}"
+    return f"the configuration has no key {key}{_suggestion(key, known)}"
+
+
+def _suggestion(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _last_line(error: Exception) -> str:
+    """The reason in one line: the last line of a configuration file's traceback says why."""
+    text = str(error)
+    return text.splitlines()[-1] if "Traceback" in text else text

@@ -214,7 +214,7 @@ def _measure_recipe(
         for name, theirs in _loaders_of(*packages).items()
     }
     others = list(contenders)
-    variants = {"noah_jax": transform} | ({"noah_jax, fast_images": fast} if fast else {})
+    variants = {"noah_jax": transform} | ({"noah_jax, approximate_decode": fast} if fast else {})
     for name, ours in variants.items():
         contenders[name] = our_batches(source, ours, batch=batch, threads=cores)
         contenders[f"  its transforms alone{name[8:]}"] = floor(
@@ -238,11 +238,11 @@ def _measure_recipe(
     if fast:
         difference = pixel_difference(source, transform)
         print(
-            f"fast_images differs from Pillow's pixels by {difference.mean():.2f} levels of 255 in"
-            f" the mean, {np.percentile(difference, 99):.0f} at the 99th percentile"
+            f"approximate_decode differs from Pillow's pixels by {difference.mean():.2f} levels of"
+            f" 255 in the mean, {np.percentile(difference, 99):.0f} at the 99th percentile"
         )
     else:
-        print("OpenCV is not installed: fast_images is left out; pip install -e '.[fast]'")
+        print("OpenCV is not installed: approximate_decode is left out; pip install -e '.[fast]'")
 
 
 def _measure_threads(source: Source, batch: int, rounds: int, cores: int) -> None:

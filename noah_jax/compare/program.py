@@ -166,11 +166,11 @@ def _folder(config: str, head: str, seed: int) -> str:
 
 def _results(directory: Any, expected: dict[str, Any]) -> dict[str, Any] | None:
     """Results and curve of a finished run of the expected configuration; None: to be trained."""
-    from noah_jax.runs import run_dir as workdirs
+    from noah_jax.runs.run_dir import check_config, read_results
 
     # Raises a ValueError if it is a run of something else.
-    workdirs.check(directory, expected)
-    results = workdirs.results(directory)
+    check_config(directory, expected)
+    results = read_results(directory)
     if results is None:
         return None
     lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())

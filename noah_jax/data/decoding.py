@@ -170,7 +170,9 @@ class DamagedImages:
 
     def __init__(self, policy: str, tell: Callable[[str], None]):
         if policy not in ON_DAMAGE:
-            raise InputError(f"on_damage must be one of {', '.join(ON_DAMAGE)}, got {policy!r}")
+            raise InputError(
+                f"on_corrupt_image must be one of {', '.join(ON_DAMAGE)}, got {policy!r}"
+            )
         self._policy = policy
         self._tell = tell
         self._names: set[str] = set()

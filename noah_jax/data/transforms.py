@@ -99,9 +99,9 @@ class TrainTransform:
             )
         if self.fast:
             if self.crop != "random_resized":
-                raise InputError(f"fast_images needs crop=random_resized, got {self.crop}")
+                raise InputError(f"approximate_decode needs crop=random_resized, got {self.crop}")
             if importlib.util.find_spec("cv2") is None:
-                raise InputError("fast_images needs OpenCV: pip install -e '.[fast]'")
+                raise InputError("approximate_decode needs OpenCV: pip install -e '.[fast]'")
 
     def draw(self, image_size: tuple[int, int], random: np.random.Generator) -> TrainChoices:
         """The choices for an image of `(width, height)` pixels."""

@@ -149,7 +149,7 @@ def load_trained(path: str, step: int | None = None, *, ema: bool = False) -> Tr
     name = path if step is None else f"{path}/{workdirs.CHECKPOINTS}/{step}"
     step, model, params, stats = load_with_step(path, ema=ema, step=step)
     facts = _json(epath.Path(path) / workdirs.MODEL_FILE)
-    config = _json(epath.Path(path) / workdirs.CONFIG_FILE)
+    config = workdirs.read_config(epath.Path(path)) or {}
     names = facts.get("class_names")
     if names is None and model.num_classes == len(imagenet_classes()):
         names = imagenet_classes()

@@ -1,96 +1,135 @@
-"""A run's folder: whose it is, whether it is finished, and loading a model from it."""
+"""Reads and writes a run's folder: its configuration, its model's description and its results.
 
-import difflib
+Nothing here knows of models or training: the folder holds JSON files and checkpoints.
+"""
+
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from noah_jax import distributed
-from noah_jax.runs.checkpoints import restore_model_with_step
-from noah_jax.config import OPERATIONAL_KEYS
-from noah_jax.pytorch.load import load_torch
-from noah_jax.models import create_model
-from noah_jax.models.base import Model
-from noah_jax.files import write_text
+from noah_jax import console, distributed
+from noah_jax.config import OPERATIONAL_KEYS, RENAMED_KEYS, rename_old_keys
 from noah_jax.errors import InputError
+from noah_jax.files import write_text
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.json"
 RESULTS_FILE = "results.json"
 CHECKPOINTS = "checkpoints"
 
-_NFS_SECONDS = 90  # for which NFS may remember that a file was not there
+_NFS_SECONDS = 90  # NFS may remember for this long that a file does not exist.
+_MAX_LISTED = 3
 
 
-def check(workdir: epath.Path, config: dict[str, Any]) -> None:
-    """Raises a ValueError if the folder holds a run of another configuration.
+def read_config(workdir: epath.Path) -> dict[str, Any] | None:
+    """Reads the configuration of a run, under the present names of its keys.
+
+    Prints one warning line, on the first process, if the run was made when keys had other names.
+
+    Returns:
+      The configuration as nested dicts, or `None` if the folder has none.
+
+    Raises:
+      InputError: If the file is not JSON.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error}); choose another --workdir") from error
+    flat, old = rename_old_keys(flatten_dict(config, keep_empty_nodes=True, sep="."))
+    if old and distributed.process_index() == 0:
+        renamed = ", ".join(f"{key} is now {RENAMED_KEYS[key]}" for key in old)
+        console.warn(f"{path} is of an earlier version: {renamed}")
+    return unflatten_dict(flat, sep=".")
+
+
+def check_config(workdir: epath.Path, config: Mapping[str, Any]) -> None:
+    """Raises an InputError if the folder holds a run of another configuration.
 
     Args:
-      workdir: the folder; need not exist, is not touched.
-      config: the configuration of this run, as nested dicts.
+      workdir: The folder. It need not exist and is not changed.
+      config: The configuration of this run, as nested dicts.
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file; --workdir must be a folder or a new name")
-    path = workdir / CONFIG_FILE
-    if not path.exists():
+    saved_config = read_config(workdir)
+    if saved_config is None:
         if (workdir / CHECKPOINTS).exists():
             raise InputError(
                 f"{workdir} holds checkpoints but no {CONFIG_FILE}; choose another --workdir"
             )
         return
-    try:
-        theirs = flatten_dict(json.loads(path.read_text()), sep=".")
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read ({error}); choose another --workdir") from error
-    ours = flatten_dict(json.loads(json.dumps(config)), sep=".")
+    saved = flatten_dict(saved_config, sep=".")
+    given = flatten_dict(json.loads(json.dumps(config)), sep=".")
     differing = [
-        f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
-        for key in sorted(theirs.keys() | ours.keys())
-        if key not in OPERATIONAL_KEYS and theirs.get(key) != ours.get(key)
+        f"{key} is {saved.get(key)!r} there and {given.get(key)!r} here"
+        for key in sorted(saved.keys() | given.keys())
+        if key not in OPERATIONAL_KEYS and saved.get(key) != given.get(key)
     ]
     if differing:
-        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+        surplus = len(differing) - _MAX_LISTED
+        more = f" (and {surplus} more)" if surplus > 0 else ""
         raise InputError(
-            f"{workdir} holds a run of another configuration: {'; '.join(differing[:3])}{more};"
+            f"{workdir} holds a run of another configuration:"
+            f" {'; '.join(differing[:_MAX_LISTED])}{more};"
             " choose another --workdir, or use that run's configuration"
         )
 
 
-def results(workdir: epath.Path) -> dict[str, Any] | None:
-    """The results of a finished run, `None` if it is not finished."""
+def read_results(workdir: epath.Path) -> dict[str, Any] | None:
+    """Returns the results of a finished run, or `None` if it is not finished."""
     path = workdir / RESULTS_FILE
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def prepare(
-    workdir: epath.Path, config: dict[str, Any], model: Model, class_names: Sequence[str]
+def write_results(workdir: epath.Path, results: Mapping[str, Any]) -> None:
+    """Writes the results on the first process, which marks the run as finished."""
+    if jax.process_index() == 0:
+        write_text(workdir / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+
+
+def prepare_folder(
+    workdir: epath.Path,
+    config: Mapping[str, Any],
+    *,
+    model_name: str,
+    model_arguments: Mapping[str, Any],
+    class_names: Sequence[str],
 ) -> None:
-    """Makes the folder and writes what a later run, `load_model` and `Trained` need.
+    """Makes the folder and writes what a resumed run and `noah_jax.load_model` need.
+
+    Args:
+      workdir: The run's folder, the same for all processes.
+      config: The configuration, as nested dicts.
+      model_name: The model's registered name.
+      model_arguments: The arguments that make the model.
+      class_names: The classes, in the order of their indices.
 
     Raises:
-      ValueError: if the processes of a run do not all see what the first one wrote.
+      InputError: If some process does not see what the first one wrote.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        facts = {"name": model.name, "arguments": model.arguments}
-        facts["class_names"] = list(class_names)
-        write_text(workdir / MODEL_FILE, json.dumps(facts, indent=2) + "\n")
+        description = {
+            "name": model_name,
+            "arguments": dict(model_arguments),
+            "class_names": list(class_names),
+        }
+        write_text(workdir / MODEL_FILE, json.dumps(description, indent=2) + "\n")
         write_text(workdir / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     distributed.barrier("workdir")
-    patience = time.monotonic() + _NFS_SECONDS
+    deadline = time.monotonic() + _NFS_SECONDS
     while not (workdir / CONFIG_FILE).exists():
-        if time.monotonic() > patience:
+        if time.monotonic() > deadline:
             raise InputError(
                 f"{workdir} is another folder here than on process 0; --workdir must be shared"
             )
         time.sleep(1)
-
-
-
-

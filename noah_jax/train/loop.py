@@ -19,9 +19,14 @@ from noah_jax import console, distributed
 from noah_jax.compilation import QUICK_COMPILE, enable_compilation_cache
 from noah_jax.config import HOST_KEYS
 from noah_jax.console import say
-from noah_jax.files import write_text
-from noah_jax.runs import run_dir as workdirs
 from noah_jax.runs.checkpoints import Checkpoints, saved_steps
+from noah_jax.runs.run_dir import (
+    CHECKPOINTS,
+    check_config,
+    prepare_folder,
+    read_results,
+    write_results,
+)
 from noah_jax.tasks.task import Task, describe
 from noah_jax.train import nonfinite as finite
 from noah_jax.train.metric_writer import MetricWriter
@@ -62,10 +67,10 @@ def train(
 
     # ---- What to train, on what. Nothing is written before all of it is known to fit.
     as_dict = json.loads(config.to_json_best_effort())
-    workdirs.check(directory, as_dict)
-    saved = saved_steps(directory / workdirs.CHECKPOINTS)
+    check_config(directory, as_dict)
+    saved = saved_steps(directory / CHECKPOINTS)
     distributed.check_equal("start", _facts(as_dict, saved))
-    if (results := workdirs.results(directory)) is not None:
+    if (results := read_results(directory)) is not None:
         say(f"{workdir} is finished: {_result_line(results)}. Choose another --workdir to train.")
         return results
     experiment = build(config)
@@ -80,8 +85,14 @@ def train(
     compile_seconds = time.perf_counter() - begin
 
     # ---- State: resume, or start from other weights, or afresh.
-    workdirs.prepare(directory, as_dict, model, experiment.class_names)
-    checkpoints = Checkpoints(directory / workdirs.CHECKPOINTS, keep=config.keep_checkpoints)
+    prepare_folder(
+        directory,
+        as_dict,
+        model_name=model.name,
+        model_arguments=model.arguments,
+        class_names=experiment.class_names,
+    )
+    checkpoints = Checkpoints(directory / CHECKPOINTS, keep=config.keep_checkpoints)
     state = checkpoints.restore(experiment.abstract_state())
     if state is None:
         state = experiment.init_state(initial)
@@ -192,9 +203,7 @@ def train(
         "step": total_steps,
         "num_params": model.num_params,
     }
-    if jax.process_index() == 0:
-        text = json.dumps(results, indent=2) + "\n"
-        write_text(directory / workdirs.RESULTS_FILE, text)
+    write_results(directory, results)
     if damaged := len(experiment.damaged):
         console.warn(
             f"{damaged} damaged image(s), named above: replaced by the next one in training,"

@@ -49,8 +49,8 @@ def find_groups(config: Mapping[str, Any], params: Any) -> Groups:
     """The groups of a model's parameters.
 
     Args:
-      config: the `optim` section of the configuration: `freeze` has expressions, `groups` pairs
-        of an expression and a factor of the learning rate, of which the first that matches holds.
+      config: The `optim` section of the configuration. `freeze` has expressions; `param_groups` has
+        pairs of an expression and a factor of the learning rate, the first that matches counts.
       params: nested dicts.
 
     Raises:
@@ -65,13 +65,13 @@ def find_groups(config: Mapping[str, Any], params: Any) -> Groups:
     if not trained:
         raise InputError("optim.freeze leaves no parameter to train; '^(?!head/)' spares the head")
     factors: dict[str, float] = {}
-    for pair in config["groups"]:
+    for pair in config["param_groups"]:
         pattern, factor = _pair(pair)
-        matching = _matching("optim.groups", pattern, paths)
+        matching = _matching("optim.param_groups", pattern, paths)
         reached = [path for path in matching if path not in frozen and path not in factors]
         if not reached:
             raise InputError(
-                f"optim.groups: all that {pattern!r} matches is frozen or in an earlier group"
+                f"optim.param_groups: all that {pattern!r} matches is frozen or in an earlier group"
             )
         factors.update(dict.fromkeys(reached, factor))
     return Groups(frozenset(frozen), factors)
@@ -106,14 +106,14 @@ def _matching(key: str, pattern: Any, paths: list[str]) -> list[str]:
 def _pair(pair: Any) -> tuple[str, float]:
     if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
         raise InputError(
-            f"optim.groups: expected pairs of an expression and a factor, such as"
+            f"optim.param_groups: expected pairs of an expression and a factor, such as"
             f" (('^head/', 10.0),), got {pair!r} for one"
         )
     pattern, factor = pair
     number = isinstance(factor, int | float) and not isinstance(factor, bool)
     if not number or not 0 < factor < math.inf:
         raise InputError(
-            f"optim.groups: the factor of {pattern!r} must be above 0, got {factor!r};"
+            f"optim.param_groups: the factor of {pattern!r} must be above 0, got {factor!r};"
             " optim.freeze stops training"
         )
     return pattern, float(factor)

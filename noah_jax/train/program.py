@@ -9,7 +9,7 @@ from noah_jax import console, distributed
 from noah_jax.config import parse_command_line
 from noah_jax.console import say
 from noah_jax.errors import JoinError, NoahError
-from noah_jax.runs import run_dir as workdirs
+from noah_jax.runs.run_dir import CHECKPOINTS, RESULTS_FILE
 from noah_jax.train.loop import Stopped, train
 from noah_jax.train.watchdog import RESTARTABLE, Watchdog
 
@@ -42,10 +42,9 @@ def main(argv: list[str]) -> int:
 
 def _closing_words(config: ConfigDict, workdir: str) -> str:
     lines = [
-        f"results      {workdir}/{workdirs.RESULTS_FILE}",
+        f"results      {workdir}/{RESULTS_FILE}",
         f"metrics      {workdir}/metrics.jsonl, and: tensorboard --logdir {workdir}",
-        f"weights      {workdir}/{workdirs.CHECKPOINTS}; in Python:"
-        f" noah_jax.load_model({workdir!r})",
+        f"weights      {workdir}/{CHECKPOINTS}; in Python: noah_jax.load_model({workdir!r})",
     ]
     lines += [f"try next     {command}" for command in config.try_next]
     return "\n".join(lines)

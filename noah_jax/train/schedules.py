@@ -22,7 +22,7 @@ def make_schedule(
     Smooth, the warm-up rises with every step and the rest of the schedule spans the steps that
     are left. With `per_epoch` it is what the originals' schedulers give when they are called
     once an epoch: the warm-up rises with every epoch from `warmup_learning_rate` itself, the
-    rest counts epochs from the start of the run, and `late_epochs` holds all of it back.
+    rest counts epochs from the start of the run, and `lr_delay_epochs` holds all of it back.
 
     Args:
       config: the `optim` section of the configuration.
@@ -46,10 +46,10 @@ def make_schedule(
             f"optim.warmup_epochs={config['warmup_epochs']} are {warmup} steps;"
             f" they must be fewer than the run's {total_steps}"
         )
-    late = config["late_epochs"]
+    late = config["lr_delay_epochs"]
     if late < 0 or (late and not config["per_epoch"]):
         raise InputError(
-            f"optim.late_epochs={late} must be 0 or more, and 0 unless optim.per_epoch=True"
+            f"optim.lr_delay_epochs={late} must be 0 or more, and 0 unless optim.per_epoch=True"
         )
     if config["per_epoch"]:
         return _by_epoch(config, epochs, steps_per_epoch)
@@ -81,7 +81,9 @@ def _by_epoch(config, epochs: float, steps_per_epoch: float) -> optax.Schedule:
     rate = _rate_in_epoch(config, epochs)
     count = math.ceil(epochs)
     # A table, so that neither long runs nor float32 blur where an epoch begins.
-    rates = np.array([rate(max(e - config["late_epochs"], 0)) for e in range(count)], np.float32)
+    rates = np.array(
+        [rate(max(e - config["lr_delay_epochs"], 0)) for e in range(count)], np.float32
+    )
     # Of a whole number, the product may be a rounding error above it.
     starts = np.array([math.ceil(e * steps_per_epoch - 1e-6) for e in range(count)], np.int32)
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from noah_jax import console as report
 from noah_jax import distributed
 from noah_jax.compilation import QUICK_COMPILE
-from noah_jax.config import scaled
+from noah_jax.config import refuse_old_keys, scaled
 from noah_jax.data import batches
 from noah_jax.data.decoding import DamagedImages, DecodedSource
 from noah_jax.data.geometry import RANDOM_INTERPOLATION
@@ -273,6 +273,7 @@ def build(
     Raises:
       ValueError: if anything in the configuration does not fit; names the key.
     """
+    refuse_old_keys(config)
     config = scaled(config)
     for key in ("log_every", "keep_checkpoints"):
         if config[key] < 1:
@@ -335,7 +336,7 @@ def build(
         order=order,
         train_transform=train_transform,
         eval_transform=eval_transform,
-        damaged=DamagedImages(data.on_damage, tell=report.warn),
+        damaged=DamagedImages(data.on_corrupt_image, tell=report.warn),
         task=make_task(
             config,
             multi_label=train_source.multi_label,
@@ -381,7 +382,7 @@ def _make_transforms(data: ConfigDict, model: Model) -> tuple[TrainTransform, Ev
         color_jitter=data.color_jitter,
         rand_augment=RandAugment(**data.rand_augment) if data.rand_augment.num_ops else None,
         fill=mean_color(data.mean or model.mean),
-        fast=data.fast_images,
+        fast=data.approximate_decode,
     )
     return train_transform, make_eval_transform(
         model.image_size, resize=data.eval_resize, interpolation=eval_interpolation

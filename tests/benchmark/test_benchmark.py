@@ -61,8 +61,8 @@ def test_the_input_is_measured_beside_its_floors(capsys, monkeypatch, tmp_path):
         for name, speed in re.findall(r"^ *(\S.*?)  +([\d,]+)$", out, re.MULTILINE)
     }
     for name in ("noah_jax", "decoding whole images alone", "its transforms alone"):
-        assert speeds[name] > 0 and speeds[f"{name}, fast_images"] > 0
-    assert out.count("fast_images differs from Pillow's pixels by") == 2
+        assert speeds[name] > 0 and speeds[f"{name}, approximate_decode"] > 0
+    assert out.count("approximate_decode differs from Pillow's pixels by") == 2
 
 
 def test_turns_are_counted_in_images():

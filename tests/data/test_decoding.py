@@ -333,6 +333,6 @@ def test_a_run_survives_damaged_files(tiny_config, tmp_path, capfd):
     assert "warning: 2 damaged image(s), named above: replaced by the next one" in err
     for path in torn:
         assert err.count(f"{path} cannot be decoded") == 1
-    tiny_config.data.on_damage = "stop"
+    tiny_config.data.on_corrupt_image = "stop"
     with pytest.raises(DamagedImageError, match=r"bee/03\.png"):
         list(build(tiny_config).train_batches(0))

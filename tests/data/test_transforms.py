@@ -209,7 +209,7 @@ def test_random_interpolation_takes_either_evenly(golden):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("side", [60, 200], ids=["mild", "halved"])
-def test_fast_images_are_nearly_the_same(golden, interpolation, flip, side):
+def test_approximate_decoding_is_nearly_the_same(golden, interpolation, flip, side):
     data = (pathlib.Path(golden) / "images" / "flower_portrait.jpg").read_bytes()
     exact = TrainTransform("random_resized", (80, 90), interpolation=interpolation, flip=flip)
     choices = dataclasses.replace(
@@ -222,7 +222,7 @@ def test_fast_images_are_nearly_the_same(golden, interpolation, flip, side):
     assert 0 < np.abs(fast - pixels.astype(int)).mean() < 2.5
 
 
-def test_fast_images_take_every_augmentation(golden):
+def test_approximate_decoding_takes_every_augmentation(golden):
     data = (pathlib.Path(golden) / "images" / "flower_portrait.jpg").read_bytes()
     exact = TrainTransform("random_resized", (64, 64), rand_augment=RandAugment(num_ops=2))
     fast = dataclasses.replace(exact, fast=True)
@@ -333,7 +333,11 @@ FILL = (124, 116, 104)  # ImageNet's mean, of 255
     [
         ("interpolation", "random", "needs data.eval_interpolation"),
         ("rand_augment.magnitude", 11.0, "magnitude must be in 0..10, got 11"),
-        ("on_damage", "ignore", "on_damage must be one of replace, stop, got 'ignore'"),
+        (
+            "on_corrupt_image",
+            "ignore",
+            "on_corrupt_image must be one of replace, stop, got 'ignore'",
+        ),
     ],
 )
 def test_bad_config_values(key, value, message):

@@ -10,8 +10,8 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from noah_jax import create_model, load_model
-from noah_jax.runs import run_dir as workdir
 from noah_jax.runs.checkpoints import save_model
+from noah_jax.runs.run_dir import CHECKPOINTS, prepare_folder
 from noah_jax.train import main as train_program
 from noah_jax.train import train
 from noah_jax.train.finetune import load_initial, resize_bicubic
@@ -62,8 +62,14 @@ def _save(folder, name, **arguments):
     model = create_model(name, **arguments)
     params, stats = jax.jit(model.init)(jax.random.key(1))
     names = [str(i) for i in range(model.num_classes)]
-    workdir.prepare(epath.Path(folder), {}, model, names)
-    save_model(folder / workdir.CHECKPOINTS, {"params": params, "stats": stats})
+    prepare_folder(
+        epath.Path(folder),
+        {},
+        model_name=model.name,
+        model_arguments=model.arguments,
+        class_names=names,
+    )
+    save_model(folder / CHECKPOINTS, {"params": params, "stats": stats})
     return model, _flat(params)
 
 
@@ -72,7 +78,7 @@ def test_fine_tuning_on_other_classes(pretrained, two_classes, tmp_path, capsys)
     (tmp_path / "config.py").write_text(CONFIG.format(folder=str(two_classes)))
     command = ["train", f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/tuned"]
     command += [f"--config.init_from={source}", "--config.optim.freeze=^(?!head/)"]
-    command += ["--config.optim.groups=('^head/query', 2.0),"]
+    command += ["--config.optim.param_groups=('^head/query', 2.0),"]
     assert train_program(command) == 0
     said = capsys.readouterr().out
     old_model, *old = load_model(str(source))

@@ -195,7 +195,7 @@ def test_an_error_of_one_process_ends_all_with_its_reason(jpegs, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(jpegs, data)
     (data / "train" / "bee" / "07.jpg").write_bytes(b"")
-    run = processes.start(tmp_path / "run", str(data), 2, "--config.data.on_damage=stop")
+    run = processes.start(tmp_path / "run", str(data), 2, "--config.data.on_corrupt_image=stop")
     assert run.wait() == [1, 1]
     for index in (0, 1):
         assert "07.jpg cannot be decoded: it is empty" in run.said(index)

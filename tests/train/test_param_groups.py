@@ -92,7 +92,7 @@ def test_a_factor_multiplies_the_update(name):
     """Decay and all, as PyTorch's learning rate of a group does: exact for powers of two."""
     params = {"body": {"kernel": jnp.array([[0.5, -1.5]])}, "head": {"kernel": jnp.ones((1, 3))}}
     grads = jax.tree.map(jnp.sin, params)
-    config = _config(name=name, weight_decay=0.3, groups=(("^head/", 8.0), ("kernel", 0.5)))
+    config = _config(name=name, weight_decay=0.3, param_groups=(("^head/", 8.0), ("kernel", 0.5)))
 
     def update(factors):
         optimizer = make_optimizer(
@@ -126,12 +126,18 @@ def test_what_is_trained_of_nothing_frozen_is_everything(model):
         ({"freeze": ("(",)}, r"optim.freeze: '\(' is no regular expression"),
         ({"freeze": (3,)}, "optim.freeze: expected a regular expression, got 3"),
         ({"freeze": (".",)}, "optim.freeze leaves no parameter to train"),
-        ({"groups": (("haed/", 2.0),)}, "optim.groups: 'haed/' matches no parameter"),
-        ({"groups": (("^head/", 0.0),)}, "must be above 0, got 0.0; optim.freeze stops"),
-        ({"groups": (("^head/", "2"),)}, "must be above 0, got '2'"),
-        ({"groups": ("^head/", 2.0)}, "expected pairs .* got '.head/' for one"),
-        ({"groups": (("^head/", 2.0), ("query", 3.0))}, "all that 'query' matches is .* earlier"),
-        ({"freeze": ("^head/",), "groups": (("^head/", 2.0),)}, "all that '.head/' .* is frozen"),
+        ({"param_groups": (("haed/", 2.0),)}, "optim.param_groups: 'haed/' matches no parameter"),
+        ({"param_groups": (("^head/", 0.0),)}, "must be above 0, got 0.0; optim.freeze stops"),
+        ({"param_groups": (("^head/", "2"),)}, "must be above 0, got '2'"),
+        ({"param_groups": ("^head/", 2.0)}, "expected pairs .* got '.head/' for one"),
+        (
+            {"param_groups": (("^head/", 2.0), ("query", 3.0))},
+            "all that 'query' matches is .* earlier",
+        ),
+        (
+            {"freeze": ("^head/",), "param_groups": (("^head/", 2.0),)},
+            "all that '.head/' .* is frozen",
+        ),
     ],
 )
 def test_expressions_that_do_not_fit(model, values, words):
@@ -143,7 +149,7 @@ def test_expressions_that_do_not_fit(model, values, words):
 def test_the_command_line(given, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = ["--config=configs/quickstart.py", f"--config.optim.freeze={given}"]
-    words += ["--config.optim.groups=('^head/', 10.0),"]
+    words += ["--config.optim.param_groups=('^head/', 10.0),"]
     config, _ = parse_command_line(["train", *words])
     assert config.optim.freeze == (BACKBONE,)
-    assert config.optim.groups == (("^head/", 10.0),)
+    assert config.optim.param_groups == (("^head/", 10.0),)

@@ -98,7 +98,7 @@ def full(class_folders):
         ("optimised", {"optim.warmup_epochs": 0.0}),
         ("optimised", {"optim.warmup_learning_rate": 0.0}),
         ("optimised", {"optim.final_learning_rate": 0.0}),
-        ("optimised", {"optim.late_epochs": 1}),
+        ("optimised", {"optim.lr_delay_epochs": 1}),
     ],
     ids=str,
 )

@@ -16,7 +16,7 @@ DEIT = {
     "warmup_epochs": 5.0,
     "warmup_learning_rate": 1e-6,
     "final_learning_rate": 1e-5,
-    "late_epochs": 1,
+    "lr_delay_epochs": 1,
 }
 RECIPES = {
     "resnet": ({"schedule": "step", "learning_rate": 0.1}, 256),
@@ -88,7 +88,7 @@ def test_smooth_schedules():
 def test_held_during_an_epoch():
     constant = _rates(schedule="constant", per_epoch=True, warmup_epochs=2.0)
     np.testing.assert_allclose(constant[[0, 9, 10, 19, 20, 99]], [0, 0, 0.2, 0.2, 0.4, 0.4])
-    late = _rates(schedule="linear", per_epoch=True, late_epochs=2)
+    late = _rates(schedule="linear", per_epoch=True, lr_delay_epochs=2)
     np.testing.assert_allclose(late[[0, 29, 30, 99]], [0.4, 0.4, 0.36, 0.12], rtol=1e-6)
 
 
@@ -97,8 +97,8 @@ def test_held_during_an_epoch():
     [
         ({"schedule": "cos"}, "optim.schedule must be cosine, linear, constant or step, got 'cos'"),
         ({"warmup_epochs": 9.0}, "optim.warmup_epochs=9.0 are 9 steps"),
-        ({"late_epochs": 1}, "0 unless optim.per_epoch=True"),
-        ({"late_epochs": -1, "per_epoch": True}, "optim.late_epochs=-1"),
+        ({"lr_delay_epochs": 1}, "0 unless optim.per_epoch=True"),
+        ({"lr_delay_epochs": -1, "per_epoch": True}, "optim.lr_delay_epochs=-1"),
     ],
 )
 def test_bad_values(values, words):
