@@ -9,7 +9,7 @@ __getattr__ = lazy_names(
     {
         "NOAH": "noah_jax.heads.noah.poca",
         "create_model": "noah_jax.models.create",
-        "list_models": "noah_jax.models.create",
+        "list_models": "noah_jax.models.registry",
         "load_model": "noah_jax.inference.loading",
         "poca": "noah_jax.heads.noah.poca",
     },

@@ -35,7 +35,7 @@ from noah_jax.data.randaugment import RandAugment, mean_color
 from noah_jax.data.sampler import Order, image_random
 from noah_jax.data.sources import Source, open_sources
 from noah_jax.data.transforms import TrainTransform
-from noah_jax.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from noah_jax.models.family import IMAGENET_MEAN, IMAGENET_STD
 
 _SIZE = (224, 224)
 _FILES = 1024  # of the made set: what the system keeps in memory, so that no disk counts

@@ -14,12 +14,11 @@ from safetensors.numpy import save_file
 from noah_jax.console import say
 from noah_jax.errors import InputError
 from noah_jax.inference.loading import load_model
-from noah_jax.models import get_architecture
+from noah_jax.models import get_family
 from noah_jax.models.published import published
 from noah_jax.pytorch.load import Loaded, load_torch
 from noah_jax.pytorch.mapping import to_torch
 from noah_jax.pytorch.released import sha256
-from noah_jax.pytorch.tables import TABLES
 from noah_jax.runs import run_dir as workdirs
 from noah_jax.runs.checkpoints import save_model
 from noah_jax.runs.destination import free, whole
@@ -102,7 +101,7 @@ def export(source: str, destination: str, *, overwrite: bool = False) -> None:
     model, params, stats = load_model(source)
     facts = json.loads((pathlib.Path(source) / workdirs.MODEL_FILE).read_text())
     tree = {"params": params, "stats": stats}
-    state = to_torch(tree, TABLES[get_architecture(model.name).family])
+    state = to_torch(tree, get_family(model.name).table)
     state |= _restored_counters(state, facts.get("source", {}).get(_COUNTER))
     with whole(target) as partial:
         save(state, partial, model.name)

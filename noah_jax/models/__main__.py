@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _print(args: argparse.Namespace) -> int:
-    from noah_jax.models.create import list_models
+    from noah_jax.models.registry import list_models
     from noah_jax.models.table import HEADER, row
 
     names = list_models(args.pattern)

@@ -15,7 +15,7 @@ from flax import nnx
 
 from noah_jax.errors import InputError
 from noah_jax.heads.noah.poca import Contributions
-from noah_jax.models.registry import Architecture
+from noah_jax.models.family import Architecture
 from noah_jax.nn.dropout import Key
 
 Tree = dict[str, Any]

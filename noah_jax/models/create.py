@@ -1,11 +1,6 @@
-"""The registry: every model by name.
-
-Each architecture stands twice, bare (`resnet50`: linear head) and with the prefix
-`noah_` (`noah_resnet50`: the NOAH head with the published N and r).
-"""
+"""Creates a model by its name."""
 
 import difflib
-import fnmatch
 import inspect
 from typing import Any
 
@@ -14,40 +9,10 @@ from flax import nnx
 
 from noah_jax.errors import InputError
 from noah_jax.heads.spec import HeadSpec
-from noah_jax.models import deit, mlp, mobilenetv2, mobilenetv3, pvt, resnet, shufflenetv2
 from noah_jax.models.base import Model
-from noah_jax.models.registry import Architecture, check_dimension
+from noah_jax.models.family import Architecture, check_dimension
+from noah_jax.models.registry import NOAH_PREFIX, get_architecture
 from noah_jax.nn.dtypes import check_compute_dtype
-
-ARCHITECTURES: dict[str, Architecture] = {
-    **resnet.ARCHITECTURES,
-    **mobilenetv2.ARCHITECTURES,
-    **mobilenetv3.ARCHITECTURES,
-    **shufflenetv2.ARCHITECTURES,
-    **deit.ARCHITECTURES,
-    **pvt.ARCHITECTURES,
-    **mlp.ARCHITECTURES,
-}
-_PREFIX = "noah_"
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Names of the registered models that match a shell-style pattern, sorted."""
-    names = [*ARCHITECTURES, *(_PREFIX + name for name in ARCHITECTURES)]
-    return sorted(fnmatch.filter(names, pattern))
-
-
-def get_architecture(name: str) -> Architecture:
-    """What the registry knows of a model, named with or without `noah_`.
-
-    Raises:
-      ValueError: if there is no such model; names the nearest ones.
-    """
-    if name not in list_models():
-        near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else "see noah_jax.list_models()"
-        raise InputError(f"unknown model {name!r}; {hint}")
-    return ARCHITECTURES[name.removeprefix(_PREFIX)]
 
 
 def create_model(
@@ -104,7 +69,7 @@ def create_model(
       ValueError: if a name, an argument or its value does not fit; says what would.
     """
     architecture = get_architecture(name)
-    kind = head if head is not None else ("noah" if name.startswith(_PREFIX) else "linear")
+    kind = head if head is not None else ("noah" if name.startswith(NOAH_PREFIX) else "linear")
     if not isinstance(kind, nnx.Module) and kind not in ("linear", "noah"):
         raise InputError(f"head must be 'linear', 'noah' or a flax.nnx.Module, got {kind!r}")
     _check_arguments(name, architecture, family_arguments)

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from noah_jax.heads.noah.poca import Projection, poca
+from noah_jax.models.conversion import noah_head
 from noah_jax.parity.files import read_json, read_npz, read_salt, readings
 from noah_jax.pytorch.golden import golden_tensor
 from noah_jax.pytorch.mapping import to_jax, to_torch
-from noah_jax.pytorch.tables import noah_table
 
 LIMIT = 1e-5
 
@@ -38,7 +38,7 @@ def head_errors(
     features = random.standard_normal(shape).astype(np.float32).transpose(0, 2, 3, 1)
     cotangent = random.standard_normal((3, case["num_classes"])).astype(np.float32)
 
-    table = noah_table()
+    table = noah_head()
     head_num, num_classes = case["head_num"], case["num_classes"]
     abstract = {"params": {"head": {}}}
     for part in ("query", "value"):

@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from noah_jax.models import create_model, get_architecture, list_models
+from noah_jax.models import create_model, get_family, list_models
 from noah_jax.models.base import Model, Tree
 from noah_jax.parity.files import GoldenError, read_json, read_npz, read_salt, readings
 from noah_jax.pytorch.golden import golden_images, golden_state_dict
 from noah_jax.pytorch.mapping import to_jax
-from noah_jax.pytorch.tables import TABLES
 
 # Limit over PyTorch's own float32 error.
 FACTOR, FLOOR = 5.0, 2e-6
@@ -32,14 +31,14 @@ def golden_model(
       salt: the salt of the vectors.
       dtype: compute dtype.
     """
-    family = get_architecture(name).family
+    family = get_family(name)
     arguments = {key: spec[key] for key in _ARGUMENTS if spec.get(key) is not None}
-    if family == "deit":
+    if family.name == "deit":
         arguments["pre_logits"] = "pre_logits.fc.weight" in spec["state"]
     model = create_model(name, dtype=dtype, **arguments)
     params, stats = model.abstract()
     state = golden_state_dict(spec["state"], spec["gain"], salt)
-    tree = to_jax(state, TABLES[family], {"params": params, "stats": stats})
+    tree = to_jax(state, family.table, {"params": params, "stats": stats})
     return model, {"params": tree["params"], "stats": tree.get("stats", {})}
 
 

@@ -12,13 +12,12 @@ import optax
 
 from noah_jax.compilation import QUICK_COMPILE
 from noah_jax.config import default_config
-from noah_jax.models import get_architecture
+from noah_jax.models import get_family
 from noah_jax.models.base import Model
 from noah_jax.parity.files import read_json, read_npz, read_salt
 from noah_jax.parity.models import golden_model, matching
 from noah_jax.pytorch.golden import golden_images, golden_tensor
 from noah_jax.pytorch.mapping import to_torch
-from noah_jax.pytorch.tables import TABLES
 from noah_jax.tasks.metrics import per_image
 from noah_jax.train.mixing import smooth
 from noah_jax.train.optimizer import make_optimizer
@@ -111,7 +110,7 @@ def _run(name, spec, case, salt, dtype) -> dict[str, Any]:
     """The golden run with our model and optimizer; every tensor as [norm, dot with probe]."""
     model, start = golden_model(name, spec, salt, dtype=dtype)
     start = jax.tree.map(lambda x: jnp.asarray(x, dtype), start)
-    table = TABLES[get_architecture(name).family]
+    table = get_family(name).table
     optimizer = _optimizer(case, model)
 
     # Five steps: compiling them well would take longer than running them badly.

@@ -10,35 +10,27 @@ from typing import Any
 import numpy as np
 
 from noah_jax.errors import ConversionError
-from noah_jax.models import ARCHITECTURES, create_model, get_architecture, list_models
+from noah_jax.models import (
+    FAMILIES,
+    architectures,
+    create_model,
+    get_architecture,
+    get_family,
+    list_models,
+)
 from noah_jax.models.base import Model
-from noah_jax.models.deit import PRE_LOGITS_WIDTH
-from noah_jax.models.registry import Architecture
-from noah_jax.pytorch.dimensions import StateDict, attention_heads, nearest, ratio
-from noah_jax.pytorch.mapping import Row, expected_shapes, match
+from noah_jax.models.conversion import Row
+from noah_jax.models.family import Family, Positions
+from noah_jax.models.registry import NOAH_PREFIX
+from noah_jax.models.shapes import Shapes, ratio
+from noah_jax.pytorch.dimensions import StateDict, attention_heads, nearest
+from noah_jax.pytorch.mapping import expected_shapes, match
 from noah_jax.pytorch.renames import rename
-from noah_jax.pytorch.tables import TABLES
 
-_PREFIX = "noah_"
 _LINEAR, _QUERY = "params/head/linear/kernel", "params/head/query/kernel"
 _HEAD = "params/head/"
 # Of the file's keys, the share that a family's table must know for the file to be its.
 _KNOWN = 0.5
-
-# family -> tensor and dimension with the number of positions, patch tensor. The patch tensor's
-# last dimension is the patch's side in pixels.
-_POSITIONS = {
-    "deit": ([("pos_embed", 1)], "patch_embed.proj.weight"),
-    "pvt": ([("pos_embed1", 1)], "patch_embed1.proj.weight"),
-    "mlp": (
-        [
-            ("blocks.0.linear_tokens.weight", 1),
-            ("blocks.0.mlp_tokens.fc1.weight", 1),
-            ("blocks.0.mlp_channels.gate.proj.weight", 1),
-        ],
-        "stem.proj.weight",
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +71,14 @@ def find_model(
     """
     given = dict(arguments or {})
     if name is not None:
-        family = get_architecture(name).family
+        family = get_family(name)
         renamed = rename(state_dict, family)
         kind = _head_kind(renamed, family)
-        if kind is not None and name != (right := _name(name.removeprefix(_PREFIX), kind)):
+        if kind is not None and name != (right := _name(name.removeprefix(NOAH_PREFIX), kind)):
             raise ConversionError(
                 f"the file has a {kind} head, which {name} has not; --model {right} has it"
             )
-        model = _create(renamed, name.removeprefix(_PREFIX), kind or "linear", given)[0]
+        model = _create(renamed, name.removeprefix(NOAH_PREFIX), kind or "linear", given)[0]
         return Found(model, renamed, ())
 
     misfits = []
@@ -95,8 +87,8 @@ def find_model(
         kind = _head_kind(renamed, family)
         if kind is None:
             raise ConversionError(
-                f"no head in the state dict, though its other keys are those of {family} models:"
-                f" {_head_key(family, _LINEAR)} or {_head_key(family, _QUERY)} expected"
+                f"no head in the state dict, though its other keys are those of {family.name}"
+                f" models: {_head_key(family, _LINEAR)} or {_head_key(family, _QUERY)} expected"
             )
         base, sizes = nearest(renamed, family, _bare(hint))
         heads = attention_heads(base, sizes)
@@ -114,7 +106,7 @@ def find_model(
         keys = ", ".join(list(state_dict)[:3])
         raise ConversionError(
             f"the keys ({keys}, ...; {len(state_dict)} in all) are those of no registered family"
-            f" ({', '.join(TABLES)}); a model of another kind cannot be converted"
+            f" ({', '.join(FAMILIES)}); a model of another kind cannot be converted"
         )
     near = [f"{model} ({problem}; {n} problem(s))" for n, model, problem in sorted(misfits)[:3]]
     raise ConversionError(
@@ -123,21 +115,23 @@ def find_model(
     )
 
 
-def _families(state_dict: StateDict) -> list[str]:
+def _families(state_dict: StateDict) -> list[Family]:
     """The families whose tables know most of the keys."""
     known = {}
-    for family, table in TABLES.items():
+    for name, family in FAMILIES.items():
         keys = rename(state_dict, family)
-        known[family] = sum(any(match(row.torch, key) is not None for row in table) for key in keys)
+        known[name] = sum(
+            any(match(row.torch, key) is not None for row in family.table) for key in keys
+        )
     best = max(known.values(), default=0)
     if best < _KNOWN * len(state_dict):
         return []
-    return [family for family, count in known.items() if count == best]
+    return [FAMILIES[name] for name, count in known.items() if count == best]
 
 
 def _same(name: str) -> str:
     """Equal for architectures that have the same weights."""
-    build = ARCHITECTURES[name].build
+    build = get_architecture(name).build
     # A layer scale is only where training starts from.
     keywords = {key: _without_start(value) for key, value in build.keywords.items()}
     return repr((build.func, sorted(keywords.items())))
@@ -151,15 +145,15 @@ def _without_start(value: Any) -> str:
 
 
 def _name(base: str, kind: str) -> str:
-    return _PREFIX + base if kind == "noah" else base
+    return NOAH_PREFIX + base if kind == "noah" else base
 
 
-def _head_key(family: str, path: str) -> str:
+def _head_key(family: Family, path: str) -> str:
     """The PyTorch key of a part of the head."""
-    return next(row.torch for row in TABLES[family] if row.ours == path)
+    return next(row.torch for row in family.table if row.ours == path)
 
 
-def _head_kind(state_dict: StateDict, family: str) -> str | None:
+def _head_kind(state_dict: StateDict, family: Family) -> str | None:
     if _head_key(family, _QUERY) in state_dict:
         return "noah"
     return "linear" if _head_key(family, _LINEAR) in state_dict else None
@@ -169,8 +163,7 @@ def _create(
     state_dict: StateDict, base: str, kind: str, given: dict[str, Any]
 ) -> tuple[Model, list[str]]:
     """An architecture with the file's head, and where the rest of the file differs from it."""
-    architecture = get_architecture(base)
-    family = architecture.family
+    family = get_family(base)
     arguments = _backbone_arguments(state_dict, family, given)
     if kind == "linear":
         weight = state_dict.get(_head_key(family, _LINEAR))
@@ -180,7 +173,7 @@ def _create(
         published, fits = _published_head(state_dict, base, {**arguments, **_backbone_only(given)})
         if fits and _backbone_only(given) == given:
             return published, _differences(state_dict, published, family)
-        arguments |= _noah_arguments(state_dict, _channels(published), architecture, given)
+        arguments |= _noah_arguments(state_dict, _channels(published), base, given)
     model = create_model(_name(base, kind), **{**arguments, **given})
     return model, _differences(state_dict, model, family)
 
@@ -192,21 +185,21 @@ def _published_head(
 
     With a linear head, which any number of channels can have, where they cannot have those.
     """
-    family, head_num = get_architecture(base).family, get_architecture(base).head_num
+    family, head_num = get_family(base), get_architecture(base).head_num
     rows = np.shape(state_dict[_head_key(family, _QUERY)])[:1] or (0,)
     num_classes = max(rows[0] // head_num, 1)
     arguments = {**arguments, "num_classes": num_classes}
     try:
-        model = create_model(_PREFIX + base, **arguments)
+        model = create_model(NOAH_PREFIX + base, **arguments)
     except ValueError:  # the published N does not divide these channels
         return create_model(base, **arguments), False
-    head = expected_shapes({"params": {"head": model.abstract()[0]["head"]}}, TABLES[family])
+    head = expected_shapes({"params": {"head": model.abstract()[0]["head"]}}, family.table)
     return model, all(np.shape(state_dict.get(key)) == shape for key, shape in head.items())
 
 
-def _differences(state_dict: StateDict, model: Model, family: str) -> list[str]:
+def _differences(state_dict: StateDict, model: Model, family: Family) -> list[str]:
     """Where the file differs from a model, their heads apart."""
-    table = TABLES[family]
+    table = family.table
     theirs = {
         key: value.shape
         for key, value in state_dict.items()
@@ -238,41 +231,33 @@ def _backbone(model: Model) -> dict[str, Any]:
 
 
 def _backbone_arguments(
-    state_dict: StateDict, family: str, given: dict[str, Any]
+    state_dict: StateDict, family: Family, given: dict[str, Any]
 ) -> dict[str, Any]:
     """The arguments of `create_model` that are not the head's."""
-    arguments: dict[str, Any] = {}
-    if family == "deit":
-        weight = state_dict.get("pre_logits.fc.weight")
-        arguments["pre_logits"] = weight is not None
-        if np.ndim(weight) == 2 and weight.shape[0] not in (0, PRE_LOGITS_WIDTH):
-            arguments["pre_logits"] = weight.shape[0]
-    if family == "resnet" and np.ndim(kernel := state_dict.get("conv1.weight")) == 4:
-        arguments["stem"] = "small" if kernel.shape[-1] == 3 else "imagenet"
-    if family in _POSITIONS and "image_size" not in given:
-        size = _image_size(state_dict, family)
+    arguments = family.infer_arguments(Shapes(state_dict))
+    if family.positions is not None and "image_size" not in given:
+        size = _image_size(state_dict, family.positions)
         arguments |= {} if size is None else {"image_size": size}
     return arguments | {key: given[key] for key in arguments if key in given}
 
 
-def _image_size(state_dict: StateDict, family: str) -> int | None:
+def _image_size(state_dict: StateDict, positions: Positions) -> int | None:
     """Side of the images in pixels, if the file tells."""
-    tensors, patch = _POSITIONS[family]
-    found = [state_dict[key].shape[axis] for key, axis in tensors if key in state_dict]
-    if not found or patch not in state_dict:
+    lengths = [state_dict[key].shape[axis] for key, axis in positions.tensors if key in state_dict]
+    if not lengths or positions.patch_kernel not in state_dict:
         return None
-    positions = found[0] - (family == "deit" and "cls_token" in state_dict)
-    side = math.isqrt(max(positions, 0))
-    if side * side != positions or not side:
+    patches = lengths[0] - (positions.class_token in state_dict)
+    side = math.isqrt(max(patches, 0))
+    if side * side != patches or not side:
         raise ConversionError(
-            f"{positions} positions are no square of patches, so the file does not tell the image"
+            f"{patches} positions are no square of patches, so the file does not tell the image"
             " size; give --set image_size=HEIGHT,WIDTH"
         )
-    return side * state_dict[patch].shape[-1]
+    return side * state_dict[positions.patch_kernel].shape[-1]
 
 
 def _noah_arguments(
-    state_dict: StateDict, channels: int, architecture: Architecture, given: dict[str, Any]
+    state_dict: StateDict, channels: int, base: str, given: dict[str, Any]
 ) -> dict[str, Any]:
     """N, r and the number of classes from the shapes of the head.
 
@@ -280,7 +265,8 @@ def _noah_arguments(
     `channels`, which leaves no choice (with `head_split` and `kv_split`; otherwise N must be
     given).
     """
-    query_key = _head_key(architecture.family, _QUERY)
+    architecture = get_architecture(base)
+    query_key = _head_key(get_family(base), _QUERY)
     value_key = query_key.replace("query", "value")
     query, value = (np.shape(state_dict.get(key)) for key in (query_key, value_key))
     if len(query) != 4 or len(value) != 4 or not query[1] or not value[1]:
@@ -332,16 +318,17 @@ def _choose(
 
     `sizes` are the dimensions that nobody published; then there is only `base`.
     """
-    twins = [base] if sizes else [name for name in ARCHITECTURES if _same(name) == _same(base)]
+    family = get_family(base)
+    twins = [base] if sizes else [name for name in architectures() if _same(name) == _same(base)]
     hinted = _bare(hint)
 
     def preference(name: str) -> tuple[bool, bool, bool, int]:
-        architecture = ARCHITECTURES[name]
+        architecture = get_architecture(name)
         return (
             name != hinted,
             architecture.num_classes != model.num_classes,
             # Where the size is not in the file, the model has its architecture's own.
-            architecture.image_size != model.image_size and architecture.family in _POSITIONS,
+            architecture.image_size != model.image_size and family.positions is not None,
             twins.index(name),
         )
 
@@ -368,7 +355,7 @@ def _choose(
         known = "" if near and near[0] == hint else ", which is no registered name"
         shapes = "nearest to" if sizes else "those of"
         notes.append(f"it is called {hint!r}{known}, but its shapes are {shapes} {best}")
-    if ARCHITECTURES[best].family not in _POSITIONS and "image_size" not in given:
+    if family.positions is None and "image_size" not in given:
         notes.append(
             f"the file does not tell the image size: taken as {model.image_size[0]} x"
             f" {model.image_size[1]} (--set image_size=N changes it)"
@@ -378,7 +365,7 @@ def _choose(
 
 def _bare(hint: str | None) -> str:
     """A model's name without timm's tag of the weights and the prefix of the head."""
-    return (hint or "").split(".")[0].removeprefix(_PREFIX)
+    return (hint or "").split(".")[0].removeprefix(NOAH_PREFIX)
 
 
 def _with(model: Model, sizes: dict[str, Any]) -> str:

@@ -5,12 +5,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from noah_jax.models import get_architecture
+from noah_jax.models import get_family
 from noah_jax.models.base import Model, Tree
 from noah_jax.pytorch.files.layouts import Weights, load_weights
 from noah_jax.pytorch.infer import find_model, told_name
 from noah_jax.pytorch.mapping import to_jax
-from noah_jax.pytorch.tables import TABLES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +60,6 @@ def load_torch(
     hint = hint or told_name(weights.metadata)
     found = find_model(weights.state_dict, name=name, hint=hint, arguments=arguments)
     params, stats = found.model.abstract()
-    table = TABLES[get_architecture(found.model.name).family]
+    table = get_family(found.model.name).table
     tree = to_jax(found.state_dict, table, {"params": params, "stats": stats})
     return Loaded(found.model, tree["params"], tree.get("stats", {}), weights, found.notes)

@@ -1,6 +1,5 @@
-"""Conversion as data: rows of (PyTorch key, our path, transform), used in both directions."""
+"""Applies a family's conversion table, a list of rows, in both directions."""
 
-import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Mapping
@@ -11,24 +10,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from noah_jax.errors import ConversionError
+from noah_jax.models.conversion import Row
 
 _FIELD = re.compile(r"\{(\w+)\}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One row of a table; the same `{field}` on both sides stands for the same text.
-
-    Attributes:
-      torch: key pattern of the PyTorch state dict, `layer{s}.{b}.conv{c}.weight`.
-      ours: path pattern `params/...` or `stats/...`; `None` for a key that has no meaning
-        here (BatchNorm's batch counter).
-      transform: a key of `TRANSFORMS`.
-    """
-
-    torch: str
-    ours: str | None
-    transform: str = "same"
 
 
 def _conv_in(x, _):

@@ -13,15 +13,14 @@ import numpy as np
 from flax import nnx
 
 from noah_jax.errors import InputError
-from noah_jax.models import get_architecture
+from noah_jax.models import get_family
 from noah_jax.models.base import Model, Tree
-from noah_jax.models.mobilenetv2 import STAGES
-from noah_jax.models.pvt import EPSILON as PVT_EPSILON
-from noah_jax.models.pvt import PATCH_SIZES
+from noah_jax.models.mobilenetv2.modeling import STAGES
+from noah_jax.models.pvt.modeling import EPSILON as PVT_EPSILON
+from noah_jax.models.pvt.modeling import PATCH_SIZES
 from noah_jax.nn.layers import hard_swish
 from noah_jax.pytorch.golden import golden_state_dict
 from noah_jax.pytorch.mapping import to_jax, to_torch
-from noah_jax.pytorch.tables import TABLES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +30,7 @@ def torch_state(model: Model, params: Tree, stats: Tree) -> dict[str, "Tensor"]:
     """A model's weights as PyTorch's state dict, on the CPU, without batch counters."""
     import torch
 
-    table = TABLES[get_architecture(model.name).family]
+    table = get_family(model.name).table
     arrays = to_torch({"params": params, "stats": stats}, table)
     # A copy: PyTorch warns of arrays that it may not write to.
     return {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}
@@ -41,7 +40,7 @@ def example_weights(model: Model) -> tuple[Tree, Tree]:
     """Parameters and statistics that let every layer be felt, without compiling anything."""
     params, stats = model.abstract()
     abstract = {"params": params, "stats": stats}
-    table = TABLES[get_architecture(model.name).family]
+    table = get_family(model.name).table
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract)
     shapes = {key: array.shape for key, array in to_torch(zeros, table).items()}
     tree = to_jax(golden_state_dict(shapes, gain=1.0), table, abstract)
@@ -66,7 +65,7 @@ def torch_forward(model: Model) -> Callable[[Mapping[str, "Tensor"], "Tensor"], 
             f"PyTorch knows a 'linear' and a 'noah' head, {model.name} has a"
             f" {model.arguments['head']}"
         )
-    family = _FAMILIES[get_architecture(model.name).family]
+    family = _FAMILIES[get_family(model.name).name]
 
     def forward(state, images):
         net = _Layers(state)

@@ -8,10 +8,9 @@ import pytest
 
 from noah_jax import create_model, list_models
 from noah_jax.errors import ConversionError
-from noah_jax.models import get_architecture
+from noah_jax.models import FAMILIES, get_family
 from noah_jax.pytorch.golden import golden_state_dict
 from noah_jax.pytorch.mapping import to_jax, to_torch
-from noah_jax.pytorch.tables import TABLES
 from tests.helpers import GOLDEN
 
 
@@ -29,7 +28,7 @@ def specs():
 @pytest.mark.parametrize("name", ["resnet18", "noah_resnet50"])
 def test_round_trip_is_bit_exact(name, specs):
     state = golden_state_dict(specs[name]["state"])
-    table = TABLES[get_architecture(name).family]
+    table = get_family(name).table
     back = to_torch(to_jax(state, table, _abstract(name)), table)
     counters = {key for key in state if key.endswith("num_batches_tracked")}
     assert back.keys() == state.keys() - counters
@@ -43,7 +42,7 @@ def test_the_table_covers_every_key(name, specs):
     abstract = _abstract(name)
     flat = {k: np.broadcast_to(np.float32(0), s) for k, s in specs[name]["state"].items()}
     if sum(v.size for v in flat.values()) < 3e7:
-        to_jax(flat, TABLES[get_architecture(name).family], abstract)
+        to_jax(flat, get_family(name).table, abstract)
 
 
 def test_every_problem_is_listed_at_once(specs):
@@ -52,7 +51,7 @@ def test_every_problem_is_listed_at_once(specs):
     state["surplus.weight"] = np.zeros(3, np.float32)
     state["head.2.weight"] = state["head.2.weight"][:10]
     with pytest.raises(ConversionError) as raised:
-        to_jax(state, TABLES["resnet"], _abstract("resnet18"))
+        to_jax(state, FAMILIES["resnet"].table, _abstract("resnet18"))
     text = str(raised.value)
     assert "3 problem(s)" in text and "missing key bn1.weight" in text
     assert "extra key surplus.weight" in text

@@ -13,11 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from noah_jax import list_models, load_model
 from noah_jax.convert import convert, program
-from noah_jax.models import create_model, get_architecture
+from noah_jax.models import create_model, get_family
 from noah_jax.pytorch.golden import golden_state_dict
 from noah_jax.pytorch.load import load_torch
 from noah_jax.pytorch.mapping import to_torch
-from noah_jax.pytorch.tables import TABLES
 from tests.pytorch.files import torch_files as files
 
 # A small member of every family, and its arguments.
@@ -35,7 +34,7 @@ SMALL = {
 
 
 def _torch_state(model, params, stats):
-    return to_torch({"params": params, "stats": stats}, TABLES[get_architecture(model.name).family])
+    return to_torch({"params": params, "stats": stats}, get_family(model.name).table)
 
 
 def _assert_same(found, expected):
@@ -93,7 +92,7 @@ def test_every_model_in_every_format(name, tmp_path, golden):
     with gzip.open(golden / "models.json.gz", "rt") as file:
         spec = json.load(file)[name]
     state = golden_state_dict(spec["state"], spec["gain"])
-    family = get_architecture(name).family
+    family = get_family(name).name
     given = {"pre_logits": "pre_logits.fc.weight" in state} if family == "deit" else {}
     for kind in files.FORMATS:
         _check_format(tmp_path / "in.pth", state, kind, name, given)

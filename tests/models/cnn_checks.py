@@ -8,11 +8,10 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from noah_jax.models import create_model, get_architecture
+from noah_jax.models import create_model, get_family
 from noah_jax.models.base import Model, Tree
 from noah_jax.pytorch.golden import golden_images, golden_state_dict
 from noah_jax.pytorch.mapping import to_jax, to_torch
-from noah_jax.pytorch.tables import TABLES
 
 
 class MapProbe(nnx.Module):
@@ -62,7 +61,7 @@ def torch_shapes(name: str, **arguments) -> dict[str, tuple[int, ...]]:
     """The state dict, without the batch counters, that the model converts to and from."""
     params, stats = create_model(name, **arguments).abstract()
     abstract = {"params": params, "stats": stats}
-    table = TABLES[get_architecture(name).family]
+    table = get_family(name).table
     tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract)
     state = to_torch(tree, table)
     back = flatten_dict(to_jax(state, table, abstract), sep="/")
@@ -76,6 +75,6 @@ def weights(model: Model) -> tuple[Tree, Tree]:
     """Some weights, without the compilation that drawing the initial ones takes."""
     state = golden_state_dict(torch_shapes(model.name, **model.arguments))
     params, stats = model.abstract()
-    table = TABLES[get_architecture(model.name).family]
+    table = get_family(model.name).table
     tree = to_jax(state, table, {"params": params, "stats": stats})
     return tree["params"], tree["stats"]

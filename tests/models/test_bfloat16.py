@@ -13,10 +13,9 @@ from noah_jax import create_model
 from noah_jax.config import default_config
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.sources import open_sources
-from noah_jax.models import get_architecture
+from noah_jax.models import get_family
 from noah_jax.pytorch.files.layouts import load_weights
 from noah_jax.pytorch.mapping import to_jax
-from noah_jax.pytorch.tables import TABLES
 from noah_jax.train.optimizer import make_optimizer
 from noah_jax.train.step import init_state, make_train_step
 
@@ -100,7 +99,7 @@ def test_trained_weights_predict_the_same(case, golden):
     for dtype in ("float32", "bfloat16"):
         model = create_model(name, image_size=64, dtype=dtype, **arguments)
         params, stats = model.abstract()
-        table = TABLES[get_architecture(name).family]
+        table = get_family(name).table
         tree = to_jax(state, table, {"params": params, "stats": stats})
         predict = jax.jit(
             lambda tree, images, model=model: model.apply(

@@ -10,9 +10,10 @@ import pytest
 from flax import nnx
 
 from noah_jax import create_model
-from noah_jax.models import blocks, mlp
+from noah_jax.models import blocks
 from noah_jax.models.base import _to_dict
 from noah_jax.models.blocks import linear_rates, patch_grid
+from noah_jax.models.mlp import modeling as mlp
 from noah_jax.nn.layers import Dropout, LayerNorm, drop_path
 from tests.models.vit_checks import (
     BUILDS,

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from noah_jax import create_model, list_models
-from noah_jax.models import get_architecture
-from noah_jax.models.mlp import SpatialGate
-from noah_jax.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from noah_jax.models import get_architecture, get_family
+from noah_jax.models.family import IMAGENET_MEAN, IMAGENET_STD
+from noah_jax.models.mlp.modeling import SpatialGate
 from tests.models.vit_checks import random_images, small_model
 
 NUM_PARAMS = {
@@ -74,7 +74,7 @@ NUM_CLASSES = {"in21k": 21843, "miil_in21k": 11221}
 
 
 def test_every_name_has_a_count():
-    names = [name for name in list_models() if get_architecture(name).family == "mlp"]
+    names = [name for name in list_models() if get_family(name).name == "mlp"]
     assert sorted(NUM_PARAMS) == names
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from noah_jax.models import create_model, list_models
-from noah_jax.models.mobilenetv2 import round_channels
+from noah_jax.models.mobilenetv2.modeling import round_channels
 from tests.models.cnn_checks import (
     MapProbe,
     map_shape,

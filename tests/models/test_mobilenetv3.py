@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from noah_jax.models import create_model, list_models
-from noah_jax.models.mobilenetv3 import SqueezeExcite
+from noah_jax.models.mobilenetv3.modeling import SqueezeExcite
 from tests.models.cnn_checks import (
     MapProbe,
     map_shape,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from noah_jax import create_model, list_models
-from noah_jax.models.pvt import resize_positions
+from noah_jax.models.pvt.modeling import resize_positions
 from tests.models.vit_checks import quick_jit, random_images, random_params, small_model
 
 NUM_PARAMS = {

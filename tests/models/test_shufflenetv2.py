@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from noah_jax.models import create_model, list_models
-from noah_jax.models.shufflenetv2 import ShuffleUnit
+from noah_jax.models.shufflenetv2.modeling import ShuffleUnit
 from tests.models.cnn_checks import (
     MapProbe,
     map_shape,

@@ -19,9 +19,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from noah_jax import create_model
-from noah_jax.models import get_architecture
+from noah_jax.models import get_family
 from noah_jax.pytorch.mapping import to_torch
-from noah_jax.pytorch.tables import TABLES
 from tests.helpers import GOLDEN
 
 MEMBERS = [
@@ -92,7 +91,7 @@ def initialiser(name: str, key: str, params: Shapes) -> str:
       `normal std=S`, `uniform bound=B`, `truncated_normal std=S bound=B`, `constant C`, or
       two of these divided by ` | ` for the two halves of a layer's outputs.
     """
-    family = get_architecture(name).family
+    family = get_family(name).name
     shape = params[key]
     layer, _, kind = key.rpartition(".")
     # Fans as torch.nn.init computes them: from the weight's shape, whatever the groups.
@@ -153,16 +152,14 @@ def torch_keys(name: str, params: dict) -> dict[str, str]:
     # Every parameter as its number, in its rank: the conversion table says where it goes.
     leaves = flatten_dict(params, sep="/")
     numbers = {path: np.full((1,) * leaf.ndim, i) for i, (path, leaf) in enumerate(leaves.items())}
-    torch = to_torch(
-        {"params": unflatten_dict(numbers, sep="/")}, TABLES[get_architecture(name).family]
-    )
+    torch = to_torch({"params": unflatten_dict(numbers, sep="/")}, get_family(name).table)
     paths = list(leaves)
     return {paths[number.item()]: key for key, number in torch.items()}
 
 
 def undecayed(name: str) -> list[str]:
     """PyTorch keys of the parameters that the recipe's weight decay spares."""
-    family = get_architecture(name).family
+    family = get_family(name).name
     if family in ("resnet", "mobilenetv2"):
         return []
     also = {"deit": ("pos_embed", "cls_token"), "pvt": ("cls_token",)}.get(family, ())

@@ -11,8 +11,9 @@ from jax.extend.core import jaxprs_in_params
 
 from noah_jax.heads.spec import HeadSpec
 from noah_jax.models.base import Model
-from noah_jax.models.deit import DeiT
-from noah_jax.models.mlp import (
+from noah_jax.models.deit.modeling import DeiT
+from noah_jax.models.family import Architecture
+from noah_jax.models.mlp.modeling import (
     Affine,
     GluMlp,
     MixerBlock,
@@ -22,8 +23,7 @@ from noah_jax.models.mlp import (
     layer_norm,
     mlp_layer,
 )
-from noah_jax.models.pvt import PVT
-from noah_jax.models.registry import Architecture
+from noah_jax.models.pvt.modeling import PVT
 
 _mlp = functools.partial(
     MlpMixer, width=32, depth=2, patch_size=16, norm=layer_norm, channel_ratio=4
@@ -81,7 +81,7 @@ def small_model(
         arguments=arguments,
         num_classes=num_classes,
         image_size=image_size,
-        architecture=Architecture(BUILDS[kind], family=kind, head_num=4, key_ratio=1 / 2),
+        architecture=Architecture(BUILDS[kind], head_num=4, key_ratio=1 / 2),
     )
 
 

@@ -10,13 +10,13 @@ import pytest
 
 from noah_jax import list_models
 from noah_jax.errors import ConversionError
-from noah_jax.models import ARCHITECTURES, create_model, get_architecture
-from noah_jax.pytorch.dimensions import attention_heads, nearest, ratio
+from noah_jax.models import create_model, get_architecture, get_family
+from noah_jax.models.shapes import ratio
+from noah_jax.pytorch.dimensions import attention_heads, nearest
 from noah_jax.pytorch.golden import golden_images
 from noah_jax.pytorch.infer import find_model
 from noah_jax.pytorch.mapping import to_jax, to_torch
 from noah_jax.pytorch.reference import example_weights
-from noah_jax.pytorch.tables import TABLES
 from tests.pytorch.files import torch_files as files
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -28,8 +28,8 @@ def test_published_models_have_no_other_dimensions(golden):
     for name in list_models():
         architecture = get_architecture(name)
         state = files.empty_state(shapes[name]["state"])
-        found, sizes = nearest(state, architecture.family)
-        assert sizes == {} and ARCHITECTURES[found].dimensions == architecture.dimensions
+        found, sizes = nearest(state, get_family(name))
+        assert sizes == {} and get_architecture(found).dimensions == architecture.dimensions
 
 
 # name -> arguments that make a model of it which is not registered.
@@ -98,8 +98,8 @@ SMALL = [
 def test_equal_logits(name, sizes):
     model = create_model(name, num_classes=3, image_size=32, **sizes)
     params, stats = example_weights(model)
-    table = TABLES[model.architecture.family]
-    given = {} if model.architecture.family in ("deit", "pvt", "mlp") else {"image_size": 32}
+    table = get_family(model.name).table
+    given = {} if get_family(model.name).name in ("deit", "pvt", "mlp") else {"image_size": 32}
     found = find_model(to_torch({"params": params, "stats": stats}, table), arguments=given)
     abstract = dict(zip(("params", "stats"), found.model.abstract(), strict=True))
     tree = to_jax(found.state_dict, table, abstract)

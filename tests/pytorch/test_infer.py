@@ -8,12 +8,11 @@ import pytest
 
 from noah_jax import list_models
 from noah_jax.errors import ConversionError
-from noah_jax.models import create_model, get_architecture
+from noah_jax.models import FAMILIES, create_model, get_family
 from noah_jax.pytorch.golden import golden_tensor
 from noah_jax.pytorch.infer import find_model
 from noah_jax.pytorch.mapping import to_jax
-from noah_jax.pytorch.renames import RENAMES, rename
-from noah_jax.pytorch.tables import TABLES
+from noah_jax.pytorch.renames import rename
 from tests.pytorch.files import torch_files as files
 
 
@@ -179,14 +178,14 @@ _TIMM_MOBILENETV2 = {
 )
 def test_names(family, pairs):
     arrays = {key: np.full((2, 3), i) for i, key in enumerate(pairs)}
-    found = rename(arrays, family)
+    found = rename(arrays, FAMILIES[family])
     assert list(found) == list(pairs.values())
     assert all(found[pairs[key]] is arrays[key] for key in pairs)
 
 
 def test_two_keys_of_one_name_stay_two():
     arrays = {"fc.weight": np.zeros(1), "head.2.weight": np.ones(1)}
-    assert rename(arrays, "resnet") == arrays
+    assert rename(arrays, FAMILIES["resnet"]) == arrays
 
 
 def _foreign(name, changes, **arguments):
@@ -199,7 +198,7 @@ def _foreign(name, changes, **arguments):
 
 def _timm_mobilenetv2(state):
     """By timm's names, through the table turned around."""
-    back = {ours: foreign for foreign, ours, _ in RENAMES["mobilenetv2"]}
+    back = {row.original: row.foreign for row in FAMILIES["mobilenetv2"].renames}
     return {back[key]: value for key, value in state.items()}
 
 
@@ -221,7 +220,7 @@ def test_weights_of_other_libraries():
         found = find_model(state)
         assert found.model.name == name and found.model.num_classes == 3
         params, stats = found.model.abstract()
-        table = TABLES[get_architecture(name).family]
+        table = get_family(name).table
         to_jax(found.state_dict, table, {"params": params, "stats": stats})
         if key:
             shape = state[foreign].shape

@@ -7,11 +7,10 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from noah_jax.models import create_model, get_architecture
+from noah_jax.models import create_model, get_family
 from noah_jax.models.base import Model
 from noah_jax.pytorch.golden import golden_state_dict
 from noah_jax.pytorch.mapping import expected_shapes
-from noah_jax.pytorch.tables import TABLES
 from tests.pytorch.files import torch_bytes as tb
 
 _KINDS = {"float32": "FloatStorage", "int64": "LongStorage", "float64": "DoubleStorage"}
@@ -20,7 +19,7 @@ _KINDS = {"float32": "FloatStorage", "int64": "LongStorage", "float64": "DoubleS
 def golden_state(name: str, **arguments) -> dict[str, np.ndarray]:
     """The golden weights of a model, with BatchNorm's counters, by the original's names."""
     params, stats = create_model(name, **arguments).abstract()
-    table = TABLES[get_architecture(name).family]
+    table = get_family(name).table
     shapes = dict(expected_shapes({"params": params, "stats": stats}, table))
     for key in [key for key in shapes if key.endswith("running_mean")]:
         shapes[key.replace("running_mean", "num_batches_tracked")] = ()
@@ -30,7 +29,7 @@ def golden_state(name: str, **arguments) -> dict[str, np.ndarray]:
 def shape_only_state(model: Model) -> dict[str, np.ndarray]:
     """A model's state dict that takes no memory, without BatchNorm's counters."""
     params, stats = model.abstract()
-    table = TABLES[model.architecture.family]
+    table = get_family(model.name).table
     return empty_state(expected_shapes({"params": params, "stats": stats}, table))
 
 

@@ -9,7 +9,6 @@ from flax import nnx
 
 from noah_jax.errors import InputError
 from noah_jax.heads.spec import HeadSpec, apply_head
-from noah_jax.models.registry import Architecture
 from noah_jax.nn.layers import (
     BatchNorm,
     ConvNorm,
@@ -123,21 +122,3 @@ class ShuffleNetV2(nnx.Module):
     ) -> jax.Array:
         features = self.features(images, train=train)
         return apply_head(self.head, features, train=train, key=key)
-
-
-def _architecture(*widths) -> Architecture:
-    return Architecture(
-        build=functools.partial(ShuffleNetV2, widths=widths, depths=(4, 8, 4)),
-        family="shufflenetv2",
-        head_num=8,
-        key_ratio=1 / 4,
-        spatial_major=True,
-    )
-
-
-ARCHITECTURES = {
-    "shufflenetv2_050": _architecture(48, 96, 192, 1024),
-    "shufflenetv2_100": _architecture(116, 232, 464, 1024),
-    "shufflenetv2_150": _architecture(176, 352, 704, 1024),
-    "shufflenetv2_200": _architecture(244, 488, 976, 2048),
-}

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.heads.spec import HeadSpec, apply_head
-from noah_jax.models.registry import Architecture
 from noah_jax.nn.layers import BatchNorm, ConvNorm, conv, hard_sigmoid, hard_swish
 from noah_jax.nn.remat import run_layer
 
@@ -204,19 +203,3 @@ class MobileNetV3(nnx.Module):
             pool, last = list(self.layers)[self.depth :]
             features = hard_swish(last(pool(features, train=train)))
         return apply_head(self.head, features, train=train, key=key)
-
-
-def _architecture(blocks) -> Architecture:
-    return Architecture(
-        build=functools.partial(MobileNetV3, blocks=blocks, width_mult=1.0),
-        family="mobilenetv3",
-        head_num=8,
-        key_ratio=1 / 4,
-        spatial_major=True,
-    )
-
-
-ARCHITECTURES = {
-    "mobilenetv3_small": _architecture(SMALL),
-    "mobilenetv3_large": _architecture(LARGE),
-}

@@ -25,7 +25,6 @@ from noah_jax.models.blocks import (
     split_key,
     training_key,
 )
-from noah_jax.models.registry import Architecture
 from noah_jax.nn.layers import Dropout, LayerNorm, drop_path
 
 xavier = nnx.initializers.xavier_uniform()
@@ -340,77 +339,3 @@ class MlpMixer(nnx.Module):
         features_key, head_key = split_key(key, 2)
         features = self.features(images, train=train, key=features_key)
         return apply_head(self.head, features, train=train, key=head_key)
-
-
-HALF = (0.5, 0.5, 0.5)
-
-
-def _architecture(
-    block, ratios, depth, width, patch_size=16, norm=layer_norm, **facts
-) -> Architecture:
-    sizes = dict(width=width, depth=depth, patch_size=patch_size, **ratios)
-    return Architecture(
-        build=functools.partial(MlpMixer, block=block, norm=norm, **sizes),
-        family="mlp",
-        head_num=4,
-        key_ratio=1 / 2,
-        crop_pct=0.9,
-        **{"interpolation": "bicubic", **facts},
-    )
-
-
-def _mixer(depth, width, patch_size=16, **facts) -> Architecture:
-    block = functools.partial(MixerBlock, mlp=mlp_layer)
-    ratios = dict(channel_ratio=4.0, token_ratio=0.5)
-    facts = {"mean": HALF, "std": HALF, **facts}
-    return _architecture(block, ratios, depth, width, patch_size, **facts)
-
-
-def _gmixer(depth, width) -> Architecture:
-    block = functools.partial(MixerBlock, mlp=GluMlp)
-    return _architecture(block, dict(channel_ratio=4.0, token_ratio=1.0), depth, width)
-
-
-def _resmlp(depth, width, layer_scale, patch_size=16) -> Architecture:
-    block = functools.partial(ResBlock, layer_scale=layer_scale)
-    return _architecture(block, dict(channel_ratio=4.0), depth, width, patch_size, norm=Affine)
-
-
-def _gmlp(depth, width) -> Architecture:
-    ratios = dict(channel_ratio=6.0)
-    return _architecture(SpatialGatingBlock, ratios, depth, width, mean=HALF, std=HALF)
-
-
-# MIIL's weights want pixels in 0..1 as they are.
-_MIIL = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear")
-
-ARCHITECTURES = {
-    "mixer_s32_224": _mixer(8, 512, 32),
-    "mixer_s16_224": _mixer(8, 512),
-    "mixer_s16_075_224": _mixer(8, 384),
-    "mixer_s16_050_224": _mixer(8, 256),
-    "mixer_b32_224": _mixer(12, 768, 32),
-    "mixer_b16_224": _mixer(12, 768),
-    "mixer_b16_224_in21k": _mixer(12, 768, num_classes=21843),
-    "mixer_b16_224_miil": _mixer(12, 768, **_MIIL),
-    "mixer_b16_224_miil_in21k": _mixer(12, 768, num_classes=11221, **_MIIL),
-    "mixer_l32_224": _mixer(24, 1024, 32),
-    "mixer_l16_224": _mixer(24, 1024),
-    "mixer_l16_224_in21k": _mixer(24, 1024, num_classes=21843),
-    "gmixer_12_224": _gmixer(12, 384),
-    "gmixer_24_224": _gmixer(24, 384),
-    "resmlp_12_224": _resmlp(12, 384, 1e-4),
-    "resmlp_12_distilled_224": _resmlp(12, 384, 1e-4),
-    "resmlp_24_224": _resmlp(24, 384, 1e-5),
-    "resmlp_24_distilled_224": _resmlp(24, 384, 1e-5),
-    "resmlp_36_224": _resmlp(36, 384, 1e-6),
-    "resmlp_36_distilled_224": _resmlp(36, 384, 1e-6),
-    "resmlp_big_24_224": _resmlp(24, 768, 1e-6, 8),
-    "resmlp_big_24_distilled_224": _resmlp(24, 768, 1e-6, 8),
-    "resmlp_big_24_224_in22ft1k": _resmlp(24, 768, 1e-6, 8),
-    "gmlp_ti16_050_224": _gmlp(30, 64),
-    "gmlp_ti16_075_224": _gmlp(30, 96),
-    "gmlp_ti16_224": _gmlp(30, 128),
-    "gmlp_s16_224": _gmlp(30, 256),
-    "gmlp_b16_224": _gmlp(30, 512),
-}

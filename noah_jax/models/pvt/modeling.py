@@ -4,7 +4,6 @@ Four stages of transformer blocks on ever coarser maps; keys and values come fro
 reduced by a strided convolution. With a linear head a class token joins at the last stage.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -26,7 +25,6 @@ from noah_jax.models.blocks import (
     split_key,
     training_key,
 )
-from noah_jax.models.registry import Architecture
 from noah_jax.nn.attention import attend, project
 from noah_jax.nn.layers import Dropout, LayerNorm, conv, torch_default_bias, torch_default_kernel
 
@@ -239,34 +237,3 @@ def resize_positions(
         share = np.expand_dims(share, [i for i in range(x.ndim) if i != axis])
         x = jnp.take(x, low, axis) * (1 - share) + jnp.take(x, high, axis) * share
     return x
-
-
-def _architecture(widths, depths, num_heads=(1, 2, 5, 8)) -> Architecture:
-    return Architecture(
-        build=functools.partial(
-            PVT,
-            widths=widths,
-            depths=depths,
-            num_heads=num_heads,
-            mlp_ratios=(8.0, 8.0, 4.0, 4.0),
-            reductions=(8, 4, 2, 1),
-        ),
-        family="pvt",
-        head_num=4,
-        key_ratio=1 / 2,
-        interpolation="bicubic",
-        no_decay=("cls_token",),
-    )
-
-
-_WIDTHS = (64, 128, 320, 512)
-
-ARCHITECTURES = {
-    "pvt_tiny_050": _architecture((32, 64, 160, 256), (2, 2, 2, 2)),
-    "pvt_tiny_075": _architecture((48, 96, 240, 384), (2, 2, 2, 2)),
-    "pvt_tiny": _architecture(_WIDTHS, (2, 2, 2, 2)),
-    "pvt_small": _architecture(_WIDTHS, (3, 4, 6, 3)),
-    "pvt_medium": _architecture(_WIDTHS, (3, 4, 18, 3)),
-    "pvt_large": _architecture(_WIDTHS, (3, 8, 27, 3)),
-    "pvt_huge_v2": _architecture((128, 256, 512, 768), (3, 10, 60, 3), (2, 4, 8, 12)),
-}

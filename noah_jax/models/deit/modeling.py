@@ -4,7 +4,6 @@ With a linear head a class token carries the image. With any other head there is
 token, and the head gets all tokens as the map they were cut from.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -27,7 +26,6 @@ from noah_jax.models.blocks import (
     split_key,
     training_key,
 )
-from noah_jax.models.registry import Architecture
 from noah_jax.nn.attention import attend, project
 from noah_jax.nn.layers import Dropout, LayerNorm
 
@@ -172,27 +170,3 @@ class DeiT(nnx.Module):
         by_token = self.cls_token is not None and self.head is not None
         features = tokens[:, 0] if by_token else self._map(tokens)
         return apply_head(self.head, features, train=train, key=head_key)
-
-
-def _architecture(width, num_heads, image_size=224) -> Architecture:
-    return Architecture(
-        build=functools.partial(
-            DeiT, width=width, num_heads=num_heads, depth=12, patch_size=16, mlp_ratio=4.0
-        ),
-        family="deit",
-        head_num=4,
-        key_ratio=1 / 2,
-        image_size=(image_size, image_size),
-        interpolation="bicubic",
-        no_decay=("pos_embed", "cls_token"),
-    )
-
-
-ARCHITECTURES = {
-    "deit_tiny_050_patch16_224": _architecture(96, 3),
-    "deit_tiny_075_patch16_224": _architecture(144, 3),
-    "deit_tiny_patch16_224": _architecture(192, 3),
-    "deit_small_patch16_224": _architecture(384, 6),
-    "deit_base_patch16_224": _architecture(768, 12),
-    "deit_base_patch16_384": _architecture(768, 12, image_size=384),
-}

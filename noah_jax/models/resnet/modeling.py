@@ -10,7 +10,6 @@ from flax import nnx
 
 from noah_jax.errors import InputError
 from noah_jax.heads.spec import HeadSpec, apply_head
-from noah_jax.models.registry import Architecture
 from noah_jax.nn.layers import BatchNorm, ConvNorm, conv, max_pool
 from noah_jax.nn.remat import run_layer
 
@@ -137,24 +136,3 @@ class ResNet(nnx.Module):
     ) -> jax.Array:
         features = self.features(images, train=train)
         return apply_head(self.head, features, train=train, key=key)
-
-
-def _architecture(block, depths, key_ratio) -> Architecture:
-    return Architecture(
-        build=functools.partial(ResNet, block=block, depths=depths, width=64),
-        family="resnet",
-        head_num=4,
-        key_ratio=key_ratio,
-        spatial_major=True,
-        decay_all=True,
-    )
-
-
-ARCHITECTURES = {
-    "resnet18": _architecture(BasicBlock, (2, 2, 2, 2), 1 / 2),
-    # Not in the paper; its channels are those of ResNet18, so are its settings.
-    "resnet34": _architecture(BasicBlock, (3, 4, 6, 3), 1 / 2),
-    "resnet50": _architecture(Bottleneck, (3, 4, 6, 3), 1 / 8),
-    "resnet101": _architecture(Bottleneck, (3, 4, 23, 3), 1 / 8),
-    "resnet152": _architecture(Bottleneck, (3, 8, 36, 3), 1 / 8),
-}

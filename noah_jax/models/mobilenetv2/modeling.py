@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.heads.spec import HeadSpec, apply_head
-from noah_jax.models.registry import Architecture
 from noah_jax.nn.layers import BatchNorm, ConvNorm, relu6
 from noah_jax.nn.remat import run_layer
 
@@ -106,22 +105,3 @@ class MobileNetV2(nnx.Module):
     ) -> jax.Array:
         features = self.features(images, train=train)
         return apply_head(self.head, features, train=train, key=key)
-
-
-def _architecture(width_mult) -> Architecture:
-    return Architecture(
-        build=functools.partial(MobileNetV2, width_mult=width_mult),
-        family="mobilenetv2",
-        head_num=8,
-        key_ratio=1 / 4,
-        spatial_major=True,
-        decay_all=True,
-    )
-
-
-ARCHITECTURES = {
-    "mobilenetv2_035": _architecture(0.35),
-    "mobilenetv2_050": _architecture(0.5),
-    "mobilenetv2_075": _architecture(0.75),
-    "mobilenetv2_100": _architecture(1.0),
-}
