@@ -25,6 +25,24 @@ class MissingError(NoahError, FileNotFoundError):
     """Raised if a file or folder that the user named is not there."""
 
 
+class CorruptImageError(InputError):
+    """Raised if an image cannot be decoded.
+
+    Attributes:
+      name: The image's path, or its index in its dataset.
+      reason: What is wrong with it.
+    """
+
+    def __init__(self, name: str, reason: str):
+        # An exception that comes from another process is made anew from these arguments.
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name} cannot be decoded: {self.reason}"
+
+
 class ReadError(InputError):
     """Raised if a file cannot be read; says what was found, what was expected and what to do."""
 

@@ -29,11 +29,13 @@ from noah_jax.benchmark.photographs import write_class_folder
 from noah_jax.cli import Parser, positive
 from noah_jax.console import warn
 from noah_jax.data.batches import num_cores, train_batches
-from noah_jax.data.decoding import DamagedImages, DecodedSource, decode_and_transform
+from noah_jax.data.corrupt import CorruptImages
+from noah_jax.data.decoding import DecodedSource, decode_and_transform
 from noah_jax.data.jpeg import decode_jpeg, read_header
 from noah_jax.data.randaugment import RandAugment, mean_color
-from noah_jax.data.sampler import Order, image_random
-from noah_jax.data.sources import Source, open_sources
+from noah_jax.data.sampler import Sampler, image_random
+from noah_jax.data.source import Source
+from noah_jax.data.sources import open_sources
 from noah_jax.data.transforms import TrainTransform
 from noah_jax.models.family import IMAGENET_MEAN, IMAGENET_STD
 
@@ -89,12 +91,12 @@ def our_batches(
     return train_batches(
         DecodedSource(source),
         transform,
-        Order(0, len(source), batch),
+        Sampler(0, len(source), batch),
         start_step=0,
         total_steps=_ENDLESS,
         num_threads=threads,
         put=lambda arrays: arrays,
-        damaged=DamagedImages("stop", tell=warn),
+        corrupt_images=CorruptImages("stop", tell=warn),
     )
 
 
@@ -162,7 +164,7 @@ def timm_transform() -> Any:
 
 def pixel_difference(source: Source, transform: TrainTransform, images: int = 64) -> np.ndarray:
     """Absolute difference in levels of `fast` and exact pixels, for the same draws."""
-    exact, fast = (dataclasses.replace(transform, fast=f) for f in (False, True))
+    exact, fast = (dataclasses.replace(transform, approximate=f) for f in (False, True))
     differences = []
     for index in range(min(images, len(source))):
         data, _ = source[index]
@@ -222,7 +224,7 @@ def _measure_recipe(
         )
         contenders[f"  decoding whole images alone{name[8:]}"] = floor(
             source,
-            functools.partial(_decode_whole, fast=ours.fast),
+            functools.partial(_decode_whole, approximate=ours.approximate),
             batch=batch,
             threads=cores,
         )
@@ -260,12 +262,12 @@ def _measure_threads(source: Source, batch: int, rounds: int, cores: int) -> Non
 
 def _fast(transform: TrainTransform) -> TrainTransform | None:
     installed = importlib.util.find_spec("cv2") is not None
-    return dataclasses.replace(transform, fast=True) if installed else None
+    return dataclasses.replace(transform, approximate=True) if installed else None
 
 
-def _decode_whole(data: bytes, index: int, *, fast: bool) -> None:
+def _decode_whole(data: bytes, index: int, *, approximate: bool) -> None:
     if (header := read_header(data)) is not None:
-        decode_jpeg(data, header, fast=fast)
+        decode_jpeg(data, header, approximate=approximate)
 
 
 def _transforming(transform: TrainTransform) -> Callable[[bytes, int], Any]:

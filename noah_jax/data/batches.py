@@ -1,85 +1,120 @@
-"""Batches: this host's share of every global batch, read ahead by Grain."""
+"""Makes batches on the host: this host's rows of every global batch, read ahead in threads.
+
+Grain is used only as a pool of threads and processes (`MapDataset.range(...).map(...)`): which
+image stands where is decided by `noah_jax.data.sampler`, and Grain's iterator state is never
+saved or restored.
+"""
 
 import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import grain
 import numpy as np
 from absl import flags
 from grain.experimental import ThreadPrefetchIterDataset
 
-from noah_jax.data.decoding import DamagedImageError, DamagedImages, DecodedSource
-from noah_jax.data.sampler import Order
+from noah_jax.data.batch import Batch
+from noah_jax.data.corrupt import CorruptImages
+from noah_jax.data.decoding import DecodedImage, DecodedSource
+from noah_jax.data.sampler import Sampler
 from noah_jax.data.transforms import EvalTransform, TrainTransform
-from noah_jax.errors import InputError
+from noah_jax.errors import CorruptImageError, InputError
 
-Batch = dict[str, np.ndarray]
-Put = Callable[[Batch], Any]
-Loaded = tuple[Batch, list[DamagedImageError]]
+Placed = TypeVar("Placed")  # what `put` makes of a batch
+# A chunk of a batch, or a whole one, and the images in it that could not be decoded.
+Loaded = tuple[Batch, list[CorruptImageError]]
+LoadChunk = Callable[[int, range], Loaded]  # takes the step and this host's rows
 
-# So many damaged images in a row are no accident but another kind of set.
-_MAX_DAMAGED_IN_A_ROW = 100
+# If so many images in a row are corrupt, the dataset is not one of images.
+_MAX_CORRUPT_IN_A_ROW = 100
 
-_PART = 32  # images that a thread prepares in one go
+_CHUNK = 32  # images that a thread prepares in one go
 _BATCHES_AHEAD = 2
-# Of all that is done for an image Python does a small part, under a lock that the threads of
-# a process share.
+# A small part of the work on an image is Python's, under a lock that all threads of a process
+# share; more threads than this wait for it.
 _THREADS_PER_PROCESS = 16
 
 
 def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """Returns the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_readers(*, num_threads: int | None, num_workers: int | None) -> None:
+    """Checks the numbers of threads and processes that prepare images.
+
+    Raises:
+      InputError: If there are fewer than 1 thread or 0 processes.
+    """
+    if num_threads is not None and num_threads < 1:
+        raise InputError(f"data.num_threads must be at least 1, got {num_threads}")
+    if num_workers is not None and num_workers < 0:
+        raise InputError(f"data.num_workers must be at least 0, got {num_workers}")
 
 
 def train_batches(
     source: DecodedSource,
     transform: TrainTransform,
-    order: Order,
+    sampler: Sampler,
     *,
     start_step: int,
     total_steps: int,
     num_threads: int | None,
-    put: Put,
-    damaged: DamagedImages,
+    put: Callable[[Batch], Placed],
+    corrupt_images: CorruptImages,
     num_workers: int | None = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Any]:
-    """Training batches from `start_step` on; always full.
+) -> Iterator[Placed]:
+    """Makes the training batches from `start_step` on, all of them full.
 
-    What stands in a batch depends on the order alone: not on where the run started, nor on
-    how many hosts there are. Host `h` gets the `h`-th contiguous part of each batch.
+    The contents of a batch depend on the sampler alone, not on where the run started or how
+    many hosts there are. Host `h` gets the `h`-th contiguous block of rows of each batch.
 
     Args:
-      source: the training split.
-      transform: the training transform.
-      order: which image of it stands where.
-      start_step: steps that were taken before.
-      total_steps: where to stop.
-      num_threads: reading threads; `None` is one for every core.
-      put: called in a thread of its own with every batch of NumPy arrays, to place it on the
-        devices; at most two wait there, and as many are being prepared.
-      damaged: what to do about images that cannot be decoded: the next one of the source
-        takes its place, or the error is raised.
-      num_workers: processes that share the threads; 0 is this one, `None` as many as the
-        cores call for. What stands in a batch does not depend on it.
-      process_index: this host's index.
-      process_count: number of hosts; must divide the order's batch.
+      source: The training images.
+      transform: The training transform.
+      sampler: Decides which image stands where.
+      start_step: Number of steps that were taken before.
+      total_steps: Step at which to stop.
+      num_threads: Number of reading threads; `None` for one per core.
+      put: Places a batch of NumPy arrays on the devices. It is called in a thread of its own; at
+        most two placed batches wait there, and two more are being prepared.
+      corrupt_images: Counts the images that cannot be decoded. The next image of the source
+        replaces such an image, or its error is raised.
+      num_workers: Number of processes that share the threads; 0 for this process alone, `None`
+        for as many as the number of cores suggests. The contents of a batch do not depend on it.
+      process_index: Index of this host.
+      process_count: Number of hosts; must divide the sampler's batch size.
 
     Yields:
-      What `put` gives for `image` uint8 `[local, height, width, 3]`, `label` int32 `[local]`
-      (`[local, num_classes]` with several labels).
+      The result of `put` for each batch: `image` uint8 `[local, height, width, 3]` and `label`
+      int32 `[local]` (`[local, num_classes]` with several labels), where `local` is the number
+      of this host's rows.
+
+    Raises:
+      InputError: If a number of threads, processes or hosts does not fit.
     """
-    local = _local_size(order.batch_size, process_count)
-    load = functools.partial(_load_for_training, source, transform, order, process_index * local)
+    check_readers(num_threads=num_threads, num_workers=num_workers)
+    local_size = _local_size(sampler.batch_size, process_count)
+    load = functools.partial(
+        _load_for_training, source, transform, sampler, process_index * local_size
+    )
     if num_workers is None:
         num_workers = 0 if source.cached else num_cores() // _THREADS_PER_PROCESS
-    return _iterate(
-        start_step, total_steps, load, local, num_threads, put, damaged, num_workers=num_workers
+    return _read_ahead(
+        range(start_step, total_steps),
+        load,
+        local_size,
+        num_threads,
+        put,
+        corrupt_images,
+        num_workers=num_workers,
     )
 
 
@@ -89,72 +124,74 @@ def eval_batches(
     *,
     batch_size: int,
     num_threads: int | None,
-    put: Put,
-    damaged: DamagedImages,
+    put: Callable[[Batch], Placed],
+    corrupt_images: CorruptImages,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Any]:
-    """Every image exactly once, in order; the last batch is filled with masked zeros.
+) -> Iterator[Placed]:
+    """Makes batches with every image once, in order; the last one is padded with masked zeros.
 
-    A damaged image is masked too: another in its place would count twice.
+    A corrupt image is masked too: another image in its place would count twice.
 
     Args:
-      source: the evaluation split.
-      transform: the evaluation transform.
-      batch_size: images per step over all hosts.
-      num_threads: reading threads; `None` is one for every core.
-      put: called in a thread of its own with every batch of NumPy arrays, to place it on the
-        devices; at most two wait there, and as many are being prepared.
-      damaged: what to do about images that cannot be decoded: they are masked, or the
+      source: The evaluation images.
+      transform: The evaluation transform.
+      batch_size: Images per step over all hosts.
+      num_threads: Number of reading threads; `None` for one per core.
+      put: Places a batch of NumPy arrays on the devices, see `train_batches`.
+      corrupt_images: Counts the images that cannot be decoded. Such an image is masked, or its
         error is raised.
-      process_index: this host's index.
-      process_count: number of hosts; must divide `batch_size`.
+      process_index: Index of this host.
+      process_count: Number of hosts; must divide `batch_size`.
 
     Yields:
-      What `put` gives for `image` uint8 `[local, height, width, 3]`, `label` int32 `[local]`
-      (`[local, num_classes]` with several labels),
-      `mask` bool `[local]`, false for the filling and for damaged images.
+      The result of `put` for each batch: `image` and `label` as in `train_batches`, and `mask`
+      bool `[local]`, false for padding and corrupt images.
+
+    Raises:
+      InputError: If the number of threads or hosts does not fit.
     """
-    local = _local_size(batch_size, process_count)
+    check_readers(num_threads=num_threads, num_workers=0)
+    local_size = _local_size(batch_size, process_count)
     shape = transform(np.zeros((1, 1, 3), np.uint8)).shape
     load = functools.partial(
-        _load_for_evaluation, source, transform, shape, batch_size, process_index * local
+        _load_for_evaluation, source, transform, shape, batch_size, process_index * local_size
     )
-    steps = -(-len(source) // batch_size)
-    return _iterate(0, steps, load, local, num_threads, put, damaged)
+    steps = range(-(-len(source) // batch_size))
+    return _read_ahead(steps, load, local_size, num_threads, put, corrupt_images)
 
 
 def _load_for_training(
     source: DecodedSource,
     transform: TrainTransform,
-    order: Order,
+    sampler: Sampler,
     first_row: int,
     step: int,
     rows: range,
 ) -> Loaded:
     image = np.empty((len(rows), *transform.size, 3), np.uint8)
     label = np.empty((len(rows), *source.label_shape), np.int32)
-    errors: list[DamagedImageError] = []
-    count = min(len(source), _MAX_DAMAGED_IN_A_ROW)
+    errors: list[CorruptImageError] = []
+    tries = min(len(source), _MAX_CORRUPT_IN_A_ROW)
 
-    def drawn(row: int, offset: int = 0) -> Callable[[], tuple[np.ndarray, int]]:
-        # Drawn anew each time: an image that failed may have used its choices.
-        _, index, random = order.at(step, first_row + row)
-        return source.drawn((index + offset) % len(source), transform, random)
+    def start(row: int, offset: int = 0) -> Callable[[], DecodedImage]:
+        # A generator that a failed image has used is not used again: each call makes a new one.
+        _, index, random = sampler.at(step, first_row + row)
+        return source.start((index + offset) % len(source), transform, random)
 
-    # All draws first: between two decodings Python finds the caches cold, and takes three
-    # times as long for them (120 us an image instead of 40).
-    for i, (row, finish) in enumerate([(row, drawn(row)) for row in rows]):
-        # An image that cannot be decoded is replaced by the next one of the source, not of the
-        # order, so that what stands in for it is always the same.
-        for offset in range(count):
+    # All images are started before the first is finished, see `noah_jax.data.decoding`.
+    started = [(row, start(row)) for row in rows]
+    for i, (row, finish) in enumerate(started):
+        # A corrupt image is replaced by the next one of the source, not of the sampler, so
+        # that its replacement is always the same.
+        for offset in range(tries):
             try:
-                image[i], label[i] = (drawn(row, offset) if offset else finish)()
+                image[i], label[i] = (start(row, offset) if offset else finish)()
                 break
-            except DamagedImageError as error:
+            except CorruptImageError as error:
                 errors.append(error)
         else:
-            raise InputError(f"{count} images in a row cannot be decoded; the last: {errors[-1]}")
+            raise InputError(f"{tries} images in a row cannot be decoded; the last: {errors[-1]}")
     return {"image": image, "label": label}, errors
 
 
@@ -170,14 +207,14 @@ def _load_for_evaluation(
     image = np.zeros((len(rows), *shape), np.uint8)
     label = np.zeros((len(rows), *source.label_shape), np.int32)
     mask = np.zeros(len(rows), np.bool_)
-    errors: list[DamagedImageError] = []
+    errors: list[CorruptImageError] = []
     for i, row in enumerate(rows):
         index = step * batch_size + first_row + row
         if index >= len(source):
             break
         try:
             pixels, label[i] = source[index]
-        except DamagedImageError as error:
+        except CorruptImageError as error:
             errors.append(error)
         else:
             image[i], mask[i] = transform(pixels), True
@@ -185,63 +222,72 @@ def _load_for_evaluation(
 
 
 def _local_size(batch_size: int, process_count: int) -> int:
+    """Returns the number of rows of a batch that each host has."""
     if batch_size % process_count:
         raise InputError(f"batch_size={batch_size} must be divisible by the {process_count} hosts")
     return batch_size // process_count
 
 
 @dataclasses.dataclass(frozen=True)
-class _LoadPart:
-    """Part of a batch, by its number in the endless row of parts; goes to worker processes."""
+class _LoadElement:
+    """Loads a chunk by its number in the endless row of all batches' chunks.
 
-    load: Callable[[int, range], Loaded]
-    local: int
-    parts: int
+    It is pickled and sent to worker processes.
+    """
+
+    load: LoadChunk
+    local_size: int
+    chunks: int  # per batch
 
     def __call__(self, element: int) -> Loaded:
-        step, part = divmod(element, self.parts)
-        rows = range(part * self.local // self.parts, (part + 1) * self.local // self.parts)
-        return self.load(step, rows)
+        step, chunk = divmod(element, self.chunks)
+        first = chunk * self.local_size // self.chunks
+        end = (chunk + 1) * self.local_size // self.chunks
+        return self.load(step, range(first, end))
 
 
-def _iterate(
-    start: int,
-    stop: int,
-    load: Callable[[int, range], Loaded],
-    local: int,
+def _read_ahead(
+    steps: range,
+    load: LoadChunk,
+    local_size: int,
     num_threads: int | None,
-    put: Put,
-    damaged: DamagedImages,
+    put: Callable[[Batch], Placed],
+    corrupt_images: CorruptImages,
     *,
     num_workers: int = 0,
-) -> Iterator[Any]:
-    # An element is a part of a batch: Grain takes 45 us an element, and threads that prepare
-    # whole batches would hold many of them in memory.
-    parts = -(-local // _PART)
+) -> Iterator[Placed]:
+    # An element is a chunk of a batch: Grain takes 45 us per element, too long for single images,
+    # and threads that prepare whole batches would hold many of them in memory.
+    chunks = -(-local_size // _CHUNK)
     threads = num_threads or num_cores()
     if num_workers:
         threads = -(-threads // num_workers)
-    ahead = -(-_BATCHES_AHEAD * parts // max(1, num_workers))
+    ahead = -(-_BATCHES_AHEAD * chunks // max(1, num_workers))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead + threads)
-    # Sliced by step: Grain's iterator state is never saved nor restored.
-    elements = grain.MapDataset.range(start * parts, stop * parts)
-    loaded = elements.map(_LoadPart(load, local, parts)).to_iter_dataset(options)
+    elements = grain.MapDataset.range(steps.start * chunks, steps.stop * chunks)
+    loaded = elements.map(_LoadElement(load, local_size, chunks)).to_iter_dataset(options)
     if num_workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain hands them to the workers
+            flags.FLAGS.mark_as_parsed()  # Grain passes the flags on to its workers
         loaded = loaded.mp_prefetch(grain.MultiprocessingOptions(num_workers))
 
-    def place(whole: Loaded) -> Any:
+    def place(whole: Loaded) -> Placed:
         batch, errors = whole
         for error in errors:
-            damaged.add(error)
+            corrupt_images.add(error)
         return put(batch)
 
-    joined = loaded.batch(parts, batch_fn=_join)
+    joined = loaded.batch(chunks, batch_fn=_join)
     return iter(ThreadPrefetchIterDataset(joined.map(place), prefetch_buffer_size=_BATCHES_AHEAD))
 
 
 def _join(loaded: Sequence[Loaded]) -> Loaded:
-    parts = [part for part, _ in loaded]
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    return joined, [error for _, errors in loaded for error in errors]
+    """Joins a batch's chunks."""
+    chunks = [chunk for chunk, _ in loaded]
+    batch: Batch = {
+        "image": np.concatenate([chunk["image"] for chunk in chunks]),
+        "label": np.concatenate([chunk["label"] for chunk in chunks]),
+    }
+    if "mask" in chunks[0]:
+        batch["mask"] = np.concatenate([chunk["mask"] for chunk in chunks])
+    return batch, [error for _, errors in loaded for error in errors]

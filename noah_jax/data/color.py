@@ -1,9 +1,9 @@
-"""Colour jitter on PIL images: random brightness, contrast and saturation, as torchvision's."""
+"""Colour jitter on PIL images: random brightness, contrast and saturation, as in torchvision."""
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-Adjustment = tuple[str, float]  # what, and by which factor; 1.0 changes nothing
+Adjustment = tuple[str, float]  # the property and its factor; a factor of 1.0 changes nothing
 
 _ADJUSTMENTS = {
     "brightness": ImageEnhance.Brightness,
@@ -13,11 +13,12 @@ _ADJUSTMENTS = {
 
 
 def draw_color_jitter(strength: float, random: np.random.Generator) -> tuple[Adjustment, ...]:
-    """Every adjustment once, in random order, its factor uniform in 1 - strength..1 + strength.
+    """Draws every adjustment once, in random order.
 
     Args:
-      strength: the half width of the range, which is cut off below zero.
-      random: source of the choices.
+      strength: Half the width of the range of factors. They are uniform in
+        `1 - strength`..`1 + strength`, where the lower end is at least 0.
+      random: Generator of the random choices.
     """
     names = list(_ADJUSTMENTS)
     order = np.argsort(random.random(len(names)))
@@ -26,7 +27,7 @@ def draw_color_jitter(strength: float, random: np.random.Generator) -> tuple[Adj
 
 
 def color_jitter(image: Image.Image, adjustments: tuple[Adjustment, ...]) -> Image.Image:
-    """The adjustments, one after the other."""
+    """Applies the adjustments one after the other."""
     for name, factor in adjustments:
         image = _ADJUSTMENTS[name](image).enhance(factor)
     return image

@@ -1,4 +1,10 @@
-"""From encoded bytes to RGB images."""
+"""Decodes images to RGB.
+
+Between two decodings Python finds the processor's caches cold and takes three times as long for
+its own work (120 us an image instead of 40). A training image is therefore made in two calls:
+`start_transform` reads the header and draws the random choices, and the function that it returns
+decodes and transforms. A thread starts many images before it finishes the first.
+"""
 
 import io
 from collections.abc import Callable
@@ -7,43 +13,26 @@ import numpy as np
 from PIL import Image
 
 from noah_jax.data.jpeg import decode_jpeg, read_header
-from noah_jax.data.sources import Source
+from noah_jax.data.source import Label, Source
 from noah_jax.data.transforms import TrainTransform
-from noah_jax.errors import InputError
+from noah_jax.errors import CorruptImageError
 
-ON_DAMAGE = ("replace", "stop")
-
-
-class DamagedImageError(InputError):
-    """An image that cannot be decoded.
-
-    Attributes:
-      name: which image: its path, or its number in its set.
-      reason: what is wrong with it.
-    """
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)  # all that a copy in another process is made of
-        self.name = name
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.name} cannot be decoded: {self.reason}"
+DecodedImage = tuple[np.ndarray, Label]  # uint8 `[height, width, 3]`, and the label
 
 
 def decode(data: bytes, name: str = "the image") -> np.ndarray:
-    """An encoded image as uint8 `[height, width, 3]`, its EXIF orientation ignored.
+    """Decodes an image to uint8 `[height, width, 3]`, RGB, and ignores its EXIF orientation.
 
-    Whatever PIL reads goes, by its content and not its name: other colour spaces, palettes
-    and depths become RGB as PIL's `convert("RGB")` makes them. The original ignores the
-    orientation too.
+    Every format that Pillow reads is accepted, by content and not by file name. Other colour
+    spaces, palettes and depths become RGB as Pillow's `convert("RGB")` makes them. The original
+    ignores the orientation too.
 
     Args:
-      data: the encoded image.
-      name: which image it is, for the error.
+      data: The encoded image.
+      name: How error messages call the image.
 
     Raises:
-      DamagedImageError: if it is truncated, or no image that PIL knows.
+      CorruptImageError: If the image is truncated, or not an image that Pillow knows.
     """
     header = read_header(data)
     if header is not None and (pixels := decode_jpeg(data, header)) is not None:
@@ -55,32 +44,33 @@ def _decode_by_pillow(data: bytes, name: str) -> np.ndarray:
     try:
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     except MemoryError:
-        raise  # the machine's trouble, not the image's
+        raise  # the machine's fault, not the image's
     except Image.UnidentifiedImageError as error:
         reason = f"its {len(data):,} bytes are no image that Pillow can read"
-        raise DamagedImageError(name, reason if data else "it is empty") from error
-    except Exception as error:  # whatever damaged bytes make a decoder raise
+        raise CorruptImageError(name, reason if data else "it is empty") from error
+    except Exception as error:  # corrupt bytes make decoders raise errors of any kind
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DamagedImageError(name, reason) from error
+        raise CorruptImageError(name, reason) from error
 
 
 def decode_and_transform(
     data: bytes, transform: TrainTransform, random: np.random.Generator, name: str = "the image"
 ) -> np.ndarray:
-    """What `transform(decode(data), random)` gives, without decoding rows below the crop.
+    """Returns `transform(decode(data), random)`, without decoding rows below the crop.
 
-    With `transform.fast` the decoder is an approximate one: quicker, and a level or so off.
+    If `transform.approximate` is set, the decoder is approximate too: faster, and off by about
+    one level of 255.
 
     Raises:
-      DamagedImageError: see `decode`; `random` may have been used then.
+      CorruptImageError: See `decode`. `random` may have been used by then.
     """
-    return draw_transform(data, transform, random, name)()
+    return start_transform(data, transform, random, name)()
 
 
-def draw_transform(
+def start_transform(
     data: bytes, transform: TrainTransform, random: np.random.Generator, name: str = "the image"
 ) -> Callable[[], np.ndarray]:
-    """The first, small part of `decode_and_transform`; calling what it returns does the rest."""
+    """Draws a transform's random choices and returns the function that decodes and transforms."""
     header = read_header(data)
     if header is None:
         return lambda: transform(_decode_by_pillow(data, name), random)
@@ -88,7 +78,7 @@ def draw_transform(
 
     def finish() -> np.ndarray:
         rows = None if choices.box is None else choices.box[3]
-        pixels = decode_jpeg(data, header, rows=rows, fast=transform.fast)
+        pixels = decode_jpeg(data, header, rows=rows, approximate=transform.approximate)
         if pixels is None:
             pixels = _decode_by_pillow(data, name)
         return transform.apply(pixels, choices)
@@ -97,97 +87,62 @@ def draw_transform(
 
 
 class DecodedSource:
-    """A source whose images are decoded, and kept so if asked.
+    """Random access to the decoded images of a source.
 
     Args:
-      source: encoded images and labels by index.
-      cache: whether to keep every image that was decoded in memory: for sets that fit
-        there, it spares reading and decoding (0.3 ms for an image of the sample) from the
-        second epoch on.
+      source: The encoded images and their labels.
+      cache: Whether to keep every decoded image in memory. For datasets that fit there, this
+        saves reading and decoding (0.3 ms for an image of the embedded sample) from the second
+        epoch on.
     """
 
     def __init__(self, source: Source, *, cache: bool = False):
         self._source = source
-        self._kept: dict[int, tuple[np.ndarray, int]] | None = {} if cache else None
+        self._cache: dict[int, DecodedImage] | None = {} if cache else None
 
     @property
     def cached(self) -> bool:
-        """Whether images are kept."""
-        return self._kept is not None
+        """Whether decoded images are kept in memory."""
+        return self._cache is not None
 
     @property
     def label_shape(self) -> tuple[int, ...]:
-        """The shape of an image's label: a number, or one for every class."""
+        """The shape of an image's label: `()`, or `(num_classes,)` with several labels."""
         return (len(self._source.class_names),) if self._source.multi_label else ()
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """The image and its label.
+    def __getitem__(self, index: int) -> DecodedImage:
+        """Returns an image and its label.
 
         Raises:
-          DamagedImageError: if the image cannot be decoded.
+          CorruptImageError: If the image cannot be decoded.
         """
-        if self._kept is not None and index in self._kept:
-            return self._kept[index]
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
         data, label = self._source[index]
         decoded = decode(data, self._source.describe(index)), label
-        if self._kept is not None:
-            self._kept[index] = decoded
+        if self._cache is not None:
+            self._cache[index] = decoded
         return decoded
 
-    def drawn(
+    def start(
         self, index: int, transform: TrainTransform, random: np.random.Generator
-    ) -> Callable[[], tuple[np.ndarray, int]]:
-        """Reads an image and draws its transform; what is returned gives the result and its label.
+    ) -> Callable[[], DecodedImage]:
+        """Reads an image and draws its transform's random choices, see `start_transform`.
 
-        That function raises a DamagedImageError if the image cannot be decoded; `random` may
-        have been used then.
+        Returns:
+          A function that returns the transformed image and its label. It raises a
+          CorruptImageError if the image cannot be decoded; `random` may have been used by then.
         """
-        if self._kept is not None:
+        if self._cache is not None:
 
-            def transformed() -> tuple[np.ndarray, int]:
+            def finish_cached() -> DecodedImage:
                 pixels, label = self[index]
                 return transform(pixels, random), label
 
-            return transformed
+            return finish_cached
         data, label = self._source[index]
-        finish = draw_transform(data, transform, random, self._source.describe(index))
+        finish = start_transform(data, transform, random, self._source.describe(index))
         return lambda: (finish(), label)
-
-
-class DamagedImages:
-    """Which images could not be decoded, and what to do about another one.
-
-    Args:
-      policy: "replace" goes on without the image, "stop" raises its error.
-      tell: called with one line for every damaged image, once.
-
-    Raises:
-      ValueError: on another policy.
-    """
-
-    def __init__(self, policy: str, tell: Callable[[str], None]):
-        if policy not in ON_DAMAGE:
-            raise InputError(
-                f"on_corrupt_image must be one of {', '.join(ON_DAMAGE)}, got {policy!r}"
-            )
-        self._policy = policy
-        self._tell = tell
-        self._names: set[str] = set()
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def add(self, error: DamagedImageError) -> None:
-        """Counts and tells a damaged image.
-
-        Raises:
-          DamagedImageError: `error`, if the policy is to stop.
-        """
-        if self._policy == "stop":
-            raise error
-        if error.name not in self._names:
-            self._names.add(error.name)
-            self._tell(f"damaged image {len(self._names)}: {error}")

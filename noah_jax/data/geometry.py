@@ -1,8 +1,7 @@
-"""Crops and resizes of images, bit-equal to torchvision's on PIL images, and crops' drawing.
+"""Crops and resizes, bit-equal to torchvision's on PIL images, and the drawing of random crops.
 
-Images are uint8 `[height, width, 3]`, sizes `(height, width)` in pixels.
-
-Functions named `draw_*` choose with the generator passed in; the others are pure.
+Images are uint8 `[height, width, 3]`; sizes are `(height, width)` in pixels. Functions named
+`draw_*` make random choices with the generator that is passed in; the others are pure.
 """
 
 import math
@@ -13,32 +12,41 @@ from noah_jax.data.resize import Box, resize
 from noah_jax.errors import InputError
 
 INTERPOLATIONS = ("bilinear", "bicubic")
-RANDOM_INTERPOLATION = "random"  # one of the above for every image, evenly
+RANDOM_INTERPOLATION = "random"  # either of them for each image, with equal probability
 
 
-def check_interpolation(interpolation: str, *, random: bool = False) -> None:
-    """Refuses unknown names; "random" is known where `random` is true.
+def check_interpolation(key: str, interpolation: str, *, allow_random: bool = False) -> None:
+    """Checks the name of an interpolation.
+
+    Args:
+      key: Configuration key of the value, for the message.
+      interpolation: The name.
+      allow_random: Whether "random" is allowed.
 
     Raises:
-      ValueError: if so.
+      InputError: If the name is unknown.
     """
-    known = [*INTERPOLATIONS, RANDOM_INTERPOLATION] if random else INTERPOLATIONS
+    known = [*INTERPOLATIONS, RANDOM_INTERPOLATION] if allow_random else INTERPOLATIONS
     if interpolation not in known:
-        raise InputError(f"interpolation must be one of {', '.join(known)}, got {interpolation!r}")
+        raise InputError(f"{key} must be one of {', '.join(known)}, got {interpolation!r}")
 
 
-def check_range(name: str, bounds: tuple[float, float]) -> None:
-    """Refuses all but two positive numbers in ascending order.
+def check_range(key: str, bounds: tuple[float, float]) -> None:
+    """Checks that a value is a pair of positive numbers in ascending order.
+
+    Args:
+      key: Configuration key of the value, for the message.
+      bounds: The value.
 
     Raises:
-      ValueError: if so.
+      InputError: If it is not.
     """
     if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < math.inf:
-        raise InputError(f"{name} must be (lowest, highest) with 0 < lowest, got {tuple(bounds)}")
+        raise InputError(f"{key} must be (lowest, highest) with 0 < lowest, got {tuple(bounds)}")
 
 
 def draw_interpolation(interpolation: str, random: np.random.Generator) -> str:
-    """What "random" stands for this time; other names are what they are."""
+    """Draws an interpolation for "random"; returns other names as they are."""
     if interpolation != RANDOM_INTERPOLATION:
         return interpolation
     return INTERPOLATIONS[random.integers(len(INTERPOLATIONS))]
@@ -51,13 +59,15 @@ def draw_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """A box of random area, aspect and place (Szegedy et al., 2015), as torchvision draws it.
+    """Draws a box of random area, aspect ratio and position (Szegedy et al., 2015).
+
+    The draws are those of torchvision's RandomResizedCrop, in its order.
 
     Args:
       image_size: `(width, height)` of the image in pixels.
-      random: source of the choices.
-      area: range of the box's share of the image's area, drawn uniformly.
-      ratio: range of the box's width over its height, drawn log-uniformly.
+      random: Generator of the random choices.
+      area: Range of the box's fraction of the image's area, drawn uniformly.
+      ratio: Range of the box's width over its height, drawn log-uniformly.
     """
     width, height = image_size
     for _ in range(10):
@@ -69,7 +79,8 @@ def draw_crop(
             top = int(random.integers(0, height - h + 1))
             left = int(random.integers(0, width - w + 1))
             return left, top, left + w, top + h
-    # No try fitted: the largest centred box within the ratio's range, a pixel at least.
+    # None of ten draws fitted: take the largest centred box within the range of ratios, at
+    # least one pixel wide and high.
     w = max(1, min(width, round(height * ratio[1])))
     h = max(1, min(height, round(width / ratio[0])))
     left, top = (width - w) // 2, (height - h) // 2
@@ -77,35 +88,38 @@ def draw_crop(
 
 
 def resized_crop(
-    pixels: np.ndarray,
-    box: Box,
-    size: tuple[int, int],
-    interpolation: str,
-    *,
-    flip: bool = False,
+    pixels: np.ndarray, box: Box, size: tuple[int, int], interpolation: str, *, flip: bool = False
 ) -> np.ndarray:
-    """The box of an image, resized, then flipped if asked; nothing beyond the box is read."""
+    """Cuts out a box, resizes it and flips it left to right if asked.
+
+    Args:
+      pixels: uint8 `[height, width, 3]`; nothing outside the box is read.
+      box: The box to cut out.
+      size: `(height, width)` of the result in pixels.
+      interpolation: "bilinear" or "bicubic".
+      flip: Whether to flip the result.
+    """
     return resize(pixels, size, interpolation, box=box, flip=flip)
 
 
 def draw_offset(pad: int, random: np.random.Generator) -> tuple[int, int]:
-    """`(x, y)` of a shift by at most `pad` pixels each way."""
+    """Draws a shift `(x, y)` of at most `pad` pixels in each direction."""
     return int(random.integers(-pad, pad + 1)), int(random.integers(-pad, pad + 1))
 
 
 def shifted_crop(pixels: np.ndarray, size: tuple[int, int], offset: tuple[int, int]) -> np.ndarray:
-    """A crop of `size`, `offset` pixels `(x, y)` from the centre; zeros beyond the image."""
+    """Cuts out a crop that is `offset` pixels `(x, y)` off the centre; zeros beyond the image."""
     top, left = ((have - want) // 2 for have, want in zip(pixels.shape, size, strict=False))
     return _crop(pixels, left + offset[0], top + offset[1], size)
 
 
 def flip(pixels: np.ndarray) -> np.ndarray:
-    """Left and right exchanged."""
+    """Flips an image left to right."""
     return np.ascontiguousarray(pixels[:, ::-1])
 
 
 def resize_shorter(pixels: np.ndarray, side: int, interpolation: str) -> np.ndarray:
-    """Resizes the shorter side to `side` pixels, keeping the aspect, as torchvision rounds."""
+    """Resizes the shorter side to `side` pixels, keeping the aspect, rounded as in torchvision."""
     h, w = pixels.shape[:2]
     if min(w, h) == side:
         return pixels
@@ -114,13 +128,13 @@ def resize_shorter(pixels: np.ndarray, side: int, interpolation: str) -> np.ndar
 
 
 def center_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The centre of an image, zeros where it is smaller (torchvision)."""
+    """Cuts out the centre of an image, as torchvision does; zeros where the image is smaller."""
     top, left = (_margin(have, want) for have, want in zip(pixels.shape, size, strict=False))
     return _crop(pixels, left, top, size)
 
 
 def fit(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
-    """Resizes so that the image just covers `size`; as it is if it does."""
+    """Resizes an image so that it just covers `size`."""
     h, w = pixels.shape[:2]
     scale = max(size[0] / h, size[1] / w)
     if scale == 1:
@@ -130,7 +144,7 @@ def fit(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.nda
 
 
 def _crop(pixels: np.ndarray, left: int, top: int, size: tuple[int, int]) -> np.ndarray:
-    """What lies in a box, zeros where it reaches beyond the image."""
+    """Cuts out a box, with zeros where it reaches beyond the image."""
     out = np.zeros((*size, pixels.shape[2]), pixels.dtype)
     inside = pixels[max(top, 0) : top + size[0], max(left, 0) : left + size[1]]
     y, x = max(-top, 0), max(-left, 0)
@@ -139,6 +153,6 @@ def _crop(pixels: np.ndarray, left: int, top: int, size: tuple[int, int]) -> np.
 
 
 def _margin(have: int, want: int) -> int:
-    """Pixels to leave out before a centred crop; negative are pixels to add."""
+    """Returns the pixels to cut before a centred crop; a negative number is padding."""
     # torchvision rounds half to even where it cuts, and down where it pads.
     return round((have - want) / 2) if have >= want else -((want - have) // 2)

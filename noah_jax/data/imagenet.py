@@ -17,8 +17,9 @@ from typing import BinaryIO
 import tensorflow_datasets as tfds
 from etils import epath
 
+from noah_jax.data.folders import FolderSource
 from noah_jax.data.prepare import Encode, Split, describe_images, folder_split, shard_parts
-from noah_jax.data.sources import AbsentSource, FolderSource
+from noah_jax.data.source import AbsentSource
 from noah_jax.errors import InputError
 
 NAME = "imagenet2012"

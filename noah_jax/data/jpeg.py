@@ -1,9 +1,9 @@
-"""JPEG files decoded by simplejpeg: the top rows alone, where no more are needed.
+"""Decodes JPEG files with simplejpeg, and only the top rows where no more are needed.
 
-Pillow and simplejpeg are both libjpeg-turbo, so their pixels are the same; simplejpeg takes
-three quarters of the time, because it decodes into one array at once. A crop that ends above
-the image's last row needs no rows below it: told of fewer rows in the frame header, the decoder
-stops there.
+Pillow and simplejpeg both use libjpeg-turbo, so their pixels are the same. simplejpeg takes
+three quarters of the time, because it decodes into one array at once. A crop that ends above the
+image's last row does not need the rows below it: a smaller height in the frame header makes the
+decoder stop there.
 """
 
 from typing import NamedTuple
@@ -11,71 +11,79 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 
-# In other colour spaces (CMYK, and RGB itself) Pillow's own conversion counts.
-_PLAIN = ("YCbCr", "Gray")
-# The last rows that are decoded lack the neighbours below from which their colours are
-# enlarged: as many as a row of colour stands for, at most 4.
+# Other colour spaces (CMYK, and RGB itself) need Pillow's own conversion.
+_PLAIN_COLORS = ("YCbCr", "Gray")
+# Colours are stored at a lower resolution. Enlarging them needs the rows below, which the last
+# decoded rows do not have; this affects as many rows as one row of colours covers, at most 4.
 _MARGIN = 8
-_SEQUENTIAL = (0xC0, 0xC1)  # frames whose rows come one after the other
-_WITHOUT_FRAME = (0xC4, 0xC8, 0xCC)  # markers of the frames' range that are none
+_SEQUENTIAL = (0xC0, 0xC1)  # markers of frames whose rows come one after the other
+_NOT_FRAMES = (0xC4, 0xC8, 0xCC)  # markers in the range of frames that are something else
 _FRAMES = range(0xC0, 0xD0)
 _SCAN = 0xDA
 _END = b"\xff\xd9"
 
 
 class Header(NamedTuple):
-    """What a file says of itself."""
+    """What a JPEG file's header says.
+
+    Attributes:
+      width: Width of the image in pixels.
+      height: Height of the image in pixels.
+      height_at: Byte at which the frame header holds the height; `None` if the rows are not
+        stored in order, or the file is truncated.
+    """
 
     width: int
     height: int
-    # Where the frame header has the height; `None` if the rows do not come in order, or the
-    # file breaks off.
     height_at: int | None
 
 
 def read_header(data: bytes) -> Header | None:
-    """The header of an ordinary JPEG file; `None` for all that Pillow should read."""
+    """Reads the header of an ordinary JPEG file; returns `None` if Pillow should read the file."""
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    if colors not in _PLAIN:
+    if colors not in _PLAIN_COLORS:
         return None
     return Header(width, height, _find_height(data) if data.endswith(_END) else None)
 
 
 def decode_jpeg(
-    data: bytes, header: Header, *, rows: int | None = None, fast: bool = False
+    data: bytes, header: Header, *, rows: int | None = None, approximate: bool = False
 ) -> np.ndarray | None:
-    """The pixels, uint8 `[height, width, 3]`, or at least the first `rows`.
+    """Decodes a JPEG file, or at least its first `rows` rows.
 
     Args:
-      data: the file.
-      header: what `read_header` gave.
-      rows: how many rows are needed; `None` for all.
-      fast: with an approximate inverse cosine transform and enlargement of the colours.
+      data: The file.
+      header: The header that `read_header` returned.
+      rows: Number of rows that are needed; `None` for all.
+      approximate: Whether to use a faster, approximate inverse cosine transform and a simple
+        enlargement of the colours.
 
     Returns:
-      The pixels; `None` for a damaged file, which Pillow may still read.
+      uint8 `[height, width, 3]`, RGB; `None` for a corrupt file, which Pillow may still read.
     """
     strict = True
     if rows is not None and header.height_at is not None and rows + _MARGIN < header.height:
         at = header.height_at
         data = data[:at] + (rows + _MARGIN).to_bytes(2, "big") + data[at + 2 :]
-        strict = False  # what is left of the file would be an error
+        strict = False  # in strict mode the rest of the file is an error
     try:
-        return simplejpeg.decode_jpeg(data, fastdct=fast, fastupsample=fast, strict=strict)
+        return simplejpeg.decode_jpeg(
+            data, fastdct=approximate, fastupsample=approximate, strict=strict
+        )
     except ValueError:
         return None
 
 
 def _find_height(data: bytes) -> int | None:
-    position = 2  # after the start of the image
+    position = 2  # after the marker of the image's start
     while data[position : position + 1] == b"\xff" and position + 4 <= len(data):
         marker = data[position + 1]
         if marker in _SEQUENTIAL:
             return position + 5  # after marker, length and precision
-        if marker == _SCAN or (marker in _FRAMES and marker not in _WITHOUT_FRAME):
+        if marker == _SCAN or (marker in _FRAMES and marker not in _NOT_FRAMES):
             return None
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return None

@@ -27,7 +27,8 @@ from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tqdm import tqdm
 
-from noah_jax.data.sources import SAMPLE, FolderSource
+from noah_jax.data.folders import FolderSource
+from noah_jax.data.source import SAMPLE
 from noah_jax.errors import InputError
 
 IMAGES_PER_SHARD = 1250  # of ImageNet's average size: 140 MB, 1025 shards

@@ -1,7 +1,7 @@
-"""The order of the training images: a pure function of seed, epoch and position.
+"""Decides which training image stands where: a pure function of seed, epoch and position.
 
-Nothing is carried from one step to the next, so a run that resumes at any step, on any
-number of hosts, sees what the uninterrupted run saw.
+Nothing is carried from one step to the next, so a run that resumes at any step, on any number
+of hosts, sees the images that the uninterrupted run saw.
 """
 
 import dataclasses
@@ -11,83 +11,86 @@ import numpy as np
 
 from noah_jax.errors import InputError
 
-# To a multiple of this the original cut an epoch of repeated images.
-_REPEATED = 256
+# The original cuts an epoch of repeated images to a multiple of this number.
+_REPEATED_MULTIPLE = 256
 
 
 @functools.lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
-    """The order of one epoch: every index below `length` once.
+    """Returns the order of one epoch: every index below `length` once.
 
-    Sorts raw Philox words, whose stream NumPy keeps fixed (`Generator.permutation` may
-    change between NumPy's versions). A third of a second for ImageNet's 1.28 M images.
+    Sorts raw Philox words, whose stream NumPy keeps fixed (`Generator.permutation` may change
+    between versions of NumPy). Takes a third of a second for ImageNet's 1.28 M images.
     """
     words = _philox(seed, epoch, 0).random_raw(length)
     return np.argsort(words, kind="stable")
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class Sampler:
     """Which image stands where in the endless stream of training images.
 
-    With `repeats` (repeated augmentation, Hoffer et al., 2020, as DeiT has it) an epoch shows
-    each image that many times in a row of its permutation, and ends after about as many images
-    as the set has: of ImageNet a third appear, three times each. In a batch the copies of an
-    image stand in different groups of those that mix with one another.
+    With `repeats` (repeated augmentation, Hoffer et al., 2020, as in DeiT) an epoch shows each
+    image that many times in a row of its permutation, and ends after about as many images as
+    the dataset has: a third of ImageNet appears, three times each. Within a batch, the copies of
+    an image stand in different mix groups.
 
     Attributes:
-      seed: seed of the order and of the random choices.
-      length: images of the set.
-      batch_size: images per step over all hosts.
-      repeats: copies of an image.
-      groups: groups of a batch.
-      drop_last: leave out what does not fill a batch at an epoch's end; otherwise, and where
-        an epoch is less than a batch, the next one fills it.
+      seed: Seed of the order and of the random choices.
+      length: Number of images in the dataset.
+      batch_size: Images per step over all hosts.
+      repeats: Copies of an image.
+      mix_groups: Number of groups in a batch that share one draw of mixup or CutMix.
+      drop_last: Whether to leave out the images at an epoch's end that do not fill a batch.
+        Otherwise, and if an epoch is shorter than a batch, the next epoch fills the batch.
+
+    Raises:
+      InputError: If `repeats` is less than 1.
     """
 
     seed: int
     length: int
     batch_size: int
     repeats: int = 1
-    groups: int = 1
+    mix_groups: int = 1
     drop_last: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.repeats < 1:
             raise InputError(f"data.repeats must be at least 1, got {self.repeats}")
 
     @property
     def epoch_length(self) -> int:
-        """Images of an epoch, copies counted."""
+        """Images per epoch, with their copies."""
         length = self.length
         if self.repeats > 1:
-            length = _floor(length, _REPEATED)
-        return _floor(length, self.batch_size) if self.drop_last else length
+            length = _round_down(length, _REPEATED_MULTIPLE)
+        return _round_down(length, self.batch_size) if self.drop_last else length
 
     def at(self, step: int, row: int) -> tuple[int, int, np.random.Generator]:
-        """Epoch and index of the image in a row of a step's batch, and its random choices."""
+        """Returns epoch, index and random generator of the image in a row of a step's batch."""
         if self.repeats > 1:
-            # Copies follow one another in the stream, and so do the groups that get them.
-            size = self.batch_size // self.groups
-            row = row % size * self.groups + row // size
+            # Copies are neighbours in the stream; neighbours go to different mix groups.
+            group_size = self.batch_size // self.mix_groups
+            row = row % group_size * self.mix_groups + row // group_size
         epoch, offset = divmod(step * self.batch_size + row, self.epoch_length)
-        place, copy = divmod(offset, self.repeats)
-        index = int(permutation(self.seed, epoch, self.length)[place])
+        position, copy = divmod(offset, self.repeats)
+        index = int(permutation(self.seed, epoch, self.length)[position])
         return epoch, index, image_random(self.seed, epoch, index, copy)
 
 
-def _floor(length: int, multiple: int) -> int:
-    """The largest multiple that is no longer, or the length where there is none."""
+def _round_down(length: int, multiple: int) -> int:
+    """Rounds down to a multiple; keeps a length that is less than one multiple."""
     return length - length % multiple if length >= multiple else length
 
 
 def image_random(seed: int, epoch: int, index: int, copy: int = 0) -> np.random.Generator:
-    """The source of the random choices for one image, or one copy of it, in one epoch."""
+    """Returns the generator of the random choices for a copy of an image in one epoch."""
     return np.random.Generator(_philox(seed, epoch, index + 1, copy))
 
 
 def _philox(seed: int, epoch: int, stream: int, copy: int = 0) -> np.random.Philox:
-    # The key holds what stays, the counter what moves: no two streams overlap before 2**64
-    # blocks.
+    # Philox increments the first word of the counter. The other words and the key differ for
+    # each stream, so two streams overlap only after 2**64 blocks.
     key = np.array((seed, epoch), np.uint64)
     return np.random.Philox(key=key, counter=np.array((0, stream, copy, 0), np.uint64))

@@ -1,8 +1,8 @@
-"""Image transforms on the host: uint8 `[height, width, 3]` in and out.
+"""Transforms of images on the host: uint8 `[height, width, 3]` in and out.
 
-Results are what torchvision and timm compute on PIL images; for training there are quicker
-crops besides, which OpenCV makes. Random choices come from the
-generator that is passed in, never from global state.
+The results are those of torchvision and timm on PIL images. `TrainTransform.approximate` takes
+faster crops by OpenCV instead. Random choices come from the generator that is passed in, never
+from global state.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ _CROPS = ("random_resized", "pad", "none")
 
 @dataclasses.dataclass(frozen=True)
 class TrainChoices:
-    """Everything that is drawn for one training image.
+    """The random choices for one training image.
 
     Attributes:
-      box: what is cut out, for crop="random_resized".
-      offset: `(x, y)` from the centre in pixels, for crop="pad".
+      box: The box to cut out, for crop="random_resized".
+      offset: Distance of the crop from the centre, `(x, y)` in pixels, for crop="pad".
       interpolation: "bilinear" or "bicubic".
-      flip: whether left and right are exchanged.
-      adjustments: the colour jitter.
-      operations: RandAugment's operations.
+      flip: Whether to flip the image left to right.
+      adjustments: Adjustments of the colour jitter.
+      operations: Operations of RandAugment.
     """
 
     box: Box | None
@@ -47,26 +47,27 @@ class TrainChoices:
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """The training transform: crop, flip half the time, colour jitter or RandAugment.
+    """The training transform: crop, flip half of the time, colour jitter or RandAugment.
 
     Attributes:
-      crop: "random_resized" (`area`, `ratio`), "pad" (random crop after padding by `pad`;
-        for small images) or "none".
+      crop: "random_resized" (by `area` and `ratio`), "pad" (a random crop after padding by
+        `pad`, for small images) or "none".
       size: `(height, width)` of the result in pixels.
-      pad: pixels on every side for crop="pad".
-      area: see `geometry.draw_crop`.
-      ratio: see `geometry.draw_crop`.
-      interpolation: "bilinear", "bicubic" or, for each image anew, "random".
-      flip: whether to flip.
-      color_jitter: strength of the random brightness, contrast and saturation; 0 for none.
-      rand_augment: the distribution of RandAugment's operations; `None` for none.
-      fill: the colour of pixels that RandAugment takes from beyond the image.
-      fast: decode approximately, cut and flip with OpenCV; only crop="random_resized".
+      pad: Padding on every side in pixels, for crop="pad".
+      area: See `geometry.draw_crop`.
+      ratio: See `geometry.draw_crop`.
+      interpolation: "bilinear", "bicubic", or "random", which draws one for each image.
+      flip: Whether to flip half of the images.
+      color_jitter: Strength of the random brightness, contrast and saturation; 0 for none.
+      rand_augment: Distribution of RandAugment's operations; `None` for none.
+      fill: Colour of the pixels that RandAugment takes from beyond the image.
+      approximate: Whether to decode approximately, and to crop and flip with OpenCV; only for
+        crop="random_resized".
 
     Raises:
-      ValueError: on an unknown crop or interpolation, a value out of its range, colour
-        jitter together with RandAugment, which replaces it, or `fast` with another crop or
-        without OpenCV.
+      InputError: If the crop or the interpolation is unknown, a value is out of its range,
+        colour jitter comes with RandAugment, which replaces it, or `approximate` comes with
+        another crop or without OpenCV.
     """
 
     crop: str
@@ -79,32 +80,37 @@ class TrainTransform:
     color_jitter: float = 0.0
     rand_augment: RandAugment | None = None
     fill: Fill = (0, 0, 0)
-    fast: bool = False
+    approximate: bool = False
 
-    def __post_init__(self):
-        geometry.check_interpolation(self.interpolation, random=True)
+    def __post_init__(self) -> None:
+        geometry.check_interpolation("data.interpolation", self.interpolation, allow_random=True)
         if self.crop not in _CROPS:
-            raise InputError(f"train crop must be random_resized, pad or none, got {self.crop!r}")
+            raise InputError(f"data.crop must be random_resized, pad or none, got {self.crop!r}")
         if self.pad < 0:
-            raise InputError(f"pad must be 0 pixels or more, got {self.pad}")
-        geometry.check_range("area", self.area)
+            raise InputError(f"data.pad must be 0 pixels or more, got {self.pad}")
+        geometry.check_range("data.area", self.area)
         if self.area[1] > 1:
-            raise InputError(f"area must end at 1 at most, the whole image, got {self.area[1]}")
-        geometry.check_range("ratio", self.ratio)
+            raise InputError(
+                f"data.area must end at 1 at most, the whole image, got {self.area[1]}"
+            )
+        geometry.check_range("data.ratio", self.ratio)
         if not 0 <= self.color_jitter < math.inf:
-            raise InputError(f"color_jitter must be 0 or more, got {self.color_jitter}")
+            raise InputError(f"data.color_jitter must be 0 or more, got {self.color_jitter}")
         if self.color_jitter and self.rand_augment:
             raise InputError(
-                "rand_augment replaces color_jitter: set rand_augment.num_ops or color_jitter to 0"
+                "data.rand_augment replaces color_jitter: set data.rand_augment.num_ops or"
+                " data.color_jitter to 0"
             )
-        if self.fast:
+        if self.approximate:
             if self.crop != "random_resized":
-                raise InputError(f"approximate_decode needs crop=random_resized, got {self.crop}")
+                raise InputError(
+                    f"data.approximate_decode needs crop=random_resized, got data.crop={self.crop}"
+                )
             if importlib.util.find_spec("cv2") is None:
-                raise InputError("approximate_decode needs OpenCV: pip install -e '.[fast]'")
+                raise InputError("data.approximate_decode needs OpenCV: pip install -e '.[fast]'")
 
     def draw(self, image_size: tuple[int, int], random: np.random.Generator) -> TrainChoices:
-        """The choices for an image of `(width, height)` pixels."""
+        """Draws the random choices for an image of `(width, height)` pixels."""
         box = offset = None
         if self.crop == "random_resized":
             box = geometry.draw_crop(image_size, random, area=self.area, ratio=self.ratio)
@@ -123,9 +129,9 @@ class TrainTransform:
         )
 
     def apply(self, pixels: np.ndarray, choices: TrainChoices) -> np.ndarray:
-        """The transformed image; a pure function."""
-        if self.crop == "random_resized":
-            pixels = self._resized_crop(pixels, choices)
+        """Returns the transformed image; a pure function."""
+        if choices.box is not None:
+            pixels = self._resized_crop(pixels, choices.box, choices)
         else:
             pixels = geometry.fit(pixels, self.size, choices.interpolation)
             if choices.offset is not None:
@@ -139,37 +145,37 @@ class TrainTransform:
         image = color_jitter(Image.fromarray(pixels), choices.adjustments)
         return np.asarray(rand_augment(image, choices.operations, self.fill))
 
-    def _resized_crop(self, pixels: np.ndarray, choices: TrainChoices) -> np.ndarray:
-        if self.fast:
-            from noah_jax.data import fast as how  # OpenCV is an extra
+    def _resized_crop(self, pixels: np.ndarray, box: Box, choices: TrainChoices) -> np.ndarray:
+        if self.approximate:
+            from noah_jax.data import approximate  # needs OpenCV, which is an extra
+
+            resized_crop = approximate.resized_crop
         else:
-            how = geometry
-        return how.resized_crop(
-            pixels, choices.box, self.size, choices.interpolation, flip=choices.flip
-        )
+            resized_crop = geometry.resized_crop
+        return resized_crop(pixels, box, self.size, choices.interpolation, flip=choices.flip)
 
     def __call__(self, pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """Draws and applies."""
+        """Draws the random choices and applies them."""
         return self.apply(pixels, self.draw(pixels.shape[1::-1], random))
 
 
 def make_eval_transform(
     size: tuple[int, int], *, resize: int | None, interpolation: str = "bilinear"
 ) -> EvalTransform:
-    """The evaluation transform: resize the shorter side, crop the centre.
+    """Makes the evaluation transform: resize the shorter side, crop the centre.
 
     Args:
       size: `(height, width)` of the result in pixels.
-      resize: pixels of the shorter side before the crop; `None` resizes only images smaller
-        or larger than `size`, so that the crop cuts as little as possible.
+      resize: Length of the shorter side before the crop in pixels. `None` resizes the image
+        so that it just covers `size`, and the crop cuts as little as possible.
       interpolation: "bilinear" or "bicubic".
 
     Raises:
-      ValueError: on an unknown interpolation, or a shorter side of less than a pixel.
+      InputError: If the interpolation is unknown, or `resize` is less than a pixel.
     """
-    geometry.check_interpolation(interpolation)
+    geometry.check_interpolation("data.eval_interpolation", interpolation)
     if resize is not None and resize < 1:
-        raise InputError(f"eval_resize must be at least 1 pixel, got {resize}")
+        raise InputError(f"data.eval_resize must be at least 1 pixel, got {resize}")
 
     def transform(pixels: np.ndarray) -> np.ndarray:
         if resize is None:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from noah_jax.data.decoding import DamagedImages, DecodedSource
+from noah_jax.data.corrupt import CorruptImages
+from noah_jax.data.decoding import DecodedSource
 from noah_jax.errors import InputError
 from noah_jax.evaluate.multilabel import MultiLabelEvaluation, multi_label_values
 from noah_jax.inference.runner import Inference
@@ -96,7 +97,7 @@ def evaluate(
     trained: Trained,
     source: DecodedSource,
     *,
-    damaged: DamagedImages,
+    corrupt_images: CorruptImages,
     num_threads: int | None = None,
 ) -> Evaluation | MultiLabelEvaluation:
     """Every image of the source, once.
@@ -105,7 +106,7 @@ def evaluate(
       inference: of `make_inference`.
       trained: the weights.
       source: the images.
-      damaged: what to do about those that cannot be decoded.
+      corrupt_images: what to do about those that cannot be decoded.
       num_threads: that decode; `None` is one for every core.
 
     Raises:
@@ -116,7 +117,7 @@ def evaluate(
     # Quiet where stderr is no terminal.
     with tqdm(total=len(source), unit=" images", disable=None, leave=False) as bar:
         for index, values in inference.run(
-            trained, source, damaged=damaged, num_threads=num_threads
+            trained, source, corrupt_images=corrupt_images, num_threads=num_threads
         ):
             indices.append(index)
             parts.append(values)

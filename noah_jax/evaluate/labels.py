@@ -6,8 +6,9 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from noah_jax.data.files import FileSource
-from noah_jax.data.sources import Source, data_folder
+from noah_jax.data.image_files import FileSource
+from noah_jax.data.source import Source
+from noah_jax.data.sources import data_folder
 from noah_jax.errors import InputError
 
 _HEADS = {"file", "filename", "file_name", "image", "path"}

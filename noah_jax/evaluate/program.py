@@ -10,8 +10,10 @@ from etils import epath
 from noah_jax import console
 from noah_jax.compilation import enable_compilation_cache
 from noah_jax.config import default_config
-from noah_jax.data.decoding import DamagedImages, DecodedSource
-from noah_jax.data.sources import Source, open_eval_source
+from noah_jax.data.corrupt import CorruptImages
+from noah_jax.data.decoding import DecodedSource
+from noah_jax.data.source import Source
+from noah_jax.data.sources import open_eval_source
 from noah_jax.errors import InputError, UsageError
 from noah_jax.evaluate.evaluation import evaluate, make_inference
 from noah_jax.evaluate.labels import labelled_folder, real_labels, relabelled
@@ -49,14 +51,14 @@ def evaluate_all(given: argparse.Namespace) -> None:
         source = _open(given, trained)
         if given.real_labels:
             sets = real_labels(source, given.real_labels, trained.model.num_classes)
-        damaged = DamagedImages("replace", tell=console.warn)
+        corrupt_images = CorruptImages("replace", tell=console.warn)
         batch_size = min(given.batch or _BATCH, max(1, len(source)))
         inference = _inference(programs, trained, batch_size)
         evaluation = evaluate(
             inference,
             trained,
             DecodedSource(source),
-            damaged=damaged,
+            corrupt_images=corrupt_images,
             num_threads=given.threads,
         )
         facts: dict[str, Any] = {
@@ -69,7 +71,7 @@ def evaluate_all(given: argparse.Namespace) -> None:
         }
         if given.real_labels:
             facts |= evaluation.real(sets)
-        facts["damaged"] = len(damaged)
+        facts["damaged"] = len(corrupt_images)
         if given.json:
             print(json.dumps(facts), flush=True)
         else:

@@ -98,7 +98,7 @@ class Explainer:
         self._contributions = jax.jit(contributions, compiler_options=options)
 
     def pixels(self, data: bytes, name: str) -> np.ndarray:
-        """What the model is shown of an encoded image; raises a DamagedImageError."""
+        """What the model is shown of an encoded image; raises a CorruptImageError."""
         return self._transform(decode(data, name))
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:

@@ -14,9 +14,8 @@ from tqdm import tqdm
 from noah_jax import console
 from noah_jax.compilation import enable_compilation_cache
 from noah_jax.config import default_config
-from noah_jax.data.decoding import DamagedImageError
-from noah_jax.data.files import FileSource, find_images
-from noah_jax.errors import InputError, UsageError
+from noah_jax.data.image_files import FileSource, find_images
+from noah_jax.errors import CorruptImageError, InputError, UsageError
 from noah_jax.explain.explanation import Explainer, Explanation
 from noah_jax.explain.overlay import common_scale, strip
 from noah_jax.explain.overview import MOST_IMAGES, overview
@@ -61,7 +60,7 @@ def explain_all(given: argparse.Namespace) -> int:
         try:
             data, _ = source[index]
             pixels = [explainer.pixels(data, paths[index]) for explainer in explainers]
-        except DamagedImageError as error:
+        except CorruptImageError as error:
             console.warn(str(error))
             continue
         logits = [

@@ -9,7 +9,8 @@ import numpy as np
 
 from noah_jax import distributed
 from noah_jax.data.batches import eval_batches
-from noah_jax.data.decoding import DamagedImages, DecodedSource
+from noah_jax.data.corrupt import CorruptImages
+from noah_jax.data.decoding import DecodedSource
 from noah_jax.inference.step import make_predict_step
 from noah_jax.inference.trained import Preprocessing, Trained
 from noah_jax.models.base import Model
@@ -57,7 +58,7 @@ class Inference:
         trained: Trained,
         source: DecodedSource,
         *,
-        damaged: DamagedImages,
+        corrupt_images: CorruptImages,
         num_threads: int | None = None,
     ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """What is computed for every image, in order, a batch at a time.
@@ -65,7 +66,7 @@ class Inference:
         Args:
           trained: the weights.
           source: the images.
-          damaged: what to do about those that cannot be decoded: they are left out.
+          corrupt_images: what to do about those that cannot be decoded: they are left out.
           num_threads: that decode; `None` is one for every core.
 
         Yields:
@@ -80,7 +81,7 @@ class Inference:
             batch_size=self._batch_size,
             num_threads=num_threads,
             put=lambda batch: (batch["mask"], distributed.put_batch(batch, self._mesh)),
-            damaged=damaged,
+            corrupt_images=corrupt_images,
         )
         in_flight: collections.deque[tuple[int, np.ndarray, Any]] = collections.deque()
         for number, (mask, batch) in enumerate(batches):

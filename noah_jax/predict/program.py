@@ -13,8 +13,9 @@ from tqdm import tqdm
 from noah_jax import console
 from noah_jax.compilation import enable_compilation_cache
 from noah_jax.config import default_config
-from noah_jax.data.decoding import DamagedImages, DecodedSource
-from noah_jax.data.files import FileSource, find_images
+from noah_jax.data.corrupt import CorruptImages
+from noah_jax.data.decoding import DecodedSource
+from noah_jax.data.image_files import FileSource, find_images
 from noah_jax.errors import InputError
 from noah_jax.inference.runner import Inference
 from noah_jax.inference.trained import Trained, load_one
@@ -29,10 +30,10 @@ def predict(
     names: Sequence[str],
     top: int,
     batch_size: int,
-    damaged: DamagedImages,
+    corrupt_images: CorruptImages,
     num_threads: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The most likely classes of each image, in order; damaged ones are left out.
+    """The most likely classes of each image, in order; corrupt ones are left out.
 
     Args:
       trained: the model.
@@ -40,7 +41,7 @@ def predict(
       names: of the classes.
       top: how many classes.
       batch_size: images at a time.
-      damaged: what to do about images that cannot be read.
+      corrupt_images: what to do about images that cannot be read.
       num_threads: that decode; `None` is one for every core.
 
     Yields:
@@ -63,7 +64,9 @@ def predict(
     batch_size = max(1, min(batch_size, len(paths)))
     inference = Inference(trained.model, trained.preprocessing, best, batch_size=batch_size)
     source = DecodedSource(FileSource(paths))
-    for indices, found in inference.run(trained, source, damaged=damaged, num_threads=num_threads):
+    for indices, found in inference.run(
+        trained, source, corrupt_images=corrupt_images, num_threads=num_threads
+    ):
         for index, classes, probabilities, finite in zip(
             indices.tolist(),
             found["classes"].tolist(),
@@ -93,7 +96,7 @@ def predict_all(given: argparse.Namespace) -> int:
     trained = load_one(given.checkpoint, ema=given.ema)
     names = trained.display_names(given.class_names)
     enable_compilation_cache(default_config().compilation_cache)
-    damaged = DamagedImages("replace", tell=console.warn)
+    corrupt_images = CorruptImages("replace", tell=console.warn)
     width = min(_WIDEST, max(map(len, paths)))
     results = predict(
         trained,
@@ -101,7 +104,7 @@ def predict_all(given: argparse.Namespace) -> int:
         names=names,
         top=given.top,
         batch_size=given.batch,
-        damaged=damaged,
+        corrupt_images=corrupt_images,
         num_threads=given.threads,
     )
     # Where the results go to the terminal they are progress enough.
@@ -109,9 +112,9 @@ def predict_all(given: argparse.Namespace) -> int:
     for result in tqdm(results, total=len(paths), unit=" images", disable=quiet, leave=False):
         print(json.dumps(result) if given.json else _row(result, width))
     sys.stdout.flush()
-    if damaged:
-        console.warn(f"{len(damaged)} of {len(paths)} images could not be read, named above")
-    return 1 if damaged else 0
+    if corrupt_images:
+        console.warn(f"{len(corrupt_images)} of {len(paths)} images could not be read, named above")
+    return 1 if corrupt_images else 0
 
 
 def _expand(paths: Sequence[str]) -> Iterator[str]:

@@ -204,9 +204,9 @@ def train(
         "num_params": model.num_params,
     }
     write_results(directory, results)
-    if damaged := len(experiment.damaged):
+    if count := len(experiment.corrupt_images):
         console.warn(
-            f"{damaged} damaged image(s), named above: replaced by the next one in training,"
+            f"{count} corrupt image(s), named above: replaced by the next one in training,"
             " left out of the evaluation"
         )
     say(

@@ -173,12 +173,12 @@ class Progress:
             raise self._non_finite(step, "the loss")
 
     def _non_finite(self, step: int, what: str, **facts: Any) -> NonFiniteError:
-        order = self._experiment.order
-        rows = range(order.batch_size)
+        sampler = self._experiment.sampler
+        rows = range(sampler.batch_size)
         facts |= {
             "learning_rate": float(self._experiment.schedule(step - 1)),
             "epoch": (step - 1) / self._experiment.steps_per_epoch,
-            "image_indices": [order.at(step - 1, row)[1] for row in rows],
+            "image_indices": [sampler.at(step - 1, row)[1] for row in rows],
         }
         path = finite.dump(self._directory, step, facts)
         return NonFiniteError(

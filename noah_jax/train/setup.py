@@ -16,12 +16,12 @@ from noah_jax import distributed
 from noah_jax.compilation import QUICK_COMPILE
 from noah_jax.config import refuse_old_keys, scaled
 from noah_jax.data import batches
-from noah_jax.data.decoding import DamagedImages, DecodedSource
-from noah_jax.data.geometry import RANDOM_INTERPOLATION
-from noah_jax.data.randaugment import RandAugment, mean_color
-from noah_jax.data.sampler import Order
-from noah_jax.data.sources import Source, open_sources
-from noah_jax.data.transforms import EvalTransform, TrainTransform, make_eval_transform
+from noah_jax.data.corrupt import CorruptImages
+from noah_jax.data.decoding import DecodedSource
+from noah_jax.data.sampler import Sampler
+from noah_jax.data.setup import make_sampler, make_transforms, open_data
+from noah_jax.data.source import Source
+from noah_jax.data.transforms import EvalTransform, TrainTransform
 from noah_jax.errors import InputError
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
@@ -53,10 +53,10 @@ class Experiment:
       class_names: the classes, in the order of the labels.
       train_source: the training images.
       eval_source: the evaluation images.
-      order: which training image stands where.
+      sampler: which training image stands where.
       train_transform: the training transform.
       eval_transform: the evaluation transform.
-      damaged: the images that could not be decoded so far, on this host.
+      corrupt_images: the images that could not be decoded so far, on this host.
       task: the loss, and what an evaluation finds out.
       augment: what the step does to the normalised images and their labels.
       groups: which parameters are frozen or have a learning rate of their own.
@@ -74,10 +74,10 @@ class Experiment:
     class_names: list[str]
     train_source: DecodedSource
     eval_source: DecodedSource
-    order: Order
+    sampler: Sampler
     train_transform: TrainTransform
     eval_transform: EvalTransform
-    damaged: DamagedImages
+    corrupt_images: CorruptImages
     task: Task
     augment: Augment
     groups: Groups
@@ -139,13 +139,13 @@ class Experiment:
         return batches.train_batches(
             self.train_source,
             self.train_transform,
-            self.order,
+            self.sampler,
             start_step=start_step,
             total_steps=self.total_steps,
             num_threads=self.config.data.num_threads,
             num_workers=self.config.data.num_workers,
             put=functools.partial(distributed.put_batch, mesh=self.mesh),
-            damaged=self.damaged,
+            corrupt_images=self.corrupt_images,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -158,7 +158,7 @@ class Experiment:
             batch_size=self.eval_batch_size,
             num_threads=self.config.data.num_threads,
             put=functools.partial(distributed.put_batch, mesh=self.mesh),
-            damaged=self.damaged,
+            corrupt_images=self.corrupt_images,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -281,9 +281,6 @@ def build(
     for key in ("eval_every", "checkpoint_every"):
         if config[key] is not None and config[key] < 1:
             raise InputError(f"{key} must be at least 1 step, got {config[key]}")
-    for key, least in (("num_threads", 1), ("num_workers", 0)):
-        if config.data[key] is not None and config.data[key] < least:
-            raise InputError(f"data.{key} must be at least {least}, got {config.data[key]}")
     if config.ema_decay is not None and not 0 < config.ema_decay < 1:
         raise InputError(
             f"ema_decay must be between 0 and 1, such as 0.9999, or None; got {config.ema_decay}"
@@ -295,30 +292,26 @@ def build(
     eval_batch_size = config.eval_batch_size or config.batch_size // max(accumulate, 1)
     distributed.check_batch_size("batch_size", config.batch_size, mesh)
     data = config.data
-    train_source, eval_source = sources or open_sources(
-        config.dataset,
-        data_dir=data.dir,
-        train_split=data.train_split,
-        eval_split=data.eval_split,
-    )
+    train_source, eval_source = sources or open_data(config.dataset, data)
     arguments = {k: v for k, v in config.model.to_dict().items() if v is not None}
     model = create_model(num_classes=len(train_source.class_names), **arguments)
     check_accumulate(accumulate, config.batch_size, model, mesh.size)
     distributed.check_batch_size("eval_batch_size", eval_batch_size, mesh)
-    train_transform, eval_transform = _make_transforms(data, model)
-    order = Order(
-        config.seed,
-        len(train_source),
-        config.batch_size,
-        repeats=data.repeats,
-        groups=config.batch_size // (config.mix_group or config.batch_size),
-        drop_last=data.drop_last,
+    train_transform, eval_transform = make_transforms(
+        data, image_size=model.image_size, mean=model.mean
     )
-    steps_per_epoch = order.epoch_length / config.batch_size
+    sampler = make_sampler(
+        data,
+        seed=config.seed,
+        length=len(train_source),
+        batch_size=config.batch_size,
+        mix_group=config.mix_group,
+    )
+    steps_per_epoch = sampler.epoch_length / config.batch_size
     total_steps = round(config.epochs * steps_per_epoch)
     if total_steps < 1:
         raise InputError(
-            f"epochs={config.epochs} of {order.epoch_length} images in batches of"
+            f"epochs={config.epochs} of {sampler.epoch_length} images in batches of"
             f" {config.batch_size} are less than one step"
         )
     groups = find_groups(config.optim, model.abstract()[0])
@@ -333,10 +326,10 @@ def build(
         class_names=train_source.class_names,
         train_source=DecodedSource(train_source, cache=data.cache),
         eval_source=DecodedSource(eval_source, cache=data.cache),
-        order=order,
+        sampler=sampler,
         train_transform=train_transform,
         eval_transform=eval_transform,
-        damaged=DamagedImages(data.on_corrupt_image, tell=report.warn),
+        corrupt_images=CorruptImages(data.on_corrupt_image, tell=report.warn),
         task=make_task(
             config,
             multi_label=train_source.multi_label,
@@ -364,28 +357,6 @@ def build(
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         eval_batch_size=eval_batch_size,
-    )
-
-
-def _make_transforms(data: ConfigDict, model: Model) -> tuple[TrainTransform, EvalTransform]:
-    eval_interpolation = data.eval_interpolation or data.interpolation
-    if eval_interpolation == RANDOM_INTERPOLATION:
-        raise InputError("data.interpolation=random needs data.eval_interpolation, such as bicubic")
-    train_transform = TrainTransform(
-        data.crop,
-        model.image_size,
-        pad=data.pad,
-        area=tuple(data.area),
-        ratio=tuple(data.ratio),
-        interpolation=data.interpolation,
-        flip=data.flip,
-        color_jitter=data.color_jitter,
-        rand_augment=RandAugment(**data.rand_augment) if data.rand_augment.num_ops else None,
-        fill=mean_color(data.mean or model.mean),
-        fast=data.approximate_decode,
-    )
-    return train_transform, make_eval_transform(
-        model.image_size, resize=data.eval_resize, interpolation=eval_interpolation
     )
 
 

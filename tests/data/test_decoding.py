@@ -1,4 +1,4 @@
-"""Decoding of ordinary, odd and damaged images, and what becomes of the damaged ones."""
+"""Decoding of ordinary, odd and corrupt images, and what becomes of the corrupt ones."""
 
 import io
 import pathlib
@@ -9,17 +9,14 @@ import pytest
 from PIL import Image
 
 from noah_jax.data.batches import eval_batches, train_batches
-from noah_jax.data.decoding import (
-    DamagedImageError,
-    DamagedImages,
-    DecodedSource,
-    decode,
-    decode_and_transform,
-)
+from noah_jax.data.corrupt import CorruptImages
+from noah_jax.data.decoding import DecodedSource, decode, decode_and_transform
 from noah_jax.data.jpeg import decode_jpeg, read_header
-from noah_jax.data.sampler import Order, permutation
-from noah_jax.data.sources import SAMPLE, open_sources
+from noah_jax.data.sampler import Sampler, permutation
+from noah_jax.data.source import SAMPLE
+from noah_jax.data.sources import open_sources
 from noah_jax.data.transforms import TrainTransform, make_eval_transform
+from noah_jax.errors import CorruptImageError
 from noah_jax.train import train
 from noah_jax.train.setup import build
 
@@ -101,9 +98,9 @@ def test_jpegs_are_decoded_as_pillow_does(golden, kind):
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(decode(data), expected)
     if (header := read_header(data)) is not None:
-        fast = decode_jpeg(data, header, fast=True)
-        assert fast.dtype == np.uint8 and fast.shape == expected.shape
-        assert np.abs(fast - expected.astype(int)).mean() < 3
+        approximate = decode_jpeg(data, header, approximate=True)
+        assert approximate.dtype == np.uint8 and approximate.shape == expected.shape
+        assert np.abs(approximate - expected.astype(int)).mean() < 3
 
 
 @pytest.mark.parametrize("kind", JPEGS)
@@ -131,7 +128,7 @@ def test_crops_are_those_of_whole_images(golden):
             )
 
 
-def test_only_pillow_decides_what_is_damaged(golden):
+def test_only_pillow_decides_what_is_corrupt(golden):
     data = _jpeg(golden)
     # Bytes between a segment and the next marker: libjpeg warns, Pillow reads on.
     start = data.index(b"\xff\xda")
@@ -141,15 +138,15 @@ def test_only_pillow_decides_what_is_damaged(golden):
     # Truncated files are refused even where all that is missing lies below the crop.
     top = TrainTransform("random_resized", (8, 8), area=(0.01, 0.02))
     for length in (len(data) // 2, len(data) - 40, 30):
-        with pytest.raises(DamagedImageError, match="cannot be decoded"):
+        with pytest.raises(CorruptImageError, match="cannot be decoded"):
             decode(data[:length])
         for seed in range(5):
-            with pytest.raises(DamagedImageError, match="cannot be decoded"):
+            with pytest.raises(CorruptImageError, match="cannot be decoded"):
                 decode_and_transform(data[:length], top, np.random.default_rng(seed))
 
 
 def test_the_error_survives_a_way_between_processes():
-    error = pickle.loads(pickle.dumps(DamagedImageError("a.jpg", "it is empty")))
+    error = pickle.loads(pickle.dumps(CorruptImageError("a.jpg", "it is empty")))
     assert (error.name, str(error)) == ("a.jpg", "a.jpg cannot be decoded: it is empty")
 
 
@@ -169,14 +166,14 @@ PIXELS = np.random.RandomState(0).randint(0, 256, (32, 32, 3), np.uint8)
     ],
     ids=["empty", "text", "jpeg", "png", "gif", "webp", "png_chunk"],
 )
-def test_damaged_images_raise_one_named_error(data, reason):
-    with pytest.raises(DamagedImageError, match=rf"^/a/b\.jpg cannot be decoded: .*{reason}") as e:
+def test_corrupt_images_raise_one_named_error(data, reason):
+    with pytest.raises(CorruptImageError, match=rf"^/a/b\.jpg cannot be decoded: .*{reason}") as e:
         decode(data, "/a/b.jpg")
     assert "\n" not in str(e.value)
     assert e.value.name == "/a/b.jpg"
 
 
-def test_no_memory_is_no_damage(monkeypatch):
+def test_no_memory_is_no_corruption(monkeypatch):
     def fail(*unused):
         raise MemoryError
 
@@ -193,35 +190,35 @@ def test_sources_say_which_image_it_is(class_folders):
     assert train.describe(5) == f"image 5 of {SAMPLE}/1.0.0:train"
 
 
-def test_every_damaged_image_is_told_once():
+def test_every_corrupt_image_is_told_once():
     told = []
-    damaged = DamagedImages("replace", told.append)
+    corrupt_images = CorruptImages("replace", told.append)
     for name in ("a", "b", "a"):
-        damaged.add(DamagedImageError(name, "truncated"))
-    assert len(damaged) == 2
+        corrupt_images.add(CorruptImageError(name, "truncated"))
+    assert len(corrupt_images) == 2
     assert told == [
-        "damaged image 1: a cannot be decoded: truncated",
-        "damaged image 2: b cannot be decoded: truncated",
+        "corrupt image 1: a cannot be decoded: truncated",
+        "corrupt image 2: b cannot be decoded: truncated",
     ]
-    with pytest.raises(DamagedImageError, match="a cannot be decoded: truncated"):
-        DamagedImages("stop", told.append).add(DamagedImageError("a", "truncated"))
+    with pytest.raises(CorruptImageError, match="a cannot be decoded: truncated"):
+        CorruptImages("stop", told.append).add(CorruptImageError("a", "truncated"))
     with pytest.raises(ValueError, match="one of replace, stop, got 'skip'"):
-        DamagedImages("skip", told.append)
+        CorruptImages("skip", told.append)
 
 
 class _Encoded:
-    """A source whose image i is filled with i and has label i; some are damaged."""
+    """A source whose image i is filled with i and has label i; some are corrupt."""
 
     multi_label = False
 
-    def __init__(self, length: int, damaged: tuple[int, ...]):
-        self._length, self._damaged = length, damaged
+    def __init__(self, length: int, corrupt: tuple[int, ...]):
+        self._length, self._corrupt = length, corrupt
 
     def __len__(self):
         return self._length
 
     def __getitem__(self, index):
-        if index in self._damaged:
+        if index in self._corrupt:
             return b"broken", index
         return _encoded(Image.new("RGB", (4, 4), (index,) * 3)), index
 
@@ -229,34 +226,34 @@ class _Encoded:
         return f"image {index}"
 
 
-def _train(source: _Encoded, damaged: DamagedImages, **kwargs) -> list:
+def _train(source: _Encoded, corrupt_images: CorruptImages, **kwargs) -> list:
     arguments = dict(start_step=0, total_steps=9, num_threads=2)
     return list(
         train_batches(
             DecodedSource(source),
             TrainTransform("pad", (4, 4), pad=1),
-            Order(seed=3, length=len(source), batch_size=8),
+            Sampler(seed=3, length=len(source), batch_size=8),
             put=lambda x: x,
-            damaged=damaged,
+            corrupt_images=corrupt_images,
             **arguments | kwargs,
         )
     )
 
 
-def _replacing() -> DamagedImages:
-    return DamagedImages("replace", lambda text: None)
+def _replacing() -> CorruptImages:
+    return CorruptImages("replace", lambda text: None)
 
 
-def test_the_next_image_stands_in_for_a_damaged_one():
-    damaged = _replacing()
-    batches = _train(_Encoded(24, (4, 5, 23)), damaged)
+def test_the_next_image_stands_in_for_a_corrupt_one():
+    corrupt_images = _replacing()
+    batches = _train(_Encoded(24, (4, 5, 23)), corrupt_images)
     labels = np.concatenate([batch["label"] for batch in batches])
     shown = np.concatenate([permutation(3, epoch, 24) for epoch in range(3)])
     stand_in = {4: 6, 5: 6, 23: 0}
     assert labels.tolist() == [stand_in.get(index, index) for index in shown]
     images = np.concatenate([batch["image"] for batch in batches])
     np.testing.assert_array_equal(images.max((1, 2, 3)), labels)
-    assert len(damaged) == 3
+    assert len(corrupt_images) == 3
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
@@ -273,8 +270,8 @@ def test_stand_ins_depend_on_neither_start_nor_hosts(hosts):
             np.testing.assert_array_equal(joined, values)
 
 
-def test_evaluation_leaves_damaged_images_out():
-    damaged = _replacing()
+def test_evaluation_leaves_corrupt_images_out():
+    corrupt_images = _replacing()
     seen = []
     for batch in eval_batches(
         DecodedSource(_Encoded(21, (0, 9))),
@@ -282,19 +279,19 @@ def test_evaluation_leaves_damaged_images_out():
         batch_size=8,
         num_threads=2,
         put=lambda x: x,
-        damaged=damaged,
+        corrupt_images=corrupt_images,
     ):
         assert batch["image"].shape == (8, 4, 4, 3)
         seen += batch["label"][batch["mask"]].tolist()
     assert seen == [i for i in range(21) if i not in (0, 9)]
-    assert len(damaged) == 2
+    assert len(corrupt_images) == 2
 
 
 def test_a_config_says_to_stop():
-    stop = DamagedImages("stop", print)
-    with pytest.raises(DamagedImageError, match="image 5 cannot be decoded"):
+    stop = CorruptImages("stop", print)
+    with pytest.raises(CorruptImageError, match="image 5 cannot be decoded"):
         _train(_Encoded(24, (5,)), stop)
-    with pytest.raises(DamagedImageError, match="image 9 cannot be decoded"):
+    with pytest.raises(CorruptImageError, match="image 9 cannot be decoded"):
         list(
             eval_batches(
                 DecodedSource(_Encoded(12, (9,))),
@@ -302,7 +299,7 @@ def test_a_config_says_to_stop():
                 batch_size=4,
                 num_threads=1,
                 put=lambda x: x,
-                damaged=stop,
+                corrupt_images=stop,
             )
         )
 
@@ -314,7 +311,7 @@ def test_a_set_without_images_ends():
         _train(_Encoded(300, tuple(range(300))), _replacing())
 
 
-def test_a_run_survives_damaged_files(tiny_config, tmp_path, capfd):
+def test_a_run_survives_corrupt_files(tiny_config, tmp_path, capfd):
     root = pathlib.Path(tiny_config.dataset)
     for split in ("train", "val"):
         for path in sorted((root / split).glob("*/*.png")):
@@ -330,9 +327,9 @@ def test_a_run_survives_damaged_files(tiny_config, tmp_path, capfd):
     results = train(tiny_config, str(tmp_path / "run"))
     assert results["step"] == 12 and results["examples"] == 20
     err = capfd.readouterr().err
-    assert "warning: 2 damaged image(s), named above: replaced by the next one" in err
+    assert "warning: 2 corrupt image(s), named above: replaced by the next one" in err
     for path in torn:
         assert err.count(f"{path} cannot be decoded") == 1
     tiny_config.data.on_corrupt_image = "stop"
-    with pytest.raises(DamagedImageError, match=r"bee/03\.png"):
+    with pytest.raises(CorruptImageError, match=r"bee/03\.png"):
         list(build(tiny_config).train_batches(0))

@@ -1,4 +1,4 @@
-"""Sources, order, transforms and batches."""
+"""Sources, sampler, transforms and batches."""
 
 import io
 import pathlib
@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from noah_jax.data.batches import eval_batches, train_batches
-from noah_jax.data.decoding import DamagedImages, DecodedSource, decode
-from noah_jax.data.sampler import Order, image_random, permutation
-from noah_jax.data.sources import SAMPLE, open_sources
+from noah_jax.data.corrupt import CorruptImages
+from noah_jax.data.decoding import DecodedSource, decode
+from noah_jax.data.sampler import Sampler, image_random, permutation
+from noah_jax.data.source import SAMPLE
+from noah_jax.data.sources import open_sources
 from noah_jax.data.transforms import TrainTransform, make_eval_transform
 
 
@@ -30,7 +32,7 @@ class _Numbers:
     def __getitem__(self, index):
         return np.full((4, 4, 3), index, np.uint8), index % 7
 
-    def drawn(self, index, transform, random):
+    def start(self, index, transform, random):
         pixels, label = self[index]
         pixels = transform(pixels, random)
         return lambda: (pixels, label)
@@ -38,10 +40,10 @@ class _Numbers:
 
 def _take(source, transform=None, batch_size=8, **kwargs):
     transform = transform or TrainTransform("none", (4, 4), flip=False)
-    order = Order(seed=3, length=len(source), batch_size=batch_size)
+    sampler = Sampler(seed=3, length=len(source), batch_size=batch_size)
     arguments = dict(start_step=0, total_steps=9, num_threads=2)
-    arguments |= dict(put=lambda x: x, damaged=DamagedImages("stop", print)) | kwargs
-    return list(train_batches(source, transform, order, **arguments))
+    arguments |= dict(put=lambda x: x, corrupt_images=CorruptImages("stop", print)) | kwargs
+    return list(train_batches(source, transform, sampler, **arguments))
 
 
 def test_the_sample_is_complete_and_balanced():
@@ -105,7 +107,7 @@ def test_absent_data(arguments, message):
         open_sources(**arguments)
 
 
-def test_a_damaged_set_is_named(tmp_path):
+def test_a_corrupt_set_is_named(tmp_path):
     (tmp_path / "torn" / "1.0.0").mkdir(parents=True)
     for name in ("dataset_info.json", "features.json"):
         (tmp_path / "torn" / "1.0.0" / name).write_text("{")
@@ -151,30 +153,30 @@ def test_every_image_once_per_epoch_and_batches_full():
     assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20))
 
 
-def _indices(order: Order, step: int) -> tuple[set[int], list[int]]:
+def _indices(sampler: Sampler, step: int) -> tuple[set[int], list[int]]:
     """The epochs and the images of a batch."""
-    rows = [order.at(step, row)[:2] for row in range(order.batch_size)]
+    rows = [sampler.at(step, row)[:2] for row in range(sampler.batch_size)]
     return {epoch for epoch, _ in rows}, [index for _, index in rows]
 
 
 def test_the_rest_of_an_epoch_can_be_dropped():
-    order = Order(seed=3, length=20, batch_size=8, drop_last=True)
-    assert order.epoch_length == 16
-    epochs, first = zip(*(_indices(order, step) for step in range(4)), strict=True)
+    sampler = Sampler(seed=3, length=20, batch_size=8, drop_last=True)
+    assert sampler.epoch_length == 16
+    epochs, first = zip(*(_indices(sampler, step) for step in range(4)), strict=True)
     assert epochs == ({0}, {0}, {1}, {1})
     assert [*first[0], *first[1]] == permutation(3, 0, 20)[:16].tolist()
     # Of a set that is smaller than a batch nothing would be left.
-    assert Order(seed=3, length=7, batch_size=8, drop_last=True).epoch_length == 7
+    assert Sampler(seed=3, length=7, batch_size=8, drop_last=True).epoch_length == 7
 
 
 def test_repeated_augmentation_as_the_original_spreads_it():
     """Each of 4 processes takes every 4th of a stream that repeats each image 3 times."""
-    order = Order(seed=3, length=1000, batch_size=48, repeats=3, groups=4)
-    assert order.epoch_length == 768
+    sampler = Sampler(seed=3, length=1000, batch_size=48, repeats=3, mix_groups=4)
+    assert sampler.epoch_length == 768
     stream = np.repeat(permutation(3, 0, 1000), 3)[:768]
     draws = {}
     for step in range(16):
-        epochs, indices = _indices(order, step)
+        epochs, indices = _indices(sampler, step)
         assert epochs == {0}
         groups = np.reshape(indices, (4, 12))
         for process in range(4):
@@ -183,17 +185,17 @@ def test_repeated_augmentation_as_the_original_spreads_it():
             # Copies never mix with one another.
             assert len(set(groups[process])) == 12
         for row in range(48):
-            _, index, rng = order.at(step, row)
+            _, index, rng = sampler.at(step, row)
             draws.setdefault(index, []).append(rng.random())
     assert len(draws) == 256
     assert all(len(set(numbers)) == 3 for numbers in draws.values())
-    assert order.at(16, 0)[0] == 1
+    assert sampler.at(16, 0)[0] == 1
     with pytest.raises(ValueError, match=r"data\.repeats must be at least 1, got 0"):
-        Order(seed=3, length=1000, batch_size=48, repeats=0)
+        Sampler(seed=3, length=1000, batch_size=48, repeats=0)
 
 
 def test_a_small_set_can_be_repeated():
-    assert Order(seed=3, length=200, batch_size=8, repeats=3).epoch_length == 200
+    assert Sampler(seed=3, length=200, batch_size=8, repeats=3).epoch_length == 200
 
 
 @pytest.mark.parametrize("start", [1, 4, 8])
@@ -251,12 +253,12 @@ def test_memory_stays_flat_over_epochs(class_folders):
     batches = train_batches(
         source,
         TrainTransform("random_resized", (224, 224)),
-        Order(seed=0, length=len(source), batch_size=20),
+        Sampler(seed=0, length=len(source), batch_size=20),
         start_step=0,
         total_steps=10**6,
         num_threads=2,
         put=lambda x: x,
-        damaged=DamagedImages("stop", print),
+        corrupt_images=CorruptImages("stop", print),
     )
 
     def resident() -> int:
@@ -285,7 +287,7 @@ def test_evaluation_counts_every_image_once(hosts, length):
             batch_size=8,
             num_threads=2,
             put=lambda x: x,
-            damaged=DamagedImages("stop", print),
+            corrupt_images=CorruptImages("stop", print),
             process_index=host,
             process_count=hosts,
         ):

@@ -10,10 +10,10 @@ from PIL import Image
 
 from noah_jax.config import default_config
 from noah_jax.data import geometry
-from noah_jax.data import sampler as order
 from noah_jax.data.color import color_jitter, draw_color_jitter
 from noah_jax.data.decoding import decode, decode_and_transform
 from noah_jax.data.randaugment import RandAugment, rand_augment
+from noah_jax.data.sampler import image_random
 from noah_jax.data.transforms import TrainTransform, make_eval_transform
 from noah_jax.train.setup import build
 
@@ -174,17 +174,17 @@ def test_the_distribution_of_color_jitter():
 def test_flips_half_the_time():
     image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     transform = TrainTransform("none", (4, 4))
-    flipped = [transform(image, order.image_random(0, 0, i))[0, 0, 0] != 0 for i in range(400)]
+    flipped = [transform(image, image_random(0, 0, i))[0, 0, 0] != 0 for i in range(400)]
     assert 150 < sum(flipped) < 250
     transform = TrainTransform("none", (4, 4), flip=False)
-    assert all(transform(image, order.image_random(0, 0, i))[0, 0, 0] == 0 for i in range(40))
+    assert all(transform(image, image_random(0, 0, i))[0, 0, 0] == 0 for i in range(40))
 
 
 def test_color_jitter_follows_the_flip(golden):
     image = _photograph(golden)
     transform = TrainTransform("pad", (48, 48), color_jitter=0.4)
     for i in range(6):
-        choices = transform.draw(image.shape[1::-1], order.image_random(0, 0, i))
+        choices = transform.draw(image.shape[1::-1], image_random(0, 0, i))
         assert len(choices.adjustments) == 3
         plain = dataclasses.replace(choices, adjustments=())
         expected = color_jitter(Image.fromarray(transform.apply(image, plain)), choices.adjustments)
@@ -216,23 +216,23 @@ def test_approximate_decoding_is_nearly_the_same(golden, interpolation, flip, si
         exact.draw((375, 500), np.random.default_rng(0)), box=(90, 120, 90 + side, 120 + side)
     )
     choices = dataclasses.replace(choices, flip=flip)
-    fast = dataclasses.replace(exact, fast=True).apply(decode(data), choices)
+    approximate = dataclasses.replace(exact, approximate=True).apply(decode(data), choices)
     pixels = exact.apply(decode(data), choices)
-    assert fast.dtype == np.uint8 and fast.shape == pixels.shape == (80, 90, 3)
-    assert 0 < np.abs(fast - pixels.astype(int)).mean() < 2.5
+    assert approximate.dtype == np.uint8 and approximate.shape == pixels.shape == (80, 90, 3)
+    assert 0 < np.abs(approximate - pixels.astype(int)).mean() < 2.5
 
 
 def test_approximate_decoding_takes_every_augmentation(golden):
     data = (pathlib.Path(golden) / "images" / "flower_portrait.jpg").read_bytes()
     exact = TrainTransform("random_resized", (64, 64), rand_augment=RandAugment(num_ops=2))
-    fast = dataclasses.replace(exact, fast=True)
+    approximate = dataclasses.replace(exact, approximate=True)
     # An inversion or a rotation that one of them missed would be 50 levels off.
     for seed in range(12):
-        ours, theirs = (
+        actual, expected = (
             decode_and_transform(data, transform, np.random.default_rng(seed)).astype(int)
-            for transform in (fast, exact)
+            for transform in (approximate, exact)
         )
-        assert np.abs(ours - theirs).mean() < 12
+        assert np.abs(actual - expected).mean() < 12
 
 
 @pytest.mark.parametrize(
@@ -242,11 +242,11 @@ def test_approximate_decoding_takes_every_augmentation(golden):
 def test_the_same_generator_gives_the_same_image(golden, options):
     image = _photograph(golden)
     transform = TrainTransform("random_resized", (32, 32), interpolation="random", **options)
-    first = [transform(image, order.image_random(1, 2, i)) for i in range(8)]
-    again = [transform(image, order.image_random(1, 2, i)) for i in reversed(range(8))]
+    first = [transform(image, image_random(1, 2, i)) for i in range(8)]
+    again = [transform(image, image_random(1, 2, i)) for i in reversed(range(8))]
     np.testing.assert_array_equal(first, again[::-1])
     assert len({out.tobytes() for out in first}) == 8
-    other_epoch = transform(image, order.image_random(1, 3, 0))
+    other_epoch = transform(image, image_random(1, 3, 0))
     assert (other_epoch != first[0]).any()
 
 
@@ -261,7 +261,7 @@ def test_the_stages_stand_in_the_originals_order(golden):
         fill=(124, 116, 104),
     )
     for i in range(30):
-        choices = transform.draw(image.shape[1::-1], order.image_random(0, 0, i))
+        choices = transform.draw(image.shape[1::-1], image_random(0, 0, i))
         if choices.flip and any(op.name.startswith("Shear") for op in choices.operations):
             break
     else:

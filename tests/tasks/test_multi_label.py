@@ -15,8 +15,9 @@ from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from noah_jax.config import default_config
+from noah_jax.data.csv_files import CsvSource
 from noah_jax.data.prepare import Split, prepare
-from noah_jax.data.sources import CsvSource, open_sources
+from noah_jax.data.sources import open_sources
 from noah_jax.evaluate.__main__ import main as evaluate
 from noah_jax.tasks.multi_label import (
     asymmetric_loss,

@@ -352,7 +352,8 @@ def test_the_program_misses_its_files(tmp_path):
 def test_neither_tensorflow_nor_pytorch_is_imported(tmp_path):
     code = (
         "import sys, noah_jax.train, noah_jax.parity.__main__, noah_jax.benchmark.__main__;"
-        "from noah_jax.data.sources import SAMPLE, open_sources; open_sources(SAMPLE)[0][0];"
+        "from noah_jax.data.source import SAMPLE;"
+        "from noah_jax.data.sources import open_sources; open_sources(SAMPLE)[0][0];"
         "bad = {'tensorflow', 'torch'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

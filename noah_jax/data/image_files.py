@@ -1,21 +1,20 @@
-"""Image files by path: what a command line names, and files with labels of their own."""
+"""Local image files by path: the files that a command line names, and their source."""
 
 import os
 from collections.abc import Iterator, Sequence
 
-from noah_jax.data.decoding import DamagedImageError
-from noah_jax.data.sources import IMAGE_SUFFIXES
-from noah_jax.errors import InputError
+from noah_jax.data.source import IMAGE_SUFFIXES
+from noah_jax.errors import CorruptImageError, InputError
 
 
 class FileSource:
-    """A source of local files. One that cannot be read counts as damaged.
+    """A source of local files; a file that cannot be read counts as a corrupt image.
 
     Args:
-      paths: the files.
-      labels: of each; by default 0.
-      name: what the files are, for messages.
-      class_names: the classes, in the order of the labels.
+      paths: Paths of the files.
+      labels: Class index of each file; by default 0.
+      name: Name of the files, for messages.
+      class_names: Names of the classes.
     """
 
     multi_label = False
@@ -42,7 +41,7 @@ class FileSource:
                 return file.read(), self._labels[index]
         except OSError as error:
             reason = error.strerror or str(error)
-            raise DamagedImageError(self._paths[index], reason) from error
+            raise CorruptImageError(self._paths[index], reason) from error
 
     def describe(self, index: int) -> str:
         return self._paths[index]
@@ -52,26 +51,26 @@ class FileSource:
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
-    """The files among paths, and the images in the folders among them, sorted, at any depth.
+    """Returns the files among the paths and, for each folder, its images at any depth, sorted.
 
     Raises:
-      ValueError: if a folder holds no image.
+      InputError: If a folder holds no image.
     """
     found = []
     for path in paths:
         if not os.path.isdir(path):
             found.append(path)
             continue
-        inside = list(_images_below(path))
-        if not inside:
+        below = list(_images_below(path))
+        if not below:
             raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        found += inside
+        found += below
     return found
 
 
 def _images_below(folder: str) -> Iterator[str]:
-    for where, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
         folders.sort()
         for file in sorted(files):
             if file.lower().endswith(IMAGE_SUFFIXES):
-                yield os.path.join(where, file)
+                yield os.path.join(parent, file)

@@ -1,0 +1,98 @@
+"""Builds the data side of a run from the `data` section of the configuration.
+
+Each function takes that section, see `noah_jax.config`, and what else it needs as values.
+"""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from noah_jax.data.batches import check_readers
+from noah_jax.data.geometry import RANDOM_INTERPOLATION
+from noah_jax.data.randaugment import RandAugment, mean_color
+from noah_jax.data.sampler import Sampler
+from noah_jax.data.source import Source
+from noah_jax.data.sources import open_sources
+from noah_jax.data.transforms import EvalTransform, TrainTransform, make_eval_transform
+from noah_jax.errors import InputError
+
+
+def open_data(dataset: str, section: ConfigDict) -> tuple[Source, Source]:
+    """Opens the training and the evaluation images.
+
+    Args:
+      dataset: Name of the dataset, see `noah_jax.data.sources.open_sources`.
+      section: The section `data`: `dir`, `train_split`, `eval_split`, `num_threads`,
+        `num_workers`.
+
+    Raises:
+      InputError: If there is no such dataset or split, or a number is out of its range.
+    """
+    check_readers(num_threads=section.num_threads, num_workers=section.num_workers)
+    return open_sources(
+        dataset,
+        data_dir=section.dir,
+        train_split=section.train_split,
+        eval_split=section.eval_split,
+    )
+
+
+def make_transforms(
+    section: ConfigDict, *, image_size: tuple[int, int], mean: Sequence[float]
+) -> tuple[TrainTransform, EvalTransform]:
+    """Makes the training and the evaluation transform.
+
+    Args:
+      section: The section `data`.
+      image_size: `(height, width)` of the model's images in pixels.
+      mean: Mean of the pixels in 0..1, for the fill of RandAugment; `section.mean` goes before.
+
+    Raises:
+      InputError: If a value is unknown or out of its range; the message names its key.
+    """
+    eval_interpolation = section.eval_interpolation or section.interpolation
+    if eval_interpolation == RANDOM_INTERPOLATION:
+        raise InputError("data.interpolation=random needs data.eval_interpolation, such as bicubic")
+    augment = section.rand_augment
+    train_transform = TrainTransform(
+        section.crop,
+        image_size,
+        pad=section.pad,
+        area=tuple(section.area),
+        ratio=tuple(section.ratio),
+        interpolation=section.interpolation,
+        flip=section.flip,
+        color_jitter=section.color_jitter,
+        rand_augment=RandAugment(**augment) if augment.num_ops else None,
+        fill=mean_color(section.mean or mean),
+        approximate=section.approximate_decode,
+    )
+    eval_transform = make_eval_transform(
+        image_size, resize=section.eval_resize, interpolation=eval_interpolation
+    )
+    return train_transform, eval_transform
+
+
+def make_sampler(
+    section: ConfigDict, *, seed: int, length: int, batch_size: int, mix_group: int | None
+) -> Sampler:
+    """Makes the sampler of the training images.
+
+    Args:
+      section: The section `data`: `repeats`, `drop_last`.
+      seed: Seed of the order and of the random choices.
+      length: Number of training images.
+      batch_size: Images per step over all hosts.
+      mix_group: Images that share one draw of mixup or CutMix; `None` for the whole batch.
+
+    Raises:
+      InputError: If `data.repeats` is less than 1.
+    """
+    return Sampler(
+        seed,
+        length,
+        batch_size,
+        repeats=section.repeats,
+        mix_groups=batch_size // (mix_group or batch_size),
+        drop_last=section.drop_last,
+    )

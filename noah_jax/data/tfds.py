@@ -1,0 +1,184 @@
+"""Image-classification datasets that TFDS has prepared, images as they are stored.
+
+No TensorFlow is needed: TFDS reads formats with random access (ArrayRecord) without it.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from noah_jax.data.source import SAMPLE, Source
+from noah_jax.errors import InputError
+
+_SAMPLE_DIR = os.path.join(os.path.dirname(__file__), "sample")
+# VOC's labels without the objects that its authors call difficult.
+_CERTAIN_LABELS = "labels_no_difficult"
+
+
+class _Split:
+    """What all splits of TFDS datasets have in common."""
+
+    _file_name_feature: str
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        self.name = f"{builder.info.full_name}:{split}"
+        self._image = _only_feature(builder.info.features, tfds.features.Image, self.name)
+        self._records = _open_records(builder, split, self._image)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def describe(self, index: int) -> str:
+        return f"image {index} of {self.name}"
+
+    def file_name(self, index: int) -> str:
+        name = self._records[index].get(self._file_name_feature)
+        if name is None:
+            raise InputError(f"{self.name} does not tell the names of its image files")
+        return os.path.basename(name.decode() if isinstance(name, bytes) else name)
+
+
+class TfdsSource(_Split):
+    """A split of a dataset whose images have one label each."""
+
+    multi_label = False
+    _file_name_feature = "file_name"  # as in imagenet2012
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        super().__init__(builder, split)
+        features = builder.info.features
+        self._label = _only_feature(features, tfds.features.ClassLabel, self.name)
+        self.class_names = list(features[self._label].names)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        record = self._records[index]
+        return record[self._image], int(record[self._label])
+
+
+class MultiLabelTfdsSource(_Split):
+    """A split of a dataset whose images have several labels, such as `voc` and `coco`.
+
+    The labels are the classes of an image's objects. Where the dataset has
+    `labels_no_difficult`, as VOC has, a class whose objects in an image are all difficult is
+    ignored for this image, as in VOC's own evaluation.
+    """
+
+    multi_label = True
+    _file_name_feature = "image/filename"  # as in voc and coco
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        super().__init__(builder, split)
+        features = builder.info.features
+        found = _find_label_list(features)
+        if found is None:
+            raise InputError(f"{self.name} has no list of labels; it has {', '.join(features)}")
+        self._label_path, self.class_names = found
+        self._has_certain_labels = _CERTAIN_LABELS in features
+
+    def __getitem__(self, index: int) -> tuple[bytes, np.ndarray]:
+        record = self._records[index]
+        present = record
+        for key in self._label_path:
+            present = present[key]
+        labels = np.zeros(len(self.class_names), np.int8)
+        labels[np.asarray(present, np.int64)] = 1
+        if self._has_certain_labels:
+            uncertain = np.setdiff1d(present, record[_CERTAIN_LABELS]).astype(np.int64)
+            labels[uncertain] = -1
+        return record[self._image], labels
+
+
+def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a prepared dataset; prepares the dataset where TFDS can.
+
+    Args:
+      name: The embedded sample's name, or the name of a TFDS dataset.
+      data_dir: Folder in which TFDS keeps prepared datasets; by default TFDS's own choice.
+
+    Raises:
+      InputError: If there is no such dataset, its files cannot be read, or preparing it failed.
+    """
+    if name == SAMPLE:
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=_SAMPLE_DIR)
+    where = data_dir or tfds.core.constants.DATA_DIR
+    try:
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except (tfds.core.DatasetNotFoundError, ValueError):
+        pass  # It is not prepared, or cannot be a name: the catalogue below tells which.
+    except Exception as error:  # TFDS raises errors of many kinds for corrupt files
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name} under {where} cannot be read: {reason}") from error
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise InputError(
+            f"unknown dataset {name!r}: not the embedded {SAMPLE!r}, not prepared under {where},"
+            " not in TFDS's catalogue, and not a folder"
+        ) from error
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # each dataset's preparation fails in ways of its own
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{name} is not prepared under {where} and preparing it failed:"
+            f" {type(error).__name__}: {reason} (python -m noah_jax.prepare prepares imagenet2012;"
+            " TFDS prepares many other sets with TensorFlow only: pip install tensorflow"
+            " importlib_resources where you prepare them)"
+        ) from error
+    return builder
+
+
+def open_split(builder: tfds.core.DatasetBuilder, split: str) -> Source:
+    """Opens a split of a prepared dataset, whose images have one label each or several."""
+    features = builder.info.features
+    single = any(isinstance(f, tfds.features.ClassLabel) for f in features.values())
+    if not single and _find_label_list(features) is not None:
+        return MultiLabelTfdsSource(builder, split)
+    return TfdsSource(builder, split)
+
+
+def _open_records(builder: tfds.core.DatasetBuilder, split: str, image: str) -> Sequence[Any]:
+    """Returns the records of a split, with the images as they are stored."""
+    try:
+        return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+    except NotImplementedError as error:
+        raise InputError(
+            f"{builder.info.full_name}:{split} is stored as {builder.info.file_format.value}, which"
+            " has no random access; convert it with `python -m noah_jax.prepare"
+            f" --from-tfrecord {builder.data_dir} --data-dir NEW` and give --config.data.dir=NEW"
+        ) from error
+
+
+def _find_label_list(
+    features: tfds.features.FeaturesDict,
+) -> tuple[tuple[str, ...], list[str]] | None:
+    """Finds a list of labels among the features, or in a list of objects.
+
+    Returns:
+      The keys that lead to it in a record, and the names of its classes; `None` if there is none.
+    """
+    class_label = tfds.features.ClassLabel
+    lists = {k: f.feature for k, f in features.items() if isinstance(f, tfds.features.Sequence)}
+    for key, feature in lists.items():
+        if isinstance(feature, class_label) and key != _CERTAIN_LABELS:
+            return (key,), list(feature.names)
+    for key, feature in lists.items():
+        if isinstance(feature, tfds.features.FeaturesDict):
+            for inner_key, inner in feature.items():
+                if isinstance(inner, class_label):
+                    return (key, inner_key), list(inner.names)
+    return None
+
+
+def _only_feature(features: tfds.features.FeaturesDict, kind: type, name: str) -> str:
+    """Returns the key of the only feature of a kind."""
+    keys = [key for key, feature in features.items() if isinstance(feature, kind)]
+    if len(keys) != 1:
+        raise InputError(
+            f"{name} is not an image-classification dataset: it has {len(keys)} features of kind"
+            f" {kind.__name__}, 1 is needed; it has {', '.join(features)}"
+        )
+    return keys[0]
