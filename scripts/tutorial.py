@@ -17,7 +17,6 @@ if __name__ == "__main__":
     show_help(__doc__)  # before the imports that take seconds
 
 import argparse
-import functools
 import importlib.util
 import os
 import pathlib
@@ -36,7 +35,6 @@ from noah_jax.data.sources import open_eval_source
 from noah_jax.evaluate.__main__ import main as evaluate
 from noah_jax.explain.__main__ import main as explain
 from noah_jax.export.__main__ import main as export
-from noah_jax.inference.step import normalise
 from noah_jax.inference.trained import load_one
 from noah_jax.predict.__main__ import main as predict
 from noah_jax.train import main as train
@@ -138,15 +136,15 @@ def _pixels(trained: str, files: Sequence[str]) -> np.ndarray:
 
 
 def _logits(path: str, pixels: np.ndarray, *, normalise_as: str | None = None) -> np.ndarray:
-    """Of a model in your own code: a pure function of its weights and normalised images.
+    """The logits of uint8 images, computed as in your own code.
 
-    Converted weights do not know how their training normalised: `normalise_as` does.
+    Converted weights do not say how their training normalised images; `normalise_as` is the run
+    that does.
     """
     model, params, stats = noah_jax.load_model(path)
     preprocessing = load_one(normalise_as or path).preprocessing
-    images = normalise(pixels, preprocessing.mean, preprocessing.std)
-    apply = jax.jit(functools.partial(model.apply, train=False))
-    return np.asarray(apply(params, stats, images)[0])
+    mean, std = preprocessing.mean, preprocessing.std
+    return np.asarray(model.predict(params, stats, pixels, mean=mean, std=std))
 
 
 def _say(*lines: str) -> None:

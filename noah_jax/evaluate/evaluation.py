@@ -14,7 +14,7 @@ from noah_jax.data.decoding import DecodedSource
 from noah_jax.errors import InputError
 from noah_jax.evaluate.multilabel import MultiLabelEvaluation, multi_label_values
 from noah_jax.inference.runner import Inference
-from noah_jax.inference.trained import Trained
+from noah_jax.inference.trained import TrainedModel
 from noah_jax.tasks.metrics import per_image
 
 
@@ -80,7 +80,7 @@ class Evaluation:
         return {"real_top1": 100 * float(np.mean(hits)), "real_examples": len(hits)}
 
 
-def make_inference(trained: Trained, batch_size: int) -> Inference:
+def make_inference(trained: TrainedModel, batch_size: int) -> Inference:
     """What `evaluate` needs, for the weights of one model and others of its kind."""
     compute = multi_label_values(trained) if trained.multi_label else _per_image
     return Inference(trained.model, trained.preprocessing, compute, batch_size=batch_size)
@@ -94,7 +94,7 @@ def _per_image(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
 
 def evaluate(
     inference: Inference,
-    trained: Trained,
+    trained: TrainedModel,
     source: DecodedSource,
     *,
     corrupt_images: CorruptImages,

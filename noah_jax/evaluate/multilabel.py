@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from noah_jax.inference.runner import Compute
-from noah_jax.inference.trained import Trained
+from noah_jax.inference.trained import TrainedModel
 from noah_jax.tasks.multi_label import make_loss, measure
 from noah_jax.tasks.task import MultiLabel
 
@@ -50,7 +50,7 @@ class MultiLabelEvaluation:
         return measure(self.logits, self.labels)
 
 
-def multi_label_values(trained: Trained) -> Compute:
+def multi_label_values(trained: TrainedModel) -> Compute:
     """What a `MultiLabelEvaluation` needs of each image, by the loss of the training."""
     task = MultiLabel(trained.model.num_classes, make_loss(trained.config), places=0)
 

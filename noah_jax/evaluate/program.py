@@ -19,7 +19,7 @@ from noah_jax.evaluate.evaluation import evaluate, make_inference
 from noah_jax.evaluate.labels import labelled_folder, real_labels, relabelled
 from noah_jax.evaluate.report import write_report
 from noah_jax.inference.runner import Inference
-from noah_jax.inference.trained import Trained, find_checkpoints, load_trained
+from noah_jax.inference.trained import TrainedModel, find_checkpoints, load_trained
 
 _BATCH = 128
 # The columns of the table: percentages of the facts.
@@ -87,7 +87,7 @@ def evaluate_all(given: argparse.Namespace) -> None:
             write_report(folder, facts, evaluation, trained.display_names())
 
 
-def _inference(programs: dict[str, Inference], trained: Trained, batch_size: int) -> Inference:
+def _inference(programs: dict[str, Inference], trained: TrainedModel, batch_size: int) -> Inference:
     """The compiled program of a model, which checkpoints of the same kind share."""
     model = trained.model
     loss = [trained.config.get(key) for key in ("loss", "asymmetric")]
@@ -97,7 +97,7 @@ def _inference(programs: dict[str, Inference], trained: Trained, batch_size: int
     return programs[key]
 
 
-def _open(given: argparse.Namespace, trained: Trained) -> Source:
+def _open(given: argparse.Namespace, trained: TrainedModel) -> Source:
     """The images and labels that the command line and the checkpoint say."""
     data = trained.config.get("data", {})
     dataset, own = given.dataset, {"dir": given.data_dir, "split": given.split}

@@ -8,8 +8,8 @@ import numpy as np
 
 from noah_jax.data.decoding import decode
 from noah_jax.errors import InputError
-from noah_jax.inference.step import normalise
-from noah_jax.inference.trained import Trained
+from noah_jax.inference.trained import TrainedModel
+from noah_jax.models.images import normalise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ClassEvidence:
       number: of the class.
       name: of the class.
       logit: of the class, as the model computes it.
-      probability: of the class, see `Trained.probabilities`.
+      probability: of the class, see `TrainedModel.probabilities`.
       attention: float32 `[head_num, rows, columns]`; each block sums to one.
       contributions: float32 `[head_num, rows, columns]`.
       bias: float32 `[head_num]`.
@@ -71,7 +71,7 @@ class Explainer:
       ValueError: if the model has no NOAH head.
     """
 
-    def __init__(self, trained: Trained, names: Sequence[str]):
+    def __init__(self, trained: TrainedModel, names: Sequence[str]):
         model, preprocessing = trained.model, trained.preprocessing
         kind = model.arguments["head"]
         if kind != "noah":
@@ -83,19 +83,16 @@ class Explainer:
         self._names = names
         self._probabilities = trained.probabilities
         self._weights = jax.device_put((trained.params, trained.stats))
+        self._trained = dataclasses.replace(
+            trained, params=self._weights[0], stats=self._weights[1]
+        )
         self._transform = preprocessing.transform()
-        options = model.evaluation_options()
-
-        def logits(params, stats, images):
-            images = normalise(images, preprocessing.mean, preprocessing.std)
-            return model.apply(params, stats, images, train=False)[0]
 
         def contributions(params, stats, images, classes):
             images = normalise(images, preprocessing.mean, preprocessing.std)
             return model.contributions(params, stats, images, classes)
 
-        self._logits = jax.jit(logits, compiler_options=options)
-        self._contributions = jax.jit(contributions, compiler_options=options)
+        self._contributions = jax.jit(contributions, compiler_options=model.evaluation_options())
 
     def pixels(self, data: bytes, name: str) -> np.ndarray:
         """What the model is shown of an encoded image; raises a CorruptImageError."""
@@ -105,7 +102,7 @@ class Explainer:
         """float32 `[num_classes]`."""
         # Accelerators would multiply float32 in fewer bits.
         with jax.default_matmul_precision("float32"):
-            return np.asarray(self._logits(*self._weights, pixels[None]))[0]
+            return np.asarray(self._trained.predict(pixels[None]))[0]
 
     def explain(
         self, pixels: np.ndarray, logits: np.ndarray, classes: Sequence[int]

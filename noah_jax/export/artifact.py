@@ -16,7 +16,7 @@ from noah_jax.console import say
 from noah_jax.errors import InputError
 from noah_jax.export.card import model_card
 from noah_jax.inference.step import make_predict_step
-from noah_jax.inference.trained import Trained, load_one
+from noah_jax.inference.trained import TrainedModel, load_one
 from noah_jax.runs.destination import free, whole
 
 PLATFORMS = ("cpu", "tpu", "cuda")
@@ -65,7 +65,7 @@ def export(source: str, destination: str, *, ema: bool = False) -> None:
     )
 
 
-def export_program(trained: Trained) -> jax.export.Exported:
+def export_program(trained: TrainedModel) -> jax.export.Exported:
     """uint8 images `[batch, height, width, 3]` to float32 logits, of any batch, weights included.
 
     The head is in plain operations that every platform has: no kernel for one of them.
@@ -82,15 +82,11 @@ def export_program(trained: Trained) -> jax.export.Exported:
     return jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)
 
 
-def _check(trained: Trained, exported: jax.export.Exported) -> float:
+def _check(trained: TrainedModel, exported: jax.export.Exported) -> float:
     """How far the exported program is from the model, over the logits' standard deviation."""
     platform = jax.default_backend()
     if platform not in ("cpu", "tpu", "gpu"):
         raise InputError(f"the exported program cannot be tried on {platform}; export on a CPU")
-    preprocessing = trained.preprocessing
-    predict = jax.jit(
-        make_predict_step(trained.model, mean=preprocessing.mean, std=preprocessing.std)
-    )
     random = np.random.RandomState(0)
     worst = 0.0
     # Accelerators round float32 to fewer bits, in an order of their own.
@@ -100,7 +96,7 @@ def _check(trained: Trained, exported: jax.export.Exported) -> float:
     with wide:
         for count in _CHECKED:
             images = random.randint(0, 256, (count, *trained.model.image_size, 3), np.uint8)
-            expected = np.asarray(predict(trained.params, trained.stats, images))
+            expected = np.asarray(trained.predict(images))
             found = np.asarray(exported.call(images))
             scale = float(expected.std()) or 1.0
             worst = max(worst, float(np.abs(found - expected).max()) / scale)
@@ -113,7 +109,9 @@ def _check(trained: Trained, exported: jax.export.Exported) -> float:
     return worst
 
 
-def _facts(trained: Trained, exported: jax.export.Exported, difference: float) -> dict[str, Any]:
+def _facts(
+    trained: TrainedModel, exported: jax.export.Exported, difference: float
+) -> dict[str, Any]:
     model, preprocessing = trained.model, trained.preprocessing
     height, width = preprocessing.size
     return {

@@ -6,17 +6,17 @@ from typing import Any
 
 from etils import epath
 
-from noah_jax.inference.trained import Trained
+from noah_jax.inference.trained import TrainedModel
 from noah_jax.models.published import published
 from noah_jax.runs import run_dir as workdirs
 
 
-def model_card(trained: Trained, facts: dict[str, Any]) -> str:
+def model_card(trained: TrainedModel, facts: dict[str, Any]) -> str:
     """Markdown for people: provenance, metrics, configuration, how to run it."""
     return "\n".join(_lines(trained, facts)) + "\n"
 
 
-def _lines(trained: Trained, facts: dict[str, Any]) -> Iterator[str]:
+def _lines(trained: TrainedModel, facts: dict[str, Any]) -> Iterator[str]:
     model, preprocessing = trained.model, trained.preprocessing
     height, width = preprocessing.size
     head = model.arguments["head"]
@@ -58,7 +58,7 @@ def _lines(trained: Trained, facts: dict[str, Any]) -> Iterator[str]:
     yield ""
     weights = "the moving average of the weights" if trained.ema else "the weights"
     yield f"- from `{trained.path}`, {weights} after step {trained.step}"
-    for key, value in trained.facts.get("source", {}).items():
+    for key, value in trained.metadata.get("source", {}).items():
         if isinstance(value, str | int):
             yield f"- source {key}: `{value}`"
     if trained.config:
@@ -82,7 +82,7 @@ def _lines(trained: Trained, facts: dict[str, Any]) -> Iterator[str]:
     yield "```"
 
 
-def _metrics(trained: Trained) -> Iterator[str]:
+def _metrics(trained: TrainedModel) -> Iterator[str]:
     """What was measured of these very weights, or that nothing was."""
     found = _recorded(trained)
     if found is None:
@@ -96,12 +96,12 @@ def _metrics(trained: Trained) -> Iterator[str]:
         yield "|---" * (len(columns) + 2) + "|"
         yield f"| {percentages} | {found['loss']:.4f} | {found['examples']:,} |"
     name = trained.model.name
-    if "source" in trained.facts and name in published():
+    if "source" in trained.metadata and name in published():
         yield ""
         yield f"Published for {name}: top-1 {published()[name].top1} % on ImageNet-1k."
 
 
-def _recorded(trained: Trained) -> dict[str, Any] | None:
+def _recorded(trained: TrainedModel) -> dict[str, Any] | None:
     """The evaluation that the training recorded at the checkpoint's step."""
     folder = epath.Path(trained.path)
     if trained.path.endswith(f"/{workdirs.CHECKPOINTS}/{trained.step}"):

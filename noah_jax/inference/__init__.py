@@ -1,1 +1,1 @@
-"""Trained models: loading them, and running them on many images."""
+"""Loads trained models and runs them on many images."""

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,30 +9,54 @@ from etils import epath
 
 from noah_jax.errors import MissingError
 from noah_jax.models import create_model
-from noah_jax.models.base import Model
+from noah_jax.models.base import Model, Tree
 from noah_jax.pytorch.load import load_torch
 from noah_jax.runs.checkpoints import restore_model_with_step
 from noah_jax.runs.run_dir import CHECKPOINTS, MODEL_FILE
 
 
-def load_model(path: str, *, ema: bool = False) -> tuple[Model, dict[str, Any], dict[str, Any]]:
-    """A trained model and its weights, from a run's folder or a PyTorch file.
+def load_model(path: str, *, ema: bool = False) -> tuple[Model, Tree, Tree]:
+    """Loads a trained model and its weights.
+
+    Example:
+      Normally the folder comes from `noah-jax train` or `noah-jax convert`. Here it is written by
+      hand, with a tiny model in it.
+
+      >>> import json, pathlib, tempfile
+      >>> import jax, numpy
+      >>> from noah_jax import create_model, load_model
+      >>> from noah_jax.runs.checkpoints import save_model
+      >>> tiny = create_model("mixer_s16_224", num_classes=3, image_size=32, width=8, depth=1)
+      >>> params, stats = tiny.init(jax.random.key(0))
+      >>> folder = tempfile.TemporaryDirectory()
+      >>> save_model(f"{folder.name}/checkpoints", {"params": params, "stats": stats})
+      >>> description = {"name": tiny.name, "arguments": tiny.arguments}
+      >>> _ = pathlib.Path(folder.name, "model.json").write_text(json.dumps(description))
+
+      Loading and using it is two lines. uint8 images are normalised by the model's own mean and
+      standard deviation.
+
+      >>> model, params, stats = load_model(folder.name)
+      >>> images = numpy.zeros((2, *model.image_size, 3), numpy.uint8)
+      >>> model.predict(params, stats, images).shape
+      (2, 3)
+      >>> folder.cleanup()
 
     Args:
-      path: the `--workdir` of a training run or a folder that `convert_torch_weights.py` made,
-        local or `gs://`; or a local `.pth` or `.safetensors` file, whose model is found as the
-        converter finds it.
-      ema: take the moving average of the weights, not the raw ones.
+      path: The `--workdir` of a training run, or a folder written by `noah-jax convert`, each
+        local or `gs://`. Or a local `.pth` or `.safetensors` file from PyTorch, whose model is
+        inferred from its keys and shapes.
+      ema: Load the exponential moving average of the weights instead of the raw weights.
 
     Returns:
-      `(model, params, stats)`, so that
-      `model.apply(params, stats, images, train=False)[0]` are the logits.
+      `(model, params, stats)`. `model.predict(params, stats, images)` gives the logits of
+      `[batch, height, width, 3]` images.
 
     Raises:
-      FileNotFoundError: if the folder holds no model.
-      noah_jax.errors.CheckpointError: if no checkpoint can be used, or a folder holds no
+      FileNotFoundError: If the folder does not exist or holds no model.
+      noah_jax.errors.CheckpointError: If no checkpoint can be used, or if the folder holds no
         moving average.
-      ValueError: if a file cannot be read or holds no moving average, or no registered model
+      ValueError: If a file cannot be read or holds no moving average, or if no registered model
         fits it.
     """
     return load_with_step(path, ema=ema)[1:]
@@ -41,26 +64,42 @@ def load_model(path: str, *, ema: bool = False) -> tuple[Model, dict[str, Any], 
 
 def load_with_step(
     path: str, *, ema: bool = False, step: int | None = None
-) -> tuple[int, Model, dict[str, Any], dict[str, Any]]:
-    """What `load_model` gives, after the step of the checkpoint; 0 for weights from PyTorch.
+) -> tuple[int, Model, Tree, Tree]:
+    """Loads a trained model as `load_model` does, and says from which training step.
 
-    With `step` it is that checkpoint's or an error.
+    Args:
+      path: See `load_model`.
+      ema: See `load_model`.
+      step: Step of the checkpoint to load; `None` loads the newest one that can be used.
+
+    Returns:
+      `(step, model, params, stats)`; the step is 0 for weights from PyTorch.
+
+    Raises:
+      FileNotFoundError, ValueError, CheckpointError: See `load_model`. A `CheckpointError` also if
+        there is no checkpoint of that step.
     """
-    workdir = epath.Path(path)
-    if workdir.is_file():
+    folder = epath.Path(path)
+    if folder.is_file():
         loaded = load_torch(path, ema=ema)
         return 0, loaded.model, *jax.tree.map(jnp.asarray, (loaded.params, loaded.stats))
-    if not (workdir / MODEL_FILE).exists():
-        near = ""
-        if workdir.parent.is_dir():
-            names = [p.name for p in workdir.parent.iterdir() if (p / MODEL_FILE).exists()]
-            close = difflib.get_close_matches(workdir.name, names, n=1)
-            near = f"; did you mean {workdir.parent / close[0]}?" if close else ""
-        raise MissingError(f"{workdir} holds no {MODEL_FILE}, so no trained model{near}")
-    facts = json.loads((workdir / MODEL_FILE).read_text())
-    model = create_model(facts["name"], **facts["arguments"])
+    if not (folder / MODEL_FILE).exists():
+        raise MissingError(
+            f"{folder} holds no {MODEL_FILE}, so no trained model{_similar_folder(folder)}"
+        )
+    description = json.loads((folder / MODEL_FILE).read_text())
+    model = create_model(description["name"], **description["arguments"])
     params, stats = model.abstract()
     step, tree = restore_model_with_step(
-        workdir / CHECKPOINTS, {"params": params, "stats": stats}, ema=ema, step=step
+        folder / CHECKPOINTS, {"params": params, "stats": stats}, ema=ema, step=step
     )
     return step, model, tree["params"], tree.get("stats", {})
+
+
+def _similar_folder(folder: epath.Path) -> str:
+    """A question to append to an error, if a model's folder nearby has a similar name."""
+    if not folder.parent.is_dir():
+        return ""
+    names = [path.name for path in folder.parent.iterdir() if (path / MODEL_FILE).exists()]
+    close = difflib.get_close_matches(folder.name, names, n=1)
+    return f"; did you mean {folder.parent / close[0]}?" if close else ""

@@ -1,35 +1,38 @@
-"""Trained models on many images: full batches over all devices, every image once."""
+"""Runs trained models on many images: full batches over all devices, every image once."""
 
 import collections
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from noah_jax import distributed
+from noah_jax.data.batch import Batch
 from noah_jax.data.batches import eval_batches
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
+from noah_jax.inference.device_memory import raise_if_out_of_memory
 from noah_jax.inference.step import make_predict_step
-from noah_jax.inference.trained import Preprocessing, Trained
-from noah_jax.models.base import Model
+from noah_jax.inference.trained import Preprocessing, TrainedModel
+from noah_jax.models.base import Model, Tree
 
-# Of the logits [batch, classes] and the labels [batch]; every leaf is [batch, ...].
+# From the logits [batch, num_classes] and the labels [batch] to values of each image; every
+# array is [batch, ...].
 Compute = Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
 
 _IN_FLIGHT = 2  # batches on the devices while the host waits for an earlier one
 
 
 class Inference:
-    """One model's forward pass, compiled once, with what is computed from its logits.
+    """The forward pass of one model and what is computed from its logits, compiled once.
 
     Args:
-      model: the model.
-      preprocessing: of its images.
-      compute: what is wanted of the logits and labels of a batch.
-      batch_size: images at a time; rounded up to a multiple of the devices.
-      devices: by default all there are.
+      model: The model.
+      preprocessing: How its images are prepared.
+      compute: What to compute from the logits and labels of a batch.
+      batch_size: Images at a time; it is rounded up to a multiple of the number of devices.
+      devices: Devices to use; `None` uses all there are.
     """
 
     def __init__(
@@ -48,29 +51,34 @@ class Inference:
             model, mean=preprocessing.mean, std=preprocessing.std, mesh=self._mesh
         )
 
-        def step(params, stats, batch):
-            return compute(predict(params, stats, batch["image"]), batch["label"])
+        def step(params: Tree, stats: Tree, batch: Batch) -> dict[str, jax.Array]:
+            logits = predict(params, stats, jnp.asarray(batch["image"]))
+            return compute(logits, jnp.asarray(batch["label"]))
 
         self._step = jax.jit(step, compiler_options=model.evaluation_options())
 
     def run(
         self,
-        trained: Trained,
+        trained: TrainedModel,
         source: DecodedSource,
         *,
         corrupt_images: CorruptImages,
         num_threads: int | None = None,
     ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """What is computed for every image, in order, a batch at a time.
+        """Computes the values of every image, in order, a batch at a time.
 
         Args:
-          trained: the weights.
-          source: the images.
-          corrupt_images: what to do about those that cannot be decoded: they are left out.
-          num_threads: that decode; `None` is one for every core.
+          trained: The weights; its model must be of the kind that this object was made for.
+          source: The images.
+          corrupt_images: Records the images that cannot be decoded; they are left out.
+          num_threads: Threads that decode; `None` is one for every core.
 
         Yields:
-          Which images of the source, and what was computed, for them alone.
+          `(indices, values)` of a batch: the indices of its images in the source, int
+          `[images]`, and what was computed for them, `[images, ...]`.
+
+        Raises:
+          ValueError: If a batch does not fit into the memory of the devices.
         """
         weights = jax.device_put(
             (trained.params, trained.stats), distributed.replicated(self._mesh)
@@ -83,17 +91,22 @@ class Inference:
             put=lambda batch: (batch["mask"], distributed.put_batch(batch, self._mesh)),
             corrupt_images=corrupt_images,
         )
-        in_flight: collections.deque[tuple[int, np.ndarray, Any]] = collections.deque()
+        in_flight: collections.deque[tuple[int, np.ndarray, dict[str, jax.Array]]]
+        in_flight = collections.deque()
         for number, (mask, batch) in enumerate(batches):
-            in_flight.append((number, mask, self._step(*weights, batch)))
+            with raise_if_out_of_memory(f"a batch of {self._batch_size} images"):
+                values = self._step(*weights, batch)
+            in_flight.append((number, mask, values))
             if len(in_flight) > _IN_FLIGHT:
                 yield self._fetch(*in_flight.popleft())
         while in_flight:
             yield self._fetch(*in_flight.popleft())
 
     def _fetch(
-        self, number: int, mask: np.ndarray, computed: dict[str, jax.Array]
+        self, number: int, mask: np.ndarray, values: dict[str, jax.Array]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Waits for a batch's values and drops the rows that are padding."""
         rows = np.flatnonzero(mask)
-        found = {key: np.asarray(value)[rows] for key, value in computed.items()}
-        return number * self._batch_size + rows, found
+        with raise_if_out_of_memory(f"a batch of {self._batch_size} images"):
+            fetched = {key: np.asarray(value)[rows] for key, value in values.items()}
+        return number * self._batch_size + rows, fetched

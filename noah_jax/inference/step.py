@@ -1,30 +1,25 @@
-"""The forward pass on uint8 images, for training's evaluation and for trained models."""
+"""The forward pass on a batch's uint8 images, as a part of larger compiled steps."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from noah_jax.models.base import Model
+from noah_jax.models.base import Model, Tree
 
 
-def normalise(images: jax.Array, mean: Any, std: Any) -> jax.Array:
-    """uint8 images to float32, `(pixel / 255 - mean) / std` per channel."""
-    mean = jnp.asarray(mean, jnp.float32) * 255
-    std = jnp.asarray(std, jnp.float32) * 255
-    return (images.astype(jnp.float32) - mean) / std
+def traced_on(mesh: Mesh | None, step: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a step so that it is traced with the mesh as JAX's abstract mesh.
 
-
-def traced_on(mesh: Mesh | None, step: Callable) -> Callable:
-    """`step`, which knows the mesh while it is traced."""
+    Layers that run per device, such as kernels, then know how the batch is split.
+    """
     if mesh is None:
         return step
 
     @functools.wraps(step)
-    def on_mesh(*arguments):
+    def on_mesh(*arguments: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return step(*arguments)
 
@@ -34,13 +29,26 @@ def traced_on(mesh: Mesh | None, step: Callable) -> Callable:
 def make_predict_step(
     model: Model,
     *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    mean: Sequence[float],
+    std: Sequence[float],
     mesh: Mesh | None = None,
-) -> Callable[[Any, Any, jax.Array], jax.Array]:
-    """`(params, stats, images) -> logits` of uint8 images, in evaluation mode."""
+) -> Callable[[Tree, Tree, jax.Array], jax.Array]:
+    """Makes `(params, stats, images) -> logits` for evaluation, to be jitted by the caller.
 
-    def predict_step(params: Any, stats: Any, images: jax.Array) -> jax.Array:
-        return model.apply(params, stats, normalise(images, mean, std), train=False)[0]
+    Where nothing else belongs into the compiled program, call `Model.predict` instead.
+
+    Args:
+      model: The model.
+      mean: Mean of each channel of the uint8 images, for pixels in 0..1.
+      std: Standard deviation of each channel, likewise.
+      mesh: Devices over which the batch is split; `None` for one device.
+
+    Returns:
+      A pure function of the weights and of uint8 images `[batch, height, width, 3]`, which it
+      normalises; it gives float32 logits `[batch, num_classes]`.
+    """
+
+    def predict_step(params: Tree, stats: Tree, images: jax.Array) -> jax.Array:
+        return model.logits(params, stats, images, mean=mean, std=std)
 
     return traced_on(mesh, predict_step)

@@ -1,4 +1,4 @@
-"""A trained model for the programs that use one: its weights, its images, its classes."""
+"""A trained model as the programs use it: its weights, its preprocessing and its classes."""
 
 import dataclasses
 import functools
@@ -6,17 +6,18 @@ import importlib.resources
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 
 from noah_jax.data.transforms import EvalTransform, make_eval_transform
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, ReadError
 from noah_jax.inference.loading import load_with_step
 from noah_jax.models.base import Model, Tree
-from noah_jax.runs import run_dir as workdirs
 from noah_jax.runs.checkpoints import saved_steps
+from noah_jax.runs.run_dir import CHECKPOINTS, MODEL_FILE, read_config
 from noah_jax.tasks.multi_label import LOSSES
 
 
@@ -25,12 +26,12 @@ class Preprocessing:
     """What happens to an image before the model sees it.
 
     Attributes:
-      size: `(height, width)` of what the model sees, in pixels.
-      resize: pixels of the shorter side before the centre is cut out; `None` resizes so that
-        the image just covers `size`.
-      interpolation: of that resizing, "bilinear" or "bicubic".
-      mean: per-channel mean of the pixels in 0..1, which is subtracted.
-      std: per-channel standard deviation, which they are divided by.
+      size: `(height, width)` of the model's input in pixels.
+      resize: The shorter side of the image after resizing, in pixels; the centre of `size` is
+        then cut out. `None` resizes so that the image just covers `size`.
+      interpolation: How it is resized, "bilinear" or "bicubic".
+      mean: Mean of each channel, for pixels in 0..1; it is subtracted.
+      std: Standard deviation of each channel; the difference is divided by it.
     """
 
     size: tuple[int, int]
@@ -40,25 +41,25 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def transform(self) -> EvalTransform:
-        """What makes uint8 `[*size, 3]` of an image; normalising comes after it."""
+        """Returns the function from an image to uint8 `[*size, 3]`, which is not normalised."""
         return make_eval_transform(self.size, resize=self.resize, interpolation=self.interpolation)
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """A model with its weights.
+class TrainedModel:
+    """A model with its weights, its preprocessing and its classes.
 
     Attributes:
-      path: what the user named.
-      step: of the checkpoint; 0 for weights from PyTorch.
-      ema: whether the weights are the moving average.
-      model: the model.
-      params: its parameters.
-      stats: its BatchNorm statistics.
-      facts: what `model.json` says besides, such as where converted weights are from.
-      config: the configuration of the training; empty for converted weights.
-      class_names: the classes in the order of the logits, `None` if nobody wrote them down.
-      preprocessing: of the images.
+      path: What the user named.
+      step: Training step of the checkpoint; 0 for weights from PyTorch.
+      ema: Whether the weights are the exponential moving average.
+      model: The model.
+      params: The model's parameters.
+      stats: The model's BatchNorm statistics.
+      metadata: The contents of `model.json`, such as where converted weights come from.
+      config: The configuration of the training; empty for converted weights.
+      class_names: The classes in the order of the logits; `None` if they are not known.
+      preprocessing: How images are prepared for the model.
     """
 
     path: str
@@ -67,133 +68,185 @@ class Trained:
     model: Model
     params: Tree
     stats: Tree
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     config: dict[str, Any]
     class_names: tuple[str, ...] | None
     preprocessing: Preprocessing
 
     @property
     def multi_label(self) -> bool:
-        """Whether it was trained for several labels an image, as its training's loss tells."""
+        """Whether the model was trained for several labels an image, judging by its loss."""
         return self.config.get("loss") in LOSSES
 
-    def probabilities(self, logits: jax.Array) -> jax.Array:
-        """Of the classes, `[..., num_classes]`: each its own with several labels, else shares."""
+    def predict(self, images: jax.Array | np.ndarray) -> jax.Array:
+        """Computes the logits of a batch of images, see `Model.predict`.
+
+        Args:
+          images: uint8 pixels `[batch, height, width, 3]`, cut out and resized by
+            `preprocessing.transform()`; they are normalised as in the training. Or floats of the
+            same shape, which are normalised already.
+
+        Returns:
+          float32 logits `[batch, num_classes]`.
+
+        Raises:
+          ValueError: If the images have another shape or dtype.
+        """
+        mean, std = self.preprocessing.mean, self.preprocessing.std
+        return self.model.predict(self.params, self.stats, images, mean=mean, std=std)
+
+    def probabilities(self, logits: jax.Array | np.ndarray) -> jax.Array:
+        """Converts logits `[..., num_classes]` to probabilities.
+
+        With one label an image they add up to one; with several labels, each class has its own.
+        """
         return jax.nn.sigmoid(logits) if self.multi_label else jax.nn.softmax(logits)
 
     def display_names(self, path: str | None = None) -> list[str]:
-        """What the classes are called for people; `class 7` where it is not known.
+        """Returns a readable name for each class; `class 7` where none is known.
 
         Args:
-          path: of a file with a name a line, which takes the place of what is known.
+          path: A text file with one name a line, which replaces the known names.
 
         Raises:
-          ValueError: if the file does not have a name for every class.
+          ValueError: If the file cannot be read or does not have a name for every class.
         """
         if path is not None:
-            with open(path, encoding="utf-8") as lines:
-                names = [line.strip() for line in lines if line.strip()]
-            if len(names) != self.model.num_classes:
-                raise InputError(
-                    f"{path} has {len(names)} names, {self.path} {self.model.num_classes} classes"
-                )
-            return names
+            return self._names_in(path)
         if self.class_names is None:
             return [f"class {i}" for i in range(self.model.num_classes)]
         table = imagenet_classes()
         return [table.get(name, name) for name in self.class_names]
 
+    def _names_in(self, path: str) -> list[str]:
+        try:
+            with open(path, encoding="utf-8") as lines:
+                names = [line.strip() for line in lines if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ReadError(f"the class names in {path} cannot be read: {error}") from error
+        if len(names) != self.model.num_classes:
+            raise InputError(
+                f"{path} has {len(names)} names, {self.path} has {self.model.num_classes} classes"
+            )
+        return names
 
-def find_checkpoints(paths: Sequence[str]) -> list[tuple[str, int | None]]:
-    """The checkpoints that paths stand for, as a model's folder or file and a step in it.
+
+class CheckpointPath(NamedTuple):
+    """Where one trained model lies.
+
+    Attributes:
+      path: A model's folder or a PyTorch file.
+      step: Training step of a checkpoint in the folder; `None` for the newest.
+    """
+
+    path: str
+    step: int | None
+
+    @property
+    def name(self) -> str:
+        """The path that a user writes for it."""
+        return self.path if self.step is None else f"{self.path}/{CHECKPOINTS}/{self.step}"
+
+
+def find_checkpoints(paths: Sequence[str]) -> list[CheckpointPath]:
+    """Finds the checkpoints that paths stand for.
 
     Args:
-      paths: each a run's or a converted folder (its newest checkpoint, the step is `None`), a
-        checkpoint in it (`RUN/checkpoints/300`), all of them (`RUN/checkpoints`), a folder of
-        such folders (the newest checkpoint of each), or a PyTorch file.
+      paths: Each is a run's or a converted folder (its newest checkpoint), a checkpoint in it
+        (`RUN/checkpoints/300`), all of them (`RUN/checkpoints`), a folder of such folders (the
+        newest checkpoint of each), or a PyTorch file.
 
     Raises:
-      ValueError: if a folder of checkpoints holds none.
+      ValueError: If a folder of checkpoints holds none.
     """
-    return [found for path in paths for found in _find(epath.Path(path))]
+    return [checkpoint for path in paths for checkpoint in _expand(epath.Path(path))]
 
 
-def _find(path: epath.Path) -> Iterator[tuple[str, int | None]]:
-    run = path.parent
-    if path.name.isdigit() and (run.parent / workdirs.MODEL_FILE).exists():
-        yield os.fspath(run.parent), int(path.name)
-    elif path.name == workdirs.CHECKPOINTS and (run / workdirs.MODEL_FILE).exists():
+def _expand(path: epath.Path) -> Iterator[CheckpointPath]:
+    parent = path.parent
+    if path.name.isdigit() and (parent.parent / MODEL_FILE).exists():
+        yield CheckpointPath(os.fspath(parent.parent), int(path.name))
+    elif path.name == CHECKPOINTS and (parent / MODEL_FILE).exists():
         if not (steps := saved_steps(path)):
             raise InputError(f"{path} holds no checkpoint")
         for step in steps:
-            yield os.fspath(run), step
-    elif path.is_dir() and not (path / workdirs.MODEL_FILE).exists():
-        inside = sorted(p for p in path.iterdir() if (p / workdirs.MODEL_FILE).exists())
-        for folder in inside or [path]:  # of which loading says what it lacks
-            yield os.fspath(folder), None
+            yield CheckpointPath(os.fspath(parent), step)
+    elif path.is_dir() and not (path / MODEL_FILE).exists():
+        folders = sorted(p for p in path.iterdir() if (p / MODEL_FILE).exists())
+        for folder in folders or [path]:  # loading it says what is missing
+            yield CheckpointPath(os.fspath(folder), None)
     else:
-        yield os.fspath(path), None
+        yield CheckpointPath(os.fspath(path), None)
 
 
-def load_trained(path: str, step: int | None = None, *, ema: bool = False) -> Trained:
+def load_trained(path: str, step: int | None = None, *, ema: bool = False) -> TrainedModel:
     """Loads what `find_checkpoints` found.
 
     Args:
-      path: a model's folder or a PyTorch file.
-      step: of the checkpoint; `None` takes the newest that can be used.
-      ema: take the moving average of the weights.
+      path: A model's folder or a PyTorch file.
+      step: Training step of the checkpoint; `None` takes the newest one that can be used.
+      ema: Load the exponential moving average of the weights.
 
     Raises:
-      FileNotFoundError, ValueError, CheckpointError: see `noah_jax.load_model`.
+      FileNotFoundError, ValueError, CheckpointError: See `noah_jax.load_model`.
     """
-    name = path if step is None else f"{path}/{workdirs.CHECKPOINTS}/{step}"
-    step, model, params, stats = load_with_step(path, ema=ema, step=step)
-    facts = _json(epath.Path(path) / workdirs.MODEL_FILE)
-    config = workdirs.read_config(epath.Path(path)) or {}
-    names = facts.get("class_names")
-    if names is None and model.num_classes == len(imagenet_classes()):
-        names = imagenet_classes()
-    return Trained(
+    name = CheckpointPath(path, step).name
+    loaded_step, model, params, stats = load_with_step(path, ema=ema, step=step)
+    description = epath.Path(path) / MODEL_FILE
+    metadata = json.loads(description.read_text()) if description.exists() else {}
+    config = read_config(epath.Path(path)) or {}
+    class_names = metadata.get("class_names")
+    if class_names is None and model.num_classes == len(imagenet_classes()):
+        class_names = imagenet_classes()
+    return TrainedModel(
         path=name,
-        step=step,
+        step=loaded_step,
         ema=ema,
         model=model,
         params=params,
         stats=stats,
-        facts=facts,
+        metadata=metadata,
         config=config,
-        class_names=None if names is None else tuple(names),
+        class_names=None if class_names is None else tuple(class_names),
         preprocessing=_preprocessing(model, config.get("data")),
     )
 
 
-def load_one(path: str, *, ema: bool = False) -> Trained:
+def load_one(path: str, *, ema: bool = False) -> TrainedModel:
     """Loads the one checkpoint that a path stands for.
 
+    Args:
+      path: See `find_checkpoints`.
+      ema: Load the exponential moving average of the weights.
+
     Raises:
-      FileNotFoundError, ValueError, CheckpointError: see `load_trained`; also if it stands for
-        several.
+      FileNotFoundError, ValueError, CheckpointError: See `load_trained`. A `ValueError` also if
+        the path stands for several checkpoints.
     """
-    found = find_checkpoints([path])
-    if len(found) > 1:
-        names = ", ".join(where if step is None else str(step) for where, step in found[:5])
-        raise InputError(f"{path} holds {len(found)} checkpoints, name one of them: {names}")
-    return load_trained(*found[0], ema=ema)
+    checkpoints = find_checkpoints([path])
+    if len(checkpoints) > 1:
+        names = ", ".join(folder if step is None else str(step) for folder, step in checkpoints[:5])
+        raise InputError(
+            f"{path} holds {len(checkpoints)} checkpoints; name one of them, such as {names}"
+        )
+    return load_trained(*checkpoints[0], ema=ema)
 
 
 @functools.cache
 def imagenet_classes() -> dict[str, str]:
-    """ImageNet-1k's classes by WordNet id, in the order of the labels, in words."""
+    """Returns the names of ImageNet-1k's classes by WordNet id, in the order of the labels."""
     path = importlib.resources.files("noah_jax.data") / "imagenet_classes.txt"
-    return dict(line.split(" ", 1) for line in path.read_text("utf-8").splitlines())
-
-
-def _json(path: epath.Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    pairs = (line.split(" ", 1) for line in path.read_text("utf-8").splitlines())
+    return {wordnet_id: name for wordnet_id, name in pairs}
 
 
 def _preprocessing(model: Model, data: dict[str, Any] | None) -> Preprocessing:
-    """As in the training's own evaluation, or as the architecture was published."""
+    """The preprocessing of the training's own evaluation, or the one published for the model.
+
+    Args:
+      model: The model.
+      data: The section `data` of the training's configuration; `None` for converted weights.
+    """
     if data is None:
         architecture = model.architecture
         return Preprocessing(

@@ -5,7 +5,7 @@ Beyond this file parameters and statistics are nested dicts of arrays.
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from flax import nnx
 from noah_jax.errors import InputError
 from noah_jax.heads.noah.poca import Contributions
 from noah_jax.models.family import Architecture
+from noah_jax.models.images import check_images, normalise
 from noah_jax.nn.dropout import Key
 
 Tree = dict[str, Any]
@@ -124,12 +125,78 @@ class Model:
           ValueError: on images of another rank or channel count.
         """
         module = self._merge(params, stats)
-        logits = module(_check_images(images), train=train, key=key)
+        logits = module(check_images(images), train=train, key=key)
         return logits, _to_dict(nnx.state(module, nnx.BatchStat)) if train else stats
+
+    def predict(
+        self,
+        params: Tree,
+        stats: Tree,
+        images: jax.Array | np.ndarray,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> jax.Array:
+        """Computes the logits of a batch of images in evaluation mode, compiled.
+
+        The first call for a shape compiles; later calls of the same model reuse the program.
+        Inside a function that is itself jitted, call `logits` instead.
+
+        Args:
+          params: The parameters.
+          stats: BatchNorm's running statistics; `{}` for models without BatchNorm.
+          images: uint8 RGB pixels `[batch, height, width, 3]`, which are normalised here, or
+            floats of the same shape that are normalised already.
+          mean: Mean of each channel of uint8 images, for pixels in 0..1; by default the model's
+            own `mean`. It does not apply to floats.
+          std: Standard deviation of each channel, likewise.
+
+        Returns:
+          float32 logits `[batch, num_classes]`.
+
+        Raises:
+          ValueError: If the images have another shape or dtype, or the weights belong to another
+            model.
+        """
+        mean = None if mean is None else tuple(mean)
+        std = None if std is None else tuple(std)
+        return self.predict_step(params, stats, images, mean=mean, std=std)
+
+    @functools.cached_property
+    def predict_step(self) -> Any:
+        """The jitted function of `predict`, for callers that lower or time it themselves.
+
+        Its arguments are those of `predict`, with `mean` and `std` as tuples or `None`.
+        """
+        return jax.jit(
+            self.logits,
+            static_argnames=("mean", "std"),
+            compiler_options=self.evaluation_options(),
+        )
+
+    def logits(
+        self,
+        params: Tree,
+        stats: Tree,
+        images: jax.Array,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> jax.Array:
+        """Computes what `predict` computes, without `jit`, as a part of larger jitted functions."""
+        if images.dtype == jnp.uint8:
+            mean = self.mean if mean is None else mean
+            std = self.std if std is None else std
+            images = normalise(check_images(images), mean, std)
+        elif not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(
+                f"images must be uint8 pixels or normalised floats, got {images.dtype}"
+            )
+        return self.apply(params, stats, images, train=False)[0]
 
     def features(self, params: Tree, stats: Tree, images: jax.Array) -> jax.Array:
         """The last feature map in evaluation mode, `[batch, *spatial, channels]`."""
-        return self._merge(params, stats).features(_check_images(images), train=False)
+        return self._merge(params, stats).features(check_images(images), train=False)
 
     def attention(
         self, params: Tree, stats: Tree, images: jax.Array, classes: jax.Array
@@ -167,6 +234,7 @@ class Model:
         if hasattr(module.head, "implementation"):
             module.head.implementation = "xla"
         other = copy.copy(self)
+        other.__dict__.pop("predict_step", None)  # it would call this model
         other._graphdef = nnx.split(module, nnx.Param, nnx.BatchStat)[0]
         return other
 
@@ -180,7 +248,7 @@ class Model:
                 f"{self.name} has {what} head, which has no attention;"
                 " create the model with head='noah'"
             )
-        return module.head, module.features(_check_images(images), train=False)
+        return module.head, module.features(check_images(images), train=False)
 
     def _merge(self, params: Tree, stats: Tree) -> nnx.Module:
         abstract_params, abstract_stats = self._abstract
@@ -215,14 +283,6 @@ def _compiles_with_options() -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
-
-
-def _check_images(images: jax.Array) -> jax.Array:
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise InputError(
-            f"images must be [batch, height, width, 3], got shape {tuple(images.shape)}"
-        )
-    return images
 
 
 def _to_dict(state: nnx.State) -> Tree:

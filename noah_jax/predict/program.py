@@ -18,13 +18,13 @@ from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.image_files import FileSource, find_images
 from noah_jax.errors import InputError
 from noah_jax.inference.runner import Inference
-from noah_jax.inference.trained import Trained, load_one
+from noah_jax.inference.trained import TrainedModel, load_one
 
 _WIDEST = 60  # characters of a path up to which the columns stand in line
 
 
 def predict(
-    trained: Trained,
+    trained: TrainedModel,
     paths: Sequence[str],
     *,
     names: Sequence[str],

@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from noah_jax import distributed
 from noah_jax.errors import InputError
-from noah_jax.inference.step import make_predict_step, normalise, traced_on
+from noah_jax.inference.step import make_predict_step, traced_on
 from noah_jax.models.base import Model
+from noah_jax.models.images import normalise
 from noah_jax.nn.dropout import PartKey
 from noah_jax.tasks.metrics import TrainMetrics
 from noah_jax.tasks.task import SingleLabel, Task

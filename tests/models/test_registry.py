@@ -242,6 +242,31 @@ def test_any_module_can_be_the_head():
         model.attention(params, stats, images, jnp.array([0]))
 
 
+def test_predict_gives_the_logits_of_pixels_and_of_normalised_images():
+    model = create_model(
+        "noah_resnet18", image_size=32, num_classes=3, stem="small", width=4, depths=(1, 1, 1, 1)
+    )
+    weights = model.init(jax.random.key(0))
+    pixels = np.random.RandomState(0).randint(0, 256, (2, 32, 32, 3), np.uint8)
+
+    def expected(mean, std):
+        images = ((pixels / 255 - np.array(mean)) / np.array(std)).astype(np.float32)
+        return images, model.apply(*weights, images, train=False)[0]
+
+    images, logits = expected(model.mean, model.std)
+    np.testing.assert_allclose(model.predict(*weights, images), logits, atol=1e-4)
+    np.testing.assert_allclose(model.predict(*weights, pixels), logits, atol=1e-4)
+    _, others = expected([0.1] * 3, [0.3] * 3)
+    found = model.predict(*weights, pixels, mean=[0.1] * 3, std=[0.3] * 3)
+    np.testing.assert_allclose(found, others, atol=1e-4)
+    assert np.abs(others - logits).max() > 1e-2
+    # The portable copy has its own program, of its own head.
+    assert model.portable().predict_step is not model.predict_step
+    for bad, words in ((pixels.astype(np.int32), "got int32"), (pixels[0], "got shape")):
+        with pytest.raises(ValueError, match=words):
+            model.predict(*weights, bad)
+
+
 def test_evaluation_options_compile_and_keep_the_numbers():
     model = create_model("noah_resmlp_12_224", image_size=32, num_classes=3)
     options = model.evaluation_options()

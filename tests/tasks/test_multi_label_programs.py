@@ -13,8 +13,8 @@ from noah_jax.data.sources import open_sources
 from noah_jax.evaluate.__main__ import main as evaluate
 from noah_jax.explain.explanation import Explainer
 from noah_jax.export.card import model_card
-from noah_jax.inference.step import normalise
 from noah_jax.inference.trained import load_one
+from noah_jax.models.images import normalise
 from noah_jax.predict.__main__ import main as predict
 from noah_jax.tasks.multi_label import average_precision, measure
 

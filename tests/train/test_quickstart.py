@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from noah_jax import load_model
-from noah_jax.inference.step import normalise
+from noah_jax.models.images import normalise
 from noah_jax.train import train
 from noah_jax.train.setup import build
 from tests.helpers import ROOT
