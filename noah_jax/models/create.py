@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.errors import InputError
+from noah_jax.heads.registry import check_head
 from noah_jax.heads.spec import HeadSpec
 from noah_jax.models.base import Model
 from noah_jax.models.family import Architecture, check_dimension
@@ -70,8 +71,7 @@ def create_model(
     """
     architecture = get_architecture(name)
     kind = head if head is not None else ("noah" if name.startswith(NOAH_PREFIX) else "linear")
-    if not isinstance(kind, nnx.Module) and kind not in ("linear", "noah"):
-        raise InputError(f"head must be 'linear', 'noah' or a flax.nnx.Module, got {kind!r}")
+    check_head(kind)
     _check_arguments(name, architecture, family_arguments)
     for key, published in architecture.dimensions.items():
         given = family_arguments.get(key, published)

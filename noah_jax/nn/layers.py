@@ -16,7 +16,7 @@ from flax import nnx
 from noah_jax.errors import InputError
 from noah_jax.nn import dropout as dropouts
 from noah_jax.nn.convolutions import depthwise_conv, image_conv, pointwise_conv
-from noah_jax.nn.dtypes import wide_einsum, widen
+from noah_jax.nn.dtypes import widen
 from noah_jax.nn.norms import normalise_channels, normalise_groups
 
 # PyTorch's fan-out includes the whole kernel and all output channels, as here for HWIO.
@@ -313,54 +313,3 @@ class Dropout(nnx.Module):
         if key is None or not self.rate:
             return x
         return jnp.where(dropouts.kept_elements(key, x.shape, self.rate), x / (1 - self.rate), 0)
-
-
-class LinearHead(nnx.Module):
-    """The usual head: mean over the positions, dropout, one linear layer.
-
-    Args:
-      in_features: channels of the feature map.
-      num_classes: number of classes.
-      dropout: rate of the dropout on the pooled features while training.
-      dtype: compute dtype of the linear layer; the logits are float32.
-      kernel_init: initialiser of the kernel, `[in_features, num_classes]`.
-      bias_init: initialiser of the bias.
-      rngs: source of the initial weights.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        *,
-        dropout: float = 0.0,
-        dtype: Any = jnp.float32,
-        kernel_init: nnx.Initializer,
-        bias_init: nnx.Initializer = nnx.initializers.zeros,
-        rngs: nnx.Rngs,
-    ):
-        if num_classes < 1:
-            raise InputError(f"num_classes must be at least 1 for a head, got {num_classes}")
-        self.linear = nnx.Linear(
-            in_features,
-            num_classes,
-            dtype=dtype,
-            param_dtype=jnp.float32,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            rngs=rngs,
-        )
-        self.dropout = Dropout(dropout)
-        self.dtype = dtype
-
-    def __call__(
-        self, features: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
-        """`[batch, *spatial, in_features]` -> float32 logits `[batch, num_classes]`."""
-        positions = tuple(range(1, features.ndim - 1))
-        pooled = widen(features).mean(positions)
-        if train and self.dropout.rate and key is None:
-            raise InputError("training with dropout needs a random key: pass key=")
-        pooled = self.dropout(pooled, key if train else None)
-        kernel, bias = self.linear.kernel[...], self.linear.bias[...]
-        return wide_einsum("bd,dk->bk", pooled.astype(self.dtype), kernel) + bias

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from noah_jax.nn.layers import BatchNorm, LinearHead, conv, max_pool, torch_default_kernel
+from noah_jax.nn.layers import BatchNorm, conv, max_pool, torch_default_kernel
 
 
 def _images(*shape, seed=0):
@@ -136,14 +136,3 @@ def test_initialisers():
     bound = 1 / np.sqrt(64 * 9)
     assert 0.999 * bound < np.abs(uniform).max() <= bound
     np.testing.assert_allclose(uniform.std(), bound / np.sqrt(3), rtol=0.01)
-
-
-def test_linear_head_pools_any_map():
-    head = LinearHead(
-        6, 4, dropout=0.5, kernel_init=nnx.initializers.normal(1), rngs=nnx.Rngs(params=0)
-    )
-    x = jnp.asarray(_images(3, 4, 5, 6))
-    logits = head(x, train=False)
-    np.testing.assert_allclose(logits, head(x.mean((1, 2)), train=False), rtol=1e-5)
-    dropped = head(x, train=True, key=jax.random.key(0))
-    assert not np.allclose(dropped, logits)

@@ -7,18 +7,16 @@ gives the evidence that is weighed by it:
 
     logits[b, c] = sum_n sum_l softmax_l(query[b, n, c, :])[l] * value[b, n, c, l]
 
-`poca` is the pure function, `attention` gives the attention of chosen classes, `NOAH`
-is the Flax module that owns the weights.
+`poca` is the pure function, `attention` gives the attention of chosen classes.
 """
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from noah_jax.errors import InputError
 from noah_jax.heads.noah.chunked import Operands, Weights, chunked_poca
@@ -432,124 +430,3 @@ def _project_chosen(
         part = part.reshape(*part.shape[:2], head_num, -1)
     equation = ("blnd" if head_split else "bld") + (",ndk" if classes.ndim == 1 else ",ndbk")
     return wide_einsum(equation + "->bnkl", part, kernel)
-
-
-class NOAH(nnx.Module):
-    """The NOAH head as a module: `[batch, *spatial, in_features]` -> `[batch, num_classes]`.
-
-    Both kernels start kaiming normal (fan-out), the biases zero, as the original's.
-
-    Args:
-      in_features: channels of the feature map.
-      num_classes: K, the number of classes.
-      head_num: N, the number of blocks.
-      key_ratio: r, the share of the channels that feeds the query, in (0, 1).
-      head_split: whether each block sees only its own share of the channels.
-      kv_split: whether query and value see different channels.
-      dropout: rate of the dropout on the values while training.
-      dtype: the dtype of the two projections; the logits are always float32.
-      implementation: see `poca`.
-      spatial_major: see `poca`.
-      kernel_init: initialiser of both kernels, of shape `[head_num, in, num_classes]`;
-        `None` is the original's.
-      rngs: source of the initial weights.
-
-    Raises:
-      ValueError: names the argument that does not fit and what would.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        head_num: int = 4,
-        key_ratio: float = 0.5,
-        *,
-        head_split: bool = True,
-        kv_split: bool = True,
-        dropout: float = 0.0,
-        dtype: Any = jnp.float32,
-        implementation: str = "auto",
-        spatial_major: bool = False,
-        kernel_init: nnx.Initializer | None = None,
-        rngs: nnx.Rngs,
-    ):
-        if num_classes < 1:
-            raise InputError(f"num_classes must be at least 1 for a head, got {num_classes}")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
-        parts = split_channels(
-            in_features,
-            head_num=head_num,
-            key_ratio=key_ratio,
-            head_split=head_split,
-            kv_split=kv_split,
-        )
-        # PyTorch's fan-out of the convolution, grouped or not: all of its output channels.
-        kernel_init = kernel_init or nnx.initializers.normal(
-            math.sqrt(2 / (head_num * num_classes))
-        )
-        query_in, value_in = (c // head_num if head_split else c for c in parts)
-        self.query = _ProjectionWeights(head_num, query_in, num_classes, kernel_init, rngs)
-        self.value = _ProjectionWeights(head_num, value_in, num_classes, kernel_init, rngs)
-        self.key_ratio = key_ratio
-        self.head_split = head_split
-        self.kv_split = kv_split
-        self.dropout = dropout
-        self.dtype = dtype
-        self.implementation = implementation
-        self.spatial_major = spatial_major
-
-    def __call__(
-        self, features: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
-        """float32 logits `[batch, num_classes]`; `key` is needed to train with dropout."""
-        if train and self.dropout and key is None:
-            raise InputError("training with dropout needs a random key: pass key=")
-        return poca(
-            features.astype(self.dtype),
-            self.query.weights(),
-            self.value.weights(),
-            key_ratio=self.key_ratio,
-            head_split=self.head_split,
-            kv_split=self.kv_split,
-            dropout=self.dropout,
-            dropout_key=key if train else None,
-            implementation=self.implementation,
-            spatial_major=self.spatial_major,
-        )
-
-    def attention(self, features: jax.Array, classes: jax.Array) -> jax.Array:
-        """Attention of the chosen classes, `[batch, head_num, m, *spatial]`; see `attention`."""
-        return attention(
-            features.astype(self.dtype),
-            self.query.weights(),
-            classes,
-            key_ratio=self.key_ratio,
-            head_split=self.head_split,
-            kv_split=self.kv_split,
-        )
-
-    def contributions(self, features: jax.Array, classes: jax.Array) -> Contributions:
-        """What every position contributes to the logits; see `contributions`."""
-        return contributions(
-            features.astype(self.dtype),
-            self.query.weights(),
-            self.value.weights(),
-            classes,
-            key_ratio=self.key_ratio,
-            head_split=self.head_split,
-            kv_split=self.kv_split,
-        )
-
-
-class _ProjectionWeights(nnx.Module):
-    """Owns one projection's kernel and bias."""
-
-    def __init__(self, head_num, in_features, num_classes, kernel_init, rngs):
-        shape = (head_num, in_features, num_classes)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((head_num, num_classes), jnp.float32))
-
-    def weights(self) -> Projection:
-        return Projection(self.kernel[...], self.bias[...])

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.errors import InputError
-from noah_jax.heads.spec import HeadSpec, apply_head
+from noah_jax.heads.registry import apply_head, make_head
+from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
@@ -126,7 +127,7 @@ class DeiT(nnx.Module):
             if pre_logits
             else None
         )
-        self.head = head.make(features, linear_kernel_init=normal_002, rngs=rngs)
+        self.head = make_head(head, features, init={"linear": HeadInit(normal_002)}, rngs=rngs)
 
     @property
     def position_grids(self) -> dict[str, tuple[int, int]]:

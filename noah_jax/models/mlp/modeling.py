@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.errors import InputError
-from noah_jax.heads.spec import HeadSpec, apply_head
+from noah_jax.heads.registry import apply_head, make_head
+from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.models.blocks import (
     Mlp,
     PatchEmbed,
@@ -312,10 +313,10 @@ class MlpMixer(nnx.Module):
             for _ in range(depth)
         )
         self.norm = norm(width, dtype=dtype, rngs=rngs)
-        self.head = head.make(
+        self.head = make_head(
+            head,
             width,
-            linear_kernel_init=nnx.initializers.zeros,
-            noah_kernel_init=noah_lecun_normal,
+            init={"linear": HeadInit(nnx.initializers.zeros), "noah": HeadInit(noah_lecun_normal)},
             rngs=rngs,
         )
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.heads.spec import HeadSpec, apply_head
+from noah_jax.heads.registry import apply_head, make_head
+from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.layers import BatchNorm, ConvNorm, relu6
 from noah_jax.nn.remat import run_layer
 
@@ -89,7 +90,9 @@ class MobileNetV2(nnx.Module):
                 in_features = features
         layers.append(layer(in_features, last, 1, activation=relu6))
         self.layers = nnx.List(layers)
-        self.head = head.make(last, linear_kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+        self.head = make_head(
+            head, last, init={"linear": HeadInit(nnx.initializers.normal(0.01))}, rngs=rngs
+        )
 
     def features(
         self, images: jax.Array, *, train: bool, key: jax.Array | None = None

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.heads.spec import HeadSpec, apply_head
+from noah_jax.heads.registry import apply_head, make_head
+from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.layers import BatchNorm, ConvNorm, conv, hard_sigmoid, hard_swish
 from noah_jax.nn.remat import run_layer
 
@@ -181,7 +182,9 @@ class MobileNetV3(nnx.Module):
             layers += [GlobalPool()] if self.pools else []
             layers.append(conv(hidden, last, 1, use_bias=True, dtype=dtype, rngs=rngs))
         self.layers = nnx.List(layers)
-        self.head = head.make(last, linear_kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+        self.head = make_head(
+            head, last, init={"linear": HeadInit(nnx.initializers.normal(0.01))}, rngs=rngs
+        )
 
     def features(
         self, images: jax.Array, *, train: bool, key: jax.Array | None = None

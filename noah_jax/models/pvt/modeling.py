@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from noah_jax.heads.spec import HeadSpec, apply_head
+from noah_jax.heads.registry import apply_head, make_head
+from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
@@ -157,7 +158,7 @@ class PVT(nnx.Module):
             setattr(self, f"block{stage + 1}", blocks)
             in_features = width
         self.norm = LayerNorm(in_features, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.head = head.make(in_features, linear_kernel_init=normal_002, rngs=rngs)
+        self.head = make_head(head, in_features, init={"linear": HeadInit(normal_002)}, rngs=rngs)
 
     @property
     def position_grids(self) -> dict[str, tuple[int, int]]:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.errors import InputError
-from noah_jax.heads.spec import HeadSpec, apply_head
+from noah_jax.heads.registry import apply_head, make_head
+from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.layers import BatchNorm, ConvNorm, conv, max_pool
 from noah_jax.nn.remat import run_layer
 
@@ -115,8 +116,8 @@ class ResNet(nnx.Module):
                 blocks.append(block(in_features, width << stage, stride, norm, dtype, rngs))
                 in_features = (width << stage) * block.expansion
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
-        self.head = head.make(
-            in_features, linear_kernel_init=nnx.initializers.normal(0.01), rngs=rngs
+        self.head = make_head(
+            head, in_features, init={"linear": HeadInit(nnx.initializers.normal(0.01))}, rngs=rngs
         )
 
     def features(

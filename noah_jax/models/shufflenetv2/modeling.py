@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.errors import InputError
-from noah_jax.heads.spec import HeadSpec, apply_head
+from noah_jax.heads.registry import apply_head, make_head
+from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.layers import (
     BatchNorm,
     ConvNorm,
@@ -100,10 +101,10 @@ class ShuffleNetV2(nnx.Module):
                 in_features = features
             setattr(self, f"stage{stage + 2}", nnx.List(units))
         self.conv5 = layer(in_features, last, 1, activation=nnx.relu)
-        self.head = head.make(
+        self.head = make_head(
+            head,
             last,
-            linear_kernel_init=torch_default_kernel(),
-            linear_bias_init=torch_default_bias(last),
+            init={"linear": HeadInit(torch_default_kernel(), torch_default_bias(last))},
             rngs=rngs,
         )
 

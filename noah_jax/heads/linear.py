@@ -1,0 +1,81 @@
+"""The linear head: global average pooling, dropout and one linear layer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from noah_jax.errors import InputError
+from noah_jax.heads.spec import HeadInit, HeadSpec
+from noah_jax.nn.dtypes import wide_einsum, widen
+from noah_jax.nn.layers import Dropout
+
+
+class LinearHead(nnx.Module):
+    """The usual head: mean over the positions, dropout, one linear layer.
+
+    Args:
+      in_features: Channels of the feature map.
+      num_classes: Number of classes.
+      dropout: Dropout rate on the pooled features while training.
+      dtype: Compute dtype of the linear layer; the logits are float32.
+      kernel_init: Initialiser of the kernel, `[in_features, num_classes]`.
+      bias_init: Initialiser of the bias, `[num_classes]`.
+      rngs: Source of the initial weights.
+
+    Raises:
+      InputError: If `num_classes` is below 1.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        dropout: float = 0.0,
+        dtype: Any = jnp.float32,
+        kernel_init: nnx.Initializer | None = None,
+        bias_init: nnx.Initializer = nnx.initializers.zeros,
+        rngs: nnx.Rngs,
+    ):
+        if num_classes < 1:
+            raise InputError(f"num_classes must be at least 1 for a head, got {num_classes}")
+        self.linear = nnx.Linear(
+            in_features,
+            num_classes,
+            dtype=dtype,
+            param_dtype=jnp.float32,
+            kernel_init=kernel_init or nnx.initializers.lecun_normal(),
+            bias_init=bias_init,
+            rngs=rngs,
+        )
+        self.dropout = Dropout(dropout)
+        self.dtype = dtype
+
+    def __call__(
+        self, features: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Computes float32 logits `[batch, num_classes]` of `[batch, *spatial, in_features]`."""
+        positions = tuple(range(1, features.ndim - 1))
+        pooled = widen(features).mean(positions)
+        if train and self.dropout.rate and key is None:
+            raise InputError("training with dropout needs a random key: pass key=")
+        pooled = self.dropout(pooled, key if train else None)
+        kernel, bias = self.linear.kernel[...], self.linear.bias[...]
+        return wide_einsum("bd,dk->bk", pooled.astype(self.dtype), kernel) + bias
+
+
+def make_linear_head(
+    spec: HeadSpec, in_features: int, init: HeadInit, rngs: nnx.Rngs
+) -> LinearHead:
+    """Makes the linear head of `spec` on a map of `in_features` channels."""
+    return LinearHead(
+        in_features,
+        spec.num_classes,
+        dropout=spec.drop_rate,
+        dtype=spec.dtype,
+        kernel_init=init.kernel,
+        bias_init=init.bias,
+        rngs=rngs,
+    )

@@ -1,0 +1,196 @@
+"""NOAH, the Flax module of the head: it owns the weights; `poca.py` computes the logits."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from noah_jax.errors import InputError
+from noah_jax.heads.noah.poca import (
+    Contributions,
+    Projection,
+    attention,
+    contributions,
+    poca,
+    split_channels,
+)
+from noah_jax.heads.spec import HeadInit, HeadSpec
+
+
+class NOAH(nnx.Module):
+    """The NOAH head (Non-glObal Attentive Head), in place of global pooling and a linear layer.
+
+    For every block `n` of `head_num` and every class `c`, one part of the channels (the query)
+    gives a softmax attention over the positions `l` of the feature map, and the other part (the
+    value) gives the evidence that is weighed by it:
+
+        logits[b, c] = sum_n sum_l softmax_l(query[b, n, c, :])[l] * value[b, n, c, l]
+
+    Query and value come from the channels by 1x1 convolutions, grouped by block with
+    `head_split`. See "NOAH: Learning Pairwise Object Category Attentions for Image
+    Classification" (arXiv:2402.02377). Both kernels start kaiming normal (fan-out) and the
+    biases at zero, as in the original.
+
+    The module maps `[batch, *spatial, in_features]` to float32 `[batch, num_classes]`:
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from noah_jax import NOAH
+    >>> head = NOAH(16, num_classes=5, head_num=2, key_ratio=0.25, rngs=nnx.Rngs(params=0))
+    >>> features = jnp.ones((3, 7, 7, 16))
+    >>> head(features, train=False).shape
+    (3, 5)
+    >>> head.attention(features, jnp.array([4, 0])).shape  # where it looks for two classes
+    (3, 2, 2, 7, 7)
+
+    Args:
+      in_features: Channels of the feature map.
+      num_classes: K, the number of classes.
+      head_num: N, the number of blocks.
+      key_ratio: r, the fraction of the channels that feeds the query, in (0, 1).
+      head_split: Whether each block sees only its own channels, `1/head_num` of the query's and
+        of the value's; if not, each sees all of them.
+      kv_split: Whether query and value see different channels; if not, both see all.
+      dropout: Dropout rate on the values while training, in [0, 1).
+      dtype: Dtype of the two projections; the logits are always float32.
+      implementation: How the logits are computed; see `noah_jax.poca`.
+      spatial_major: Whether the feature map comes from convolutions; see `noah_jax.poca`.
+      kernel_init: Initialiser of both kernels, called with the shape
+        `[head_num, in_features, num_classes]`; `None` is the original's.
+      rngs: Source of the initial weights.
+
+    Raises:
+      InputError: If an argument does not fit, naming it and the values that would.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        head_num: int = 4,
+        key_ratio: float = 0.5,
+        *,
+        head_split: bool = True,
+        kv_split: bool = True,
+        dropout: float = 0.0,
+        dtype: Any = jnp.float32,
+        implementation: str = "auto",
+        spatial_major: bool = False,
+        kernel_init: nnx.Initializer | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if num_classes < 1:
+            raise InputError(f"num_classes must be at least 1 for a head, got {num_classes}")
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
+        parts = split_channels(
+            in_features,
+            head_num=head_num,
+            key_ratio=key_ratio,
+            head_split=head_split,
+            kv_split=kv_split,
+        )
+        # PyTorch's fan-out of the convolution, grouped or not, counts all its output channels.
+        kernel_init = kernel_init or nnx.initializers.normal(
+            math.sqrt(2 / (head_num * num_classes))
+        )
+        query_in, value_in = (c // head_num if head_split else c for c in parts)
+        self.query = _ProjectionWeights(head_num, query_in, num_classes, kernel_init, rngs)
+        self.value = _ProjectionWeights(head_num, value_in, num_classes, kernel_init, rngs)
+        self.key_ratio = key_ratio
+        self.head_split = head_split
+        self.kv_split = kv_split
+        self.dropout = dropout
+        self.dtype = dtype
+        self.implementation = implementation
+        self.spatial_major = spatial_major
+
+    def __call__(
+        self, features: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Computes the logits.
+
+        Args:
+          features: `[batch, *spatial, in_features]`.
+          train: Whether dropout applies.
+          key: Random key of the dropout, needed to train with dropout.
+
+        Returns:
+          float32 logits, `[batch, num_classes]`.
+
+        Raises:
+          InputError: If the features do not fit, or the key is missing.
+        """
+        if train and self.dropout and key is None:
+            raise InputError("training with dropout needs a random key: pass key=")
+        return poca(
+            features.astype(self.dtype),
+            self.query.weights(),
+            self.value.weights(),
+            dropout=self.dropout,
+            dropout_key=key if train else None,
+            implementation=self.implementation,
+            spatial_major=self.spatial_major,
+            **self._split(),
+        )
+
+    def attention(self, features: jax.Array, classes: jax.Array) -> jax.Array:
+        """Computes where the head looks; see `noah_jax.heads.noah.attention`."""
+        return attention(
+            features.astype(self.dtype), self.query.weights(), classes, **self._split()
+        )
+
+    def contributions(self, features: jax.Array, classes: jax.Array) -> Contributions:
+        """Computes what each position adds; see `noah_jax.heads.noah.contributions`."""
+        return contributions(
+            features.astype(self.dtype),
+            self.query.weights(),
+            self.value.weights(),
+            classes,
+            **self._split(),
+        )
+
+    def _split(self) -> dict[str, Any]:
+        return {
+            "key_ratio": self.key_ratio,
+            "head_split": self.head_split,
+            "kv_split": self.kv_split,
+        }
+
+
+class _ProjectionWeights(nnx.Module):
+    """Owns the kernel and bias of one projection."""
+
+    def __init__(
+        self,
+        head_num: int,
+        in_features: int,
+        num_classes: int,
+        kernel_init: nnx.Initializer,
+        rngs: nnx.Rngs,
+    ):
+        shape = (head_num, in_features, num_classes)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((head_num, num_classes), jnp.float32))
+
+    def weights(self) -> Projection:
+        return Projection(self.kernel[...], self.bias[...])
+
+
+def make_noah_head(spec: HeadSpec, in_features: int, init: HeadInit, rngs: nnx.Rngs) -> NOAH:
+    """Makes the NOAH head of `spec` on a map of `in_features` channels."""
+    return NOAH(
+        in_features,
+        spec.num_classes,
+        spec.head_num,
+        spec.key_ratio,
+        head_split=spec.head_split,
+        kv_split=spec.kv_split,
+        dropout=spec.drop_rate,
+        dtype=spec.dtype,
+        spatial_major=spec.spatial_major,
+        kernel_init=init.kernel,
+        rngs=rngs,
+    )
