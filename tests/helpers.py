@@ -1,5 +1,7 @@
 """Folders and small configurations that several tests use."""
 
+import gzip
+import json
 import pathlib
 
 from ml_collections import ConfigDict
@@ -8,6 +10,12 @@ from noah_jax.config import default_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "data" / "golden"
+
+
+def original_models() -> list[str]:
+    """The registered models that the original has, which are those of the golden files."""
+    with gzip.open(GOLDEN / "models.json.gz", "rt") as file:
+        return sorted(json.load(file))
 
 
 def make_tiny_config(class_folders: str) -> ConfigDict:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from noah_jax import list_models, load_model
+from noah_jax import load_model
 from noah_jax.convert import convert, program
 from noah_jax.models import create_model, get_family
 from noah_jax.pytorch.golden import golden_state_dict
 from noah_jax.pytorch.load import load_torch
 from noah_jax.pytorch.mapping import to_torch
+from tests.helpers import original_models
 from tests.pytorch.files import torch_files as files
 
 # A small member of every family, and its arguments.
@@ -87,7 +88,7 @@ def test_every_format(name, kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", original_models())
 def test_every_model_in_every_format(name, tmp_path, golden):
     with gzip.open(golden / "models.json.gz", "rt") as file:
         spec = json.load(file)[name]

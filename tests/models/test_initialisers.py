@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.extend.random import define_prng_impl
 
-from noah_jax import list_models
+from tests.helpers import original_models
 from tests.models.torch_rules import (
     GOLDEN,
     MEMBERS,
@@ -133,7 +133,7 @@ def test_every_parameter_starts_as_the_originals(name, quick_compile):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(list_models()) - set(MEMBERS)))
+@pytest.mark.parametrize("name", sorted(set(original_models()) - set(MEMBERS)))
 def test_the_other_models_too(name, quick_compile):
     check_model(name, initialisers(name))
 

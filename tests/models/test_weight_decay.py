@@ -7,9 +7,9 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from noah_jax import list_models
 from noah_jax.config import default_config
 from noah_jax.train.optimizer import decay_mask, make_optimizer
+from tests.helpers import original_models
 from tests.models.torch_rules import (
     GOLDEN,
     cached_model,
@@ -55,7 +55,7 @@ def test_the_golden_text_follows_the_recipes(undecayed):
     assert not {"norm.alpha", "blocks.0.norm1.beta"} & undecayed["resmlp_24_224"]
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", original_models())
 def test_every_model_spares_what_its_recipe_does(name, undecayed):
     model = cached_model(name)
     params, _ = model.abstract()

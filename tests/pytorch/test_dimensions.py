@@ -17,6 +17,7 @@ from noah_jax.pytorch.golden import golden_images
 from noah_jax.pytorch.infer import find_model
 from noah_jax.pytorch.mapping import to_jax, to_torch
 from noah_jax.pytorch.reference import example_weights
+from tests.helpers import original_models
 from tests.pytorch.files import torch_files as files
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -25,7 +26,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 def test_published_models_have_no_other_dimensions(golden):
     with gzip.open(golden / "models.json.gz", "rt") as file:
         shapes = json.load(file)
-    for name in list_models():
+    for name in original_models():
         architecture = get_architecture(name)
         state = files.empty_state(shapes[name]["state"])
         found, sizes = nearest(state, get_family(name))

@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from noah_jax import list_models
 from noah_jax.errors import ConversionError
 from noah_jax.models import FAMILIES, create_model, get_family
 from noah_jax.pytorch.golden import golden_tensor
 from noah_jax.pytorch.infer import find_model
 from noah_jax.pytorch.mapping import to_jax
 from noah_jax.pytorch.renames import rename
+from tests.helpers import original_models
 from tests.pytorch.files import torch_files as files
 
 
@@ -61,7 +61,7 @@ def test_published_models(name, golden):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", original_models())
 def test_every_published_model(name, golden):
     _check(name, golden)
 
