@@ -1,4 +1,4 @@
-"""Command lines of the programs: help at once, one line for a mistake.
+"""Reads the command lines of the programs: help at once, one line for a mistake.
 
 Nothing here imports JAX. A program parses first and imports what takes seconds after that.
 """
@@ -7,21 +7,48 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from noah_jax.errors import InputError, UsageError
+from noah_jax.console import fail
+from noah_jax.errors import InputError, MissingPackageError, NoahError, UsageError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+# The extra of this package that brings a module which not everybody needs.
+EXTRAS = {
+    "absl": "train",
+    "array_record": "train",
+    "clu": "train",
+    "google_crc32c": "train",
+    "grain": "train",
+    "matplotlib": "train",
+    "ml_collections": "train",
+    "numba": "train",
+    "PIL": "train",
+    "scipy": "train",
+    "simplejpeg": "train",
+    "tensorboardX": "train",
+    "tensorflow_datasets": "train",
+    "tqdm": "train",
+    "flatbuffers": "export",
+    "cv2": "fast",
+    "gdown": "released",
+    "gcsfs": "tpu",
+    "torch": "torch",
+}
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises a UsageError where argparse would print and exit.
+    """Parses the command line of a program; raises where argparse would print and exit.
 
     Args:
-      prog: how the program is started.
-      description: of the program, with examples; as it is to be printed.
-      **arguments: see `argparse.ArgumentParser`.
+      prog: How the program is started, such as `python -m noah_jax.predict`.
+      description: What the program does, with examples; printed as it is.
+      **arguments: Other arguments of `argparse.ArgumentParser`.
     """
 
-    def __init__(self, prog: str, description: str | None = None, **arguments):
+    def __init__(self, prog: str, description: str | None = None, **arguments: Any) -> None:
         super().__init__(
             prog=prog,
             description=description,
@@ -29,13 +56,93 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             **arguments,
         )
+        self._takes_config = False
+
+    def add_config(self, **arguments: Any) -> None:
+        """Adds `--config FILE[:VARIANT]` and any number of `--config.KEY=VALUE`.
+
+        What is parsed then has two attributes more: `config`, what `--config` says, and
+        `overrides`, the words that set single keys. `load_config` makes the configuration of them.
+
+        Args:
+          **arguments: Arguments of `add_argument` for `--config`, such as `nargs="+"`.
+        """
+        self._takes_config = True
+        self.add_argument(
+            "--config",
+            metavar="FILE[:VARIANT]",
+            **{
+                "help": "the configuration, such as quickstart.py or resnet.py:noah_resnet50: a"
+                " file, or one of those that come with the package",
+                **arguments,
+            },
+        )
+        self.add_argument(
+            "--config.KEY",
+            metavar="VALUE",
+            dest="overrides",
+            default=[],
+            help="sets a key, such as --config.model.dtype=bfloat16; noah_jax/config.py lists all",
+        )
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = list(sys.argv[1:] if args is None else args)
+        overrides: list[str] = []
+        if self._takes_config:
+            words, overrides = _split_overrides(words)
+        parsed, rest = super().parse_known_args(words, namespace)
+        if self._takes_config:
+            parsed.overrides = overrides
+        return parsed, rest
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; --help tells more" if self.add_help else message)
 
 
+def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits a command line into the words argparse knows and those that set single keys."""
+    others, overrides = [], []
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        if not word.startswith(("--config.", "--noconfig.")):
+            others.append(word)
+            continue
+        overrides.append(word)
+        # `--config.KEY VALUE` in two words. A value may be a negative number.
+        value = words[position] if position < len(words) else "--"
+        if word.startswith("--config.") and "=" not in word and not value.startswith("--"):
+            overrides.append(value)
+            position += 1
+    return others, overrides
+
+
+def load_config(parsed: argparse.Namespace, config: str | None = None) -> "ConfigDict":
+    """Loads the configuration that a command line names.
+
+    Args:
+      parsed: What a parser with `add_config` parsed.
+      config: One of several values of `--config`; by default the only one.
+
+    Raises:
+      UsageError: If no file is named or found, or a key or its value does not fit.
+    """
+    from noah_jax.config import parse_command_line
+
+    name = parsed.config if config is None else config
+    words = [f"--config={name}"] if name is not None else []
+    return parse_command_line(["", *words, *parsed.overrides])[0]
+
+
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """Parses a whole number above 0, for `add_argument(type=positive)`.
+
+    Raises:
+      InputError: If it is none.
+    """
     value = int(text)
     if value < 1:
         raise InputError(text)
@@ -43,9 +150,9 @@ def positive(text: str) -> int:
 
 
 def show_help(text: str) -> None:
-    """Prints a program's help and ends it, where the command line asks for it.
+    """Prints a program's help and ends the program, if the command line asks for it.
 
-    For programs whose flags come from the configuration, before they import what takes seconds.
+    For programs that import what takes seconds before they parse.
     """
     if "--help" in sys.argv or "-h" in sys.argv:
         print(text.strip())
@@ -53,44 +160,48 @@ def show_help(text: str) -> None:
 
 
 def run(
-    program: Callable[[argparse.Namespace], int], parser: Parser, argv: Sequence[str] | None
+    program: Callable[[argparse.Namespace], int],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
 ) -> int:
     """Parses the command line and runs a program on it.
 
-    What a user can mend is one line on stderr; NOAH_TRACEBACK=1 in the environment shows where
-    it came from.
+    What a user can mend (`NoahError`) is one line on standard error, and with NOAH_TRACEBACK=1 in
+    the environment a traceback. Any other exception is a bug and always shows its traceback.
 
     Args:
-      program: takes what was parsed, returns the exit code.
-      parser: of the command line.
-      argv: the arguments, without the program's name; `None` takes those of the process.
+      program: Takes what was parsed and returns the exit code.
+      parser: The parser of the command line.
+      argv: The arguments, without the program's name; `None` takes those of the process.
 
     Returns:
-      The exit code: the program's, 1 after an error, 130 after Ctrl-C, 141 where nobody reads
-      on (as in `... | head`).
+      The exit code: the program's own, 1 after an error, 130 after Ctrl-C, 141 if nobody reads
+      the output any more (as in `... | head`).
     """
     try:
         return program(parser.parse_args(argv))
-    except UsageError as error:
+    except NoahError as error:
+        if "NOAH_TRACEBACK" in os.environ:
+            raise
         return fail(error)
+    except ModuleNotFoundError as error:
+        missing = missing_package(error)
+        if missing is None or "NOAH_TRACEBACK" in os.environ:
+            raise
+        return fail(missing)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Python would complain of it once more at its end.
+        # Python would complain once more when it closes standard output at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception as error:
-        import jax
-
-        from noah_jax.errors import CheckpointError
-
-        expected = (ValueError, OSError, CheckpointError, jax.errors.JaxRuntimeError)
-        if "NOAH_TRACEBACK" in os.environ or not isinstance(error, expected):
-            raise
-        return fail(error)
 
 
-def fail(reason: object) -> int:
-    """Prints why a program cannot go on, in one line; returns its exit code."""
-    print("error:", " ".join(str(reason).split()), file=sys.stderr, flush=True)
-    return 1
+def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
+    """Names the extra that brings a module, or returns `None` if no extra does."""
+    module = (error.name or "").partition(".")[0]
+    if module not in EXTRAS:
+        return None
+    return MissingPackageError(
+        f"{module} is not installed; pip install 'noah-jax[{EXTRAS[module]}]'"
+    )

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
 from noah_jax.compilation import DEFAULT_CACHE
+from noah_jax.config_files import with_found_config
 from noah_jax.errors import InputError, UsageError
 
 
@@ -317,6 +318,7 @@ def parse_command_line(argv: Sequence[str], **own: Any) -> tuple[ConfigDict, dic
     for name, default in own.items():
         define.get(type(default), flags.DEFINE_string)(name, default, "", flag_values=values)
     try:
+        argv = with_found_config(argv)
         rest = values(argv)[1:]
         if rest:
             raise UsageError(f"unexpected argument {rest[0]!r}; flags are --name=value")

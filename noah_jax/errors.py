@@ -1,4 +1,4 @@
-"""Errors that a user can mend.
+"""Defines the errors that a user can mend.
 
 The programs print a `NoahError` as one line and exit with a non-zero code; any other exception is
 a bug of this package and shows its traceback. `NOAH_TRACEBACK=1` in the environment shows the
@@ -43,8 +43,16 @@ class CorruptImageError(InputError):
         return f"{self.name} cannot be decoded: {self.reason}"
 
 
+class MissingPackageError(NoahError, ModuleNotFoundError):
+    """Raised if a package is not installed; the message names the extra that brings it."""
+
+
 class ReadError(InputError):
     """Raised if a file cannot be read; says what was found, what was expected and what to do."""
+
+
+class WriteError(NoahError, OSError):
+    """Raised if a file or folder cannot be written; says which one, why and what to do."""
 
 
 class ConversionError(InputError):
@@ -61,3 +69,17 @@ class NonFiniteError(NoahError):
 
 class JoinError(NoahError):
     """Raised if the other processes of a run cannot be reached; a later try may succeed."""
+
+
+def one_line(reason: object, limit: int | None = None) -> str:
+    """Puts the text of an error, or of anything else, on one line.
+
+    Args:
+      reason: The error. One without a text gives the name of its class.
+      limit: The number of characters after which the text is cut off; `None` keeps all.
+
+    Returns:
+      The text with every run of white space, line ends included, as one space.
+    """
+    text = " ".join(str(reason).split())[:limit]
+    return text or (type(reason).__name__ if isinstance(reason, BaseException) else "")

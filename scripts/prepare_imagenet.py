@@ -19,7 +19,8 @@ import argparse
 import functools
 import sys
 
-from noah_jax.cli import Parser, fail, run
+from noah_jax.cli import Parser, run
+from noah_jax.console import fail
 
 
 def main() -> int:

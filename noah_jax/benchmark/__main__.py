@@ -17,7 +17,7 @@
 import importlib
 import sys
 
-from noah_jax.cli import fail
+from noah_jax.console import fail
 from noah_jax.errors import UsageError
 
 # Where the `main(argv)` of each is; imported when it is asked for.

@@ -20,8 +20,9 @@ import functools
 import subprocess
 import sys
 
-from noah_jax.cli import Parser, fail, run
+from noah_jax.cli import Parser, run
 from noah_jax.compare.program import DEFAULT_CONFIGS, HEADS, compare, table
+from noah_jax.console import fail
 from noah_jax.errors import UsageError
 
 

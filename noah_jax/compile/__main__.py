@@ -23,7 +23,6 @@ import fnmatch
 import importlib.util
 import json
 import os
-import pathlib
 import sys
 
 import jax
@@ -33,10 +32,9 @@ from noah_jax.compile import text
 from noah_jax.compile.analysis import compile_for, smaller_batch
 from noah_jax.compile.targets import Target, open_targets
 from noah_jax.config import parse_command_line
+from noah_jax.config_files import config_folder
 from noah_jax.console import fail, say
 from noah_jax.errors import UsageError
-
-_CONFIGS = pathlib.Path("configs")
 
 
 def main(argv: list[str]) -> int:
@@ -88,14 +86,14 @@ def _compile(config: ConfigDict, target: Target, form: str) -> bool:
 def _flags_of_all(pattern: str) -> list[list[str]]:
     """`--config` of every variant that a file in `configs/` names."""
     found = []
-    for path in sorted(_CONFIGS.glob("*.py")):
+    for path in sorted(config_folder().glob("*.py")):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         variants = [p + b for p in ("", "noah_") for b in getattr(module, "BACKBONES", ())]
         found += [[f"--config={path}:{v}"] for v in fnmatch.filter(variants, pattern)]
     if not found:
-        raise UsageError(f"no variant of the files in {_CONFIGS}/ is called {pattern}")
+        raise UsageError(f"no variant of the files in configs/ is called {pattern}")
     return found
 
 
