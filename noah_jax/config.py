@@ -311,14 +311,13 @@ def parse_command_line(argv: Sequence[str], **own: Any) -> tuple[ConfigDict, dic
     Raises:
       UsageError: If a flag or key is unknown, a value has another type, or the file is missing.
     """
-    argv = list(argv)
+    argv = with_found_config(argv)
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer}
     for name, default in own.items():
         define.get(type(default), flags.DEFINE_string)(name, default, "", flag_values=values)
     try:
-        argv = with_found_config(argv)
         rest = values(argv)[1:]
         if rest:
             raise UsageError(f"unexpected argument {rest[0]!r}; flags are --name=value")

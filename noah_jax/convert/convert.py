@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from noah_jax.console import say
 from noah_jax.errors import InputError
+from noah_jax.files import whole
 from noah_jax.inference.loading import load_model
 from noah_jax.models import get_family
 from noah_jax.models.published import published
@@ -21,7 +22,7 @@ from noah_jax.pytorch.mapping import to_torch
 from noah_jax.pytorch.released import sha256
 from noah_jax.runs import run_dir as workdirs
 from noah_jax.runs.checkpoints import save_model
-from noah_jax.runs.destination import free, whole
+from noah_jax.runs.destination import free
 
 _COUNTER = "num_batches_tracked"
 
@@ -74,7 +75,7 @@ def convert(
             _COUNTER: _counters(loaded.weights.state_dict),
         },
     }
-    with whole(target, overwrite=overwrite) as partial:
+    with whole(target, overwrite=overwrite, last=workdirs.MODEL_FILE) as partial:
         partial.mkdir()
         tree = {"params": loaded.params, "stats": loaded.stats}
         save_model(partial / workdirs.CHECKPOINTS, tree)

@@ -15,9 +15,10 @@ from safetensors.numpy import save
 from noah_jax.console import say
 from noah_jax.errors import InputError
 from noah_jax.export.card import model_card
+from noah_jax.files import whole
 from noah_jax.inference.step import make_predict_step
 from noah_jax.inference.trained import TrainedModel, load_one
-from noah_jax.runs.destination import free, whole
+from noah_jax.runs.destination import free
 
 PLATFORMS = ("cpu", "tpu", "cuda")
 ARTIFACT, FACTS, WEIGHTS, CARD = "model.stablehlo", "model.json", "weights.safetensors", "README.md"
