@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.heads.spec import HeadSpec, apply_head
+from noah_jax.heads.registry import apply_head, make_head
+from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.layers import BatchNorm, ConvNorm
 from noah_jax.nn.remat import run_layer
 
@@ -45,7 +46,8 @@ class Toy(nnx.Module):
         self.layers = nnx.List(
             layer(width if i else 3, width, 3, stride=2, activation=nnx.relu) for i in range(depth)
         )
-        self.head = head.make(width, linear_kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+        init = {"linear": HeadInit(nnx.initializers.normal(0.01))}
+        self.head = make_head(head, width, init=init, rngs=rngs)
 
     def features(
         self, images: jax.Array, *, train: bool, key: jax.Array | None = None
