@@ -1,8 +1,8 @@
-"""Converts weights between PyTorch and noah_jax; see `noah_jax/convert/program.py`."""
+"""Converts weights between PyTorch and noah_jax, as `python -m noah_jax.convert` does."""
 
 import sys
 
-from noah_jax.convert.program import main
+from noah_jax.convert.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -29,7 +29,7 @@ import jax.export
 import numpy as np
 
 import noah_jax
-from noah_jax.convert.program import main as convert
+from noah_jax.convert.__main__ import main as convert
 from noah_jax.data.decoding import decode
 from noah_jax.data.sources import open_eval_source
 from noah_jax.evaluate.__main__ import main as evaluate

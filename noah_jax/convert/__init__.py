@@ -1,1 +1,1 @@
-"""PyTorch weights in and out."""
+"""Converts weights from PyTorch's files to folders of this package, and back."""

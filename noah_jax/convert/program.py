@@ -1,106 +1,193 @@
-"""The program that takes weights from PyTorch's files into folders of this project, and out.
+"""Does the work of the converter: PyTorch's files to folders of this package, and back."""
 
-    python convert_torch_weights.py SRC DST                find the model, convert, save
-    python convert_torch_weights.py SRC DST --ema          the EMA weights in place of the raw
-    python convert_torch_weights.py SRC DST --dry-run      only say what would be done
-    python convert_torch_weights.py --released NAME DST    download what the authors released
-    python convert_torch_weights.py --to-torch FOLDER OUT.safetensors
-
-SRC is a checkpoint of the original's training programs, a state dict (`.pth`), weights of the
-same architectures by torchvision, timm or Facebook, or a safetensors file. Nothing in it is
-unpickled. DST is a new folder, local or `gs://`, for `noah_jax.load_model`, the training
-program's `--workdir` without its records. `--released` keeps the downloaded file with its
-SHA-256, which it is held against at every use. `--overwrite` replaces a DST that this program
-wrote before, once the new one is whole (killed at the moment of the change, the old one is
-beside it as `.DST.replaced-PID`, and the next run puts it back). `--to-torch` writes the state
-dict, by the original's names, of such a folder or of a training run (`.pth` where PyTorch is
-installed).
-"""
-
-import argparse
-import ast
-import functools
-from collections.abc import Sequence
+import collections
+import json
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from noah_jax.cli import Parser, run
-from noah_jax.errors import UsageError
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from noah_jax.console import say
+from noah_jax.errors import InputError
+from noah_jax.files import whole
+from noah_jax.inference.loading import load_model
+from noah_jax.models.published import published
+from noah_jax.pytorch.load import LoadedModel, load_torch
+from noah_jax.pytorch.released import fetch, sha256
+from noah_jax.pytorch.save import COUNTER, batch_counters, make_state_dict, state_dict_writer
+from noah_jax.runs.checkpoints import save_model
+from noah_jax.runs.destination import free_destination
+from noah_jax.runs.run_dir import CHECKPOINTS, MODEL_FILE
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    """`key=value` of --set."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"KEY=VALUE expected, got {text!r}")
+def convert(
+    source: str,
+    destination: str,
+    *,
+    name: str | None = None,
+    hint: str | None = None,
+    ema: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> LoadedModel:
+    """Converts a PyTorch file to a folder that `noah_jax.load_model` reads; prints a summary.
+
+    Args:
+      source: The file, see `load_torch`.
+      destination: A folder, local or `gs://`, that does not exist or is empty. It appears whole
+        or not at all; in a `gs://` folder, `model.json` is written last.
+      name: Registered name of the model; `None` finds it.
+      hint: What the model is called, see `load_torch`.
+      ema: Convert the exponential moving average of the weights.
+      arguments: Arguments of `create_model` that override what the file tells.
+      dry_run: Write nothing.
+      overwrite: Replace a folder that this function wrote before, once the new one is whole.
+
+    Returns:
+      The model and its weights.
+
+    Raises:
+      InputError: In one line, if the file cannot be read, no model fits it, or the folder is
+        taken.
+      WriteError: In one line, if the folder cannot be written.
+    """
+    target = free_destination(destination, folder=True, overwrite=overwrite)
     try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
+        loaded = load_torch(source, name=name, hint=hint, ema=ema, arguments=arguments)
+    except TypeError as error:
+        if not arguments:
+            raise
+        # create_model leaves the types of some arguments to its callers.
+        raise InputError(f"an argument of --set has a value of a wrong type: {error}") from error
+    for line in _summary(source, loaded, hint):
+        say(line)
+    if dry_run:
+        say(f"dry run: {destination} would hold this; nothing was written")
+        return loaded
+    metadata = {
+        "name": loaded.model.name,
+        "arguments": loaded.model.arguments,
+        "source": {
+            "file": os.path.basename(source),
+            "sha256": sha256(source),
+            "weights": loaded.weights.weights,
+            "layout": loaded.weights.layout,
+            "facts": loaded.weights.metadata,
+            COUNTER: batch_counters(loaded.weights.state_dict),
+        },
+    }
+    with whole(target, overwrite=overwrite, last=MODEL_FILE) as folder:
+        folder.mkdir()
+        save_model(folder / CHECKPOINTS, {"params": loaded.params, "stats": loaded.stats})
+        (folder / MODEL_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
+    say(f"saved in {destination}: noah_jax.load_model({destination!r})")
+    return loaded
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Converts what the arguments say; returns the exit code."""
-    parser = Parser("python convert_torch_weights.py", __doc__)
-    parser.add_argument(
-        "source",
-        metavar="SRC",
-        help="a PyTorch file; a name with --released; a folder with --to-torch",
-    )
-    parser.add_argument("destination", metavar="DST", help="a new folder; a file with --to-torch")
-    parser.add_argument("--to-torch", action="store_true", help="from here to PyTorch")
-    parser.add_argument("--model", metavar="NAME", help="registered name, if not to be found")
-    parser.add_argument("--ema", action="store_true", help="take the EMA weights, not the raw ones")
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        type=_setting,
-        action="append",
-        default=[],
-        help="an argument of create_model over what the file tells, such as image_size=64",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace a DST that this program wrote"
-    )
-    parser.add_argument(
-        "--released", action="store_true", help="SRC is the name of a released checkpoint"
-    )
-    parser.add_argument(
-        "--cache",
-        metavar="DIR",
-        help="where --released keeps downloads, ~/.cache/noah_jax/released",
-    )
-    return run(functools.partial(_convert, parser), parser, argv)
+def convert_released(
+    release: str,
+    destination: str,
+    *,
+    cache: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> LoadedModel:
+    """Downloads a checkpoint that the authors released and converts it.
+
+    Args:
+      release: Name of the released checkpoint.
+      destination: See `convert`.
+      cache: Folder for downloads, see `fetch`.
+      overwrite: See `convert`.
+      **options: Other arguments of `convert`.
+    """
+    # The download may take long, so the destination is checked before it.
+    free_destination(destination, folder=True, overwrite=overwrite)
+    source = fetch(release, cache=cache)
+    return convert(source, destination, hint=release, overwrite=overwrite, **options)
 
 
-def _convert(parser: Parser, args: argparse.Namespace) -> int:
-    if args.cache and not args.released:
-        parser.error("--cache is for --released")
-    if args.to_torch and (args.model or args.ema or args.set or args.dry_run or args.released):
-        parser.error("--to-torch takes a folder, a file and --overwrite, none of the other options")
-    from noah_jax.convert.convert import convert, export
-    from noah_jax.pytorch.released import fetch
-    from noah_jax.runs.destination import free
+def convert_to_torch(source: str, destination: str, *, overwrite: bool = False) -> None:
+    """Writes the model in a folder as a PyTorch state dict with the original's names.
 
-    if args.to_torch:
-        export(args.source, args.destination, overwrite=args.overwrite)
-        return 0
-    source = args.source
-    if args.released:
-        # Before a download that may take long.
-        free(args.destination, folder=True, overwrite=args.overwrite)
-        source = fetch(args.source, cache=args.cache)
-    try:
-        convert(
-            source,
-            args.destination,
-            name=args.model,
-            hint=args.source if args.released else None,
-            ema=args.ema,
-            arguments=dict(args.set),
-            dry_run=args.dry_run,
-            overwrite=args.overwrite,
+    Args:
+      source: A folder that `noah_jax.load_model` reads, local or `gs://`.
+      destination: A new file, `.safetensors` or, if PyTorch is installed, `.pth`.
+      overwrite: Replace a local file, once the new one is whole.
+
+    Raises:
+      InputError: In one line, if the source is a file, or the destination is taken or has another
+        suffix.
+      MissingError: If the folder holds no model.
+      CheckpointError: If no checkpoint in the folder can be used.
+    """
+    write = state_dict_writer(destination)
+    target = free_destination(destination, folder=False, overwrite=overwrite)
+    if epath.Path(source).is_file():
+        raise InputError(f"{source} is a file; --to-torch takes the folder of a model")
+    model, params, stats = load_model(source)
+    metadata = json.loads((epath.Path(source) / MODEL_FILE).read_text())
+    counters = metadata.get("source", {}).get(COUNTER, 0)
+    state_dict = make_state_dict(model, params, stats, counters=counters)
+    with whole(target) as path:
+        write(state_dict, path, model.name)
+    say(f"{model.name}: {len(state_dict)} tensors in {destination}")
+
+
+def _summary(source: str, loaded: LoadedModel, hint: str | None) -> Iterator[str]:
+    """Yields lines that say what is converted."""
+    model, weights = loaded.model, loaded.weights
+    yield f"{source}: {_LAYOUTS[weights.layout]}"
+    yield f"  model    {model.name}: {model.num_params:,} parameters"
+    if hint in published():
+        release = published()[hint]
+        yield (
+            f"  released {hint}: {release.params_millions} million parameters, top-1"
+            f" {release.top1} % published"
         )
-    except TypeError as error:  # a value of --set is of another kind
-        raise UsageError(error) from error
-    return 0
+    arguments = model.arguments
+    head = f"{arguments['head']} head, {model.num_classes} classes"
+    if arguments["head"] == "noah":
+        head += f", N = {arguments['head_num']}, r = {arguments['key_ratio']:g}"
+    if "pre_logits" in arguments:
+        head += f", {'with' if arguments['pre_logits'] else 'without'} pre_logits"
+    yield f"  head     {head}"
+    yield f"  images   {model.image_size[0]} x {model.image_size[1]} pixels"
+    if weights.weights == "ema":
+        yield "  weights  EMA (the moving average; without --ema the raw ones)"
+    elif weights.has_ema:
+        yield "  weights  raw (--ema takes the moving average that the file has too)"
+    else:
+        yield "  weights  raw (the file has no EMA weights)"
+    short = {k: v for k, v in weights.metadata.items() if isinstance(v, int | float | str)}
+    if short:
+        yield "  file     " + ", ".join(f"{key} {_short(value)}" for key, value in short.items())
+    rounded = collections.Counter(str(x.dtype) for x in weights.state_dict.values() if _is_wide(x))
+    for dtype, count in rounded.items():
+        yield f"  note     {count} {dtype} tensor(s) are rounded to float32"
+    for note in loaded.notes:
+        yield f"  note     {note}"
+
+
+_LAYOUTS = {
+    "cnn": "a checkpoint of the CNN training",
+    "deit": "a checkpoint of the DeiT training",
+    "pvt": "a checkpoint of the PVT training",
+    "timm": "a checkpoint of timm's training",
+    "wrapped": "a checkpoint with a state dict",
+    "bare": "a state dict",
+    "safetensors": "a safetensors file",
+}
+
+
+def _is_wide(x: np.ndarray) -> bool:
+    """Says whether float32 cannot hold the numbers of an array."""
+    return jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize > 4
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)[:60]

@@ -18,7 +18,7 @@ from noah_jax.export.card import model_card
 from noah_jax.files import whole
 from noah_jax.inference.step import make_predict_step
 from noah_jax.inference.trained import TrainedModel, load_one
-from noah_jax.runs.destination import free
+from noah_jax.runs.destination import free_destination
 
 PLATFORMS = ("cpu", "tpu", "cuda")
 ARTIFACT, FACTS, WEIGHTS, CARD = "model.stablehlo", "model.json", "weights.safetensors", "README.md"
@@ -46,7 +46,7 @@ def export(source: str, destination: str, *, ema: bool = False) -> None:
         raise InputError(
             "jax.export needs flatbuffers, which is not installed: pip install flatbuffers"
         )
-    target = free(destination, folder=True)
+    target = free_destination(destination, folder=True)
     trained = load_one(source, ema=ema)
     exported = export_program(trained)
     difference = _check(trained, exported)

@@ -1,1 +1,1 @@
-"""Are these the original's models? Judged by numbers that the original's code computed."""
+"""Checks that these are the original's models, by numbers that the original's code computed."""

@@ -2,88 +2,83 @@
 
     python -m noah_jax.parity --checkpoint SRC --reference REF.npz
 
-compares a checkpoint (a converted or trained folder, or a PyTorch file) with the answers of
-your own PyTorch model, which `scripts/dump_torch_reference.py` writes: the float32 logits agree
-when they are no further from PyTorch's float64 ones than 5 times PyTorch's own float32 logits
-are, plus 2e-6 (without those: 1e-4), over the logits' standard deviation.
+compares a checkpoint (a converted or trained folder, or a PyTorch file) with the logits of your
+own PyTorch model, which `scripts/dump_torch_reference.py` writes.
 
-The models, their training and the head against vectors of the original code:
+The models, their training and the head against golden vectors of the original code:
 
     python -m noah_jax.parity --golden DIR                       every model
-    python -m noah_jax.parity --golden DIR --models '*resnet*'   some
+    python -m noah_jax.parity --golden DIR --models '*resnet*'   some models
     python -m noah_jax.parity --golden DIR --train               the training cases
     python -m noah_jax.parity --golden DIR --head                the head alone
 
-DIR holds `golden.json`, `models.json.gz` and `logits.npz`; `train.json` and `train.npz`;
-`head.json` and `head.npz`.
+DIR holds `golden.json`; `models.json.gz` and `logits.npz` for the models; `train.json` and
+`train.npz` for the training cases; `head.json` and `head.npz` for the head.
 
-A model agrees when its float32 logits are no further from the float64 ones than 5 times
-PyTorch's own float32 logits are, plus 2e-6 (all over the logits' standard deviation). A
-training case agrees when every quantity is within 10 times PyTorch's own float32 deviation
-plus 1e-4, and the first loss within 1e-5; where rounding at the edge of a ReLU exceeds that,
-the run is repeated in float64 and must be within 1e-6. A head case agrees within 1e-5 of its
-largest value, gradients included. Exit code 1 if any disagrees.
+A model agrees if its float32 logits are no further from PyTorch's float64 logits than 5 times
+PyTorch's own float32 logits are, plus 2e-6, all divided by the standard deviation of the logits.
+If the file of a checkpoint has no float32 logits, the limit is 1e-4.
+
+A training case agrees if every quantity is within 10 times PyTorch's own float32 deviation plus
+1e-4, and the first loss within 1e-5. If rounding at the edge of a ReLU exceeds that, the run is
+repeated in float64 and must be within 1e-6.
+
+A head case agrees if logits and gradients are within 1e-5 of the largest value.
+
+The exit code is 0 if everything agrees, and 1 if anything disagrees or after an error.
 """
 
 import argparse
-import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from noah_jax.cli import Parser, run
+from noah_jax.errors import UsageError
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the checks the arguments ask for; returns the exit code."""
+def _parser() -> Parser:
     parser = Parser("python -m noah_jax.parity", __doc__)
-    parser.add_argument("--checkpoint", metavar="SRC", help="a folder or a PyTorch file")
-    parser.add_argument("--reference", metavar="NPZ", help="what PyTorch answers with it")
-    parser.add_argument("--golden", metavar="DIR", help="the golden vectors")
-    parser.add_argument(
-        "--models", metavar="PATTERN", help="which models or training cases, shell-style"
+    add = parser.add_argument
+    add("--checkpoint", metavar="SRC", help="the folder or PyTorch file to check")
+    add("--reference", metavar="NPZ", help="PyTorch's logits for the checkpoint")
+    add("--golden", metavar="DIR", help="the folder of golden vectors")
+    add(
+        "--models",
+        metavar="PATTERN",
+        help="which models or training cases of --golden to check, as a shell-style pattern;"
+        " by default all",
     )
-    parser.add_argument(
-        "--train", action="store_true", help="the training cases in place of the logits"
+    add(
+        "--train",
+        action="store_true",
+        help="check the training cases of --golden, not the logits of the models",
     )
-    parser.add_argument(
-        "--head", action="store_true", help="the head alone; models only if --models is given"
+    add(
+        "--head",
+        action="store_true",
+        help="check the head cases of --golden; the models only if --models is given too",
     )
-    return run(functools.partial(_check, parser), parser, argv)
+    return parser
 
 
-def _check(parser: Parser, args: argparse.Namespace) -> int:
-    """Runs the checks asked for; returns the exit code."""
-    if args.checkpoint is None and args.reference is None:
-        if args.golden is None:
-            parser.error("--golden, or --checkpoint and --reference, must be given")
-    elif None in (args.checkpoint, args.reference) or args.golden is not None:
-        parser.error("--checkpoint and --reference go together, without --golden")
-    import jax
-
-    from noah_jax.parity.checkpoint import check_checkpoint
-
-    # Accelerators would multiply float32 in fewer bits.
-    with jax.default_matmul_precision("float32"):
-        if args.checkpoint is not None:
-            return 0 if check_checkpoint(args.checkpoint, args.reference) else 1
-        results = list(_golden(args))
-    failed = results.count(False)
-    print(f"{len(results) - failed} of {len(results)} agree")
-    return 1 if failed else 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program on a command line; returns the exit code."""
+    return run(_main, _parser(), argv)
 
 
-def _golden(args: argparse.Namespace) -> Iterator[bool]:
-    """Whether each of the golden cases asked for agrees."""
-    from noah_jax.parity.head import check_head
-    from noah_jax.parity.models import check_models
-    from noah_jax.parity.training import check_training
+def _main(args: argparse.Namespace) -> int:
+    checkpoint, reference, golden = args.checkpoint, args.reference, args.golden
+    if (checkpoint is None) != (reference is None) or (checkpoint is not None and golden):
+        raise UsageError("--checkpoint and --reference go together, without --golden")
+    if checkpoint is None and golden is None:
+        raise UsageError("give --golden, or --checkpoint and --reference; --help tells more")
+    from noah_jax.parity.program import check_golden, check_reference
 
-    if args.head:
-        yield from check_head(args.golden)
-    if args.train:
-        yield from check_training(args.golden, args.models or "*")
-    elif args.models is not None or not args.head:
-        yield from check_models(args.golden, args.models or "*")
+    if checkpoint is not None:
+        agrees = check_reference(checkpoint, reference)
+    else:
+        agrees = check_golden(golden, args.models, train=args.train, head=args.head)
+    return 0 if agrees else 1
 
 
 if __name__ == "__main__":

@@ -1,14 +1,21 @@
-"""Parity of the head alone, gradients included."""
+"""Checks the head alone, gradients included."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from noah_jax.heads.noah.poca import Projection, poca
+from noah_jax.models.base import Tree
 from noah_jax.models.conversion import noah_head
-from noah_jax.parity.files import read_json, read_npz, read_salt, readings
+from noah_jax.parity.golden_files import (
+    arrays_below,
+    possible_salts,
+    read_json,
+    read_npz,
+    read_salt,
+)
 from noah_jax.pytorch.golden import golden_tensor
 from noah_jax.pytorch.mapping import to_jax, to_torch
 
@@ -16,15 +23,15 @@ LIMIT = 1e-5
 
 
 def head_errors(
-    index: int, case: dict[str, Any], golden: dict[str, np.ndarray], salt: str = ""
+    index: int, case: Mapping[str, Any], golden: Mapping[str, np.ndarray], salt: str = ""
 ) -> dict[str, float]:
-    """Differences of one head case, over its largest logit or its largest gradient.
+    """Computes the errors of one head case, over its largest logit or its largest gradient.
 
     Args:
-      index: the case's number.
-      case: its entry of `head.json`.
-      golden: its arrays of `head.npz`, without the number in their keys.
-      salt: the salt of the weights.
+      index: Number of the case.
+      case: The case's entry in `head.json`.
+      golden: The case's arrays in `head.npz`, without the number in their keys.
+      salt: Salt of the weights.
 
     Returns:
       `{"logits": error, "grad_x": error, "grad_query.weight": error, ...}`.
@@ -40,53 +47,56 @@ def head_errors(
 
     table = noah_head()
     head_num, num_classes = case["head_num"], case["num_classes"]
-    abstract = {"params": {"head": {}}}
+    head: dict[str, Tree] = {}
     for part in ("query", "value"):
         in_features = case["state"][f"{part}.weight"][1]
-        abstract["params"]["head"][part] = {
+        head[part] = {
             "kernel": np.broadcast_to(np.float32(0), (head_num, in_features, num_classes)),
             "bias": np.broadcast_to(np.float32(0), (head_num, num_classes)),
         }
+    abstract = {"params": {"head": head}}
     weights = to_jax({f"head.{k}": v for k, v in state.items()}, table, abstract)
 
-    def function(features, weights):
+    def function(features: jax.Array, weights: Tree) -> jax.Array:
         parts = weights["params"]["head"]
         query, value = (Projection(**parts[part]) for part in ("query", "value"))
         switches = {k: case[k] for k in ("key_ratio", "head_split", "kv_split")}
         return poca(features, query, value, **switches)
 
     @jax.jit
-    def run(features, weights, cotangent):
+    def run(
+        features: jax.Array, weights: Tree, cotangent: jax.Array
+    ) -> tuple[jax.Array, jax.Array, Tree]:
         logits, pullback = jax.vjp(function, features, weights)
-        return logits, *pullback(cotangent)
+        grad_features, grad_weights = pullback(cotangent)
+        return logits, grad_features, grad_weights
 
     logits, grad_x, grad_weights = run(features, weights, cotangent)
-    ours = {"grad_x": np.asarray(grad_x).transpose(0, 3, 1, 2)}
+    grads = {"grad_x": np.asarray(grad_x).transpose(0, 3, 1, 2)}
     for key, grad in to_torch(grad_weights, table).items():
-        ours["grad_" + key.removeprefix("head.")] = grad
-    largest = max(np.abs(golden[key]).max() for key in ours)
-    errors = {key: float(np.abs(ours[key] - golden[key]).max() / largest) for key in ours}
+        grads["grad_" + key.removeprefix("head.")] = grad
+    largest = max(np.abs(golden[key]).max() for key in grads)
+    errors = {key: float(np.abs(grad - golden[key]).max() / largest) for key, grad in grads.items()}
     scale = np.abs(golden["logits"]).max()
     errors["logits"] = float(np.abs(logits - golden["logits"]).max() / scale)
     return errors
 
 
 def check_head(folder: str) -> Iterator[bool]:
-    """Prints one line per head case; yields whether it agrees."""
+    """Prints one line per head case; yields whether each agrees."""
     salt = read_salt(folder)
     cases = read_json(folder, "head.json")
     print(f"{'head case':34} {'logits':>9} {'gradients':>9} {'limit':>9}")
     with read_npz(folder, "head.npz") as arrays:
         for case in cases:
             index = case["index"]
-            prefix = f"{index}/"
-            golden = {k.removeprefix(prefix): arrays[k] for k in arrays if k.startswith(prefix)}
+            golden = arrays_below(arrays, str(index))
             errors = min(
-                (head_errors(index, case, golden, reading) for reading in readings(salt)),
+                (head_errors(index, case, golden, choice) for choice in possible_salts(salt)),
                 key=lambda errors: max(errors.values()),
             )
             logits = errors.pop("logits")
-            worst = max(errors, key=errors.get)
+            worst = max(errors, key=errors.__getitem__)
             agrees = max(logits, errors[worst]) <= LIMIT
             verdict = "agrees" if agrees else f"FAILED (worst gradient: {worst})"
             title = (

@@ -1,4 +1,4 @@
-"""Training parity: five steps from golden weights against the original's float64 run."""
+"""Checks training: five steps from golden weights against the original's float64 run."""
 
 import dataclasses
 import functools
@@ -13,9 +13,9 @@ import optax
 from noah_jax.compilation import QUICK_COMPILE
 from noah_jax.config import default_config
 from noah_jax.models import get_family
-from noah_jax.models.base import Model
-from noah_jax.parity.files import read_json, read_npz, read_salt
-from noah_jax.parity.models import golden_model, matching
+from noah_jax.models.base import Model, Tree
+from noah_jax.parity.golden_files import arrays_below, matching, read_json, read_npz, read_salt
+from noah_jax.parity.models import golden_model
 from noah_jax.pytorch.golden import golden_images, golden_tensor
 from noah_jax.pytorch.mapping import to_torch
 from noah_jax.tasks.metrics import per_image
@@ -23,10 +23,11 @@ from noah_jax.train.mixing import smooth
 from noah_jax.train.optimizer import make_optimizer
 from noah_jax.train.step import update_ema
 
-# Limits over PyTorch's own float32 deviation, and of the first step's loss by itself.
+# The limit is FACTOR times PyTorch's own float32 deviation, plus FLOOR.
 FACTOR, FLOOR = 10.0, 1e-4
+# Limit of the first step's loss, for which PyTorch's deviation is not given.
 FIRST_LOSS_LIMIT = 1e-5
-# What float64 must reach where float32 misses its limit.
+# Limit of the run in float64, which is made if the float32 run misses its limit.
 FLOAT64_LIMIT = 1e-6
 
 
@@ -36,16 +37,16 @@ class Comparison:
 
     Attributes:
       what: "first loss", "loss", "grad", "grad_norm", "change" or "ema_change".
-      error: of our float32 run; losses absolute, everything else relative to the norm of the
-        golden values.
-      theirs: the same of PyTorch's float32 run; `None` for the first loss.
-      limit: what the error may be.
-      float64_error: of our run in float64; `None` if float32 was within its limit everywhere.
+      error: Error of the float32 run here. It is absolute for losses, and relative to the norm of
+        the golden values for everything else.
+      torch_error: Error of PyTorch's float32 run; `None` for the first loss.
+      limit: Largest error that agrees.
+      float64_error: Error of the float64 run here; `None` if float32 was within all limits.
     """
 
     what: str
     error: float
-    theirs: float | None
+    torch_error: float | None
     limit: float
     float64_error: float | None = None
 
@@ -53,9 +54,9 @@ class Comparison:
     def agrees(self) -> bool:
         """Whether the error is within the limit, or nothing but rounding.
 
-        With ReLUs and batches of four, an activation that rounding carries over ReLU's edge
-        moves the gradient by a thousandth, and whether one is carried is chance, PyTorch's
-        deviation likewise. A mistake would show in float64, rounding does not.
+        With ReLUs and batches of four, one activation that rounding carries across zero moves the
+        gradient by a thousandth. Whether that happens is chance, here and in PyTorch. A mistake
+        would show in float64, rounding does not.
         """
         if self.error <= self.limit:
             return True
@@ -63,60 +64,76 @@ class Comparison:
 
 
 def compare_training(
-    name: str, spec: Mapping[str, Any], case: Mapping[str, Any], golden: Mapping, salt: str
+    name: str,
+    spec: Mapping[str, Any],
+    case: Mapping[str, Any],
+    golden: Mapping[str, np.ndarray],
+    salt: str,
 ) -> list[Comparison]:
-    """Trains a model as the golden run was trained and compares.
+    """Trains a model as the golden run was trained, and compares the two.
 
     Args:
-      name: a registered model.
-      spec: its entry of `models.json.gz`.
-      case: its entry of `train.json`.
-      golden: its arrays of `train.npz`, without the name in their keys.
-      salt: the salt of the vectors.
+      name: Name of a registered model.
+      spec: The model's entry in `models.json.gz`.
+      case: The model's entry in `train.json`.
+      golden: The model's arrays in `train.npz`, without the name in their keys.
+      salt: Salt of the golden vectors.
     """
-    theirs = case["torch_float32_deviation"]
-    out = []
+    torch_errors = case["torch_float32_deviation"]
+    comparisons = []
     for what, error in _errors(name, spec, case, golden, salt, "float32").items():
         if what == "first loss":
-            out.append(Comparison(what, error, None, FIRST_LOSS_LIMIT))
+            comparisons.append(Comparison(what, error, None, FIRST_LOSS_LIMIT))
         else:
-            out.append(Comparison(what, error, theirs[what], FACTOR * theirs[what] + FLOOR))
-    if all(row.error <= row.limit for row in out):
-        return out
+            limit = FACTOR * torch_errors[what] + FLOOR
+            comparisons.append(Comparison(what, error, torch_errors[what], limit))
+    if all(row.error <= row.limit for row in comparisons):
+        return comparisons
     with jax.enable_x64(True):
         errors = _errors(name, spec, case, golden, salt, "float64")
-    return [dataclasses.replace(row, float64_error=errors[row.what]) for row in out]
+    return [dataclasses.replace(row, float64_error=errors[row.what]) for row in comparisons]
 
 
-def _errors(name, spec, case, golden, salt, dtype) -> dict[str, float]:
+def _errors(
+    name: str,
+    spec: Mapping[str, Any],
+    case: Mapping[str, Any],
+    golden: Mapping[str, np.ndarray],
+    salt: str,
+    dtype: str,
+) -> dict[str, float]:
     errors = {}
     for what, values in _run(name, spec, case, salt, dtype).items():
         if isinstance(values, dict):
             reference = np.stack([golden[f"{what}/{key}"] for key in values])
-            # Norms and dot products with the probes, or (EMA) the norms alone.
-            ours = np.stack(list(values.values()))[:, : reference.shape[1]]
-            error = np.linalg.norm(ours - reference) / np.linalg.norm(reference)
+            # Golden arrays hold norms and dot products with probes; those of the EMA norms alone.
+            actual = np.stack(list(values.values()))[:, : reference.shape[1]]
+            error = np.linalg.norm(actual - reference) / np.linalg.norm(reference)
         elif what == "loss":
             errors["first loss"] = float(abs(values[0] - golden[what][0]))
             error = np.abs(values - golden[what]).max()
         else:
-            # The first step's: PyTorch's deviation is given for no other.
+            # The file gives PyTorch's deviation for the first step alone.
             error = abs(values[0] / golden[what][0] - 1)
         errors[what] = float(error)
     return errors
 
 
-def _run(name, spec, case, salt, dtype) -> dict[str, Any]:
-    """The golden run with our model and optimizer; every tensor as [norm, dot with probe]."""
+def _run(
+    name: str, spec: Mapping[str, Any], case: Mapping[str, Any], salt: str, dtype: str
+) -> dict[str, Any]:
+    """Repeats the golden run here; describes every tensor by [norm, dot product with probe]."""
     model, start = golden_model(name, spec, salt, dtype=dtype)
     start = jax.tree.map(lambda x: jnp.asarray(x, dtype), start)
     table = get_family(name).table
     optimizer = _optimizer(case, model)
 
-    # Five steps: compiling them well would take longer than running them badly.
+    # For five steps, compiling well would take longer than running slowly.
     @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
-    def step(state, images, labels):
-        def loss_fn(params):
+    def step(
+        state: dict[str, Any], images: jax.Array, labels: jax.Array
+    ) -> tuple[dict[str, Any], jax.Array, Tree]:
+        def loss_fn(params: Tree) -> tuple[jax.Array, Tree]:
             logits, stats = model.apply(
                 params, state["stats"], images, train=True, key=jax.random.key(0)
             )
@@ -142,12 +159,12 @@ def _run(name, spec, case, salt, dtype) -> dict[str, Any]:
         norms.append(float(optax.global_norm(grads)))
         first = grads if first is None else first
 
-    def summary(tree):
+    def summary(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
         return {key: _norm_and_dot(key, x) for key, x in to_torch(tree, table).items()}
 
-    def change(now):
-        now = {key: now[key] for key in start}
-        return summary(jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), now, start))
+    def change(end: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        weights = {key: end[key] for key in start}
+        return summary(jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), weights, start))
 
     out = {
         "loss": np.array(losses),
@@ -178,7 +195,7 @@ def _optimizer(case: Mapping[str, Any], model: Model) -> optax.GradientTransform
 
 
 def _norm_and_dot(key: str, x: np.ndarray) -> np.ndarray:
-    """The L2 norm of a tensor and its dot product with the probe of its key."""
+    """Computes a tensor's L2 norm and its dot product with the probe of its key."""
     x = np.asarray(x, np.float64)
     shape = x.shape if x.ndim > 1 else (*x.shape, 1)
     probe = golden_tensor("probe.weight" + key, shape).reshape(x.shape)
@@ -186,7 +203,7 @@ def _norm_and_dot(key: str, x: np.ndarray) -> np.ndarray:
 
 
 def check_training(folder: str, pattern: str) -> Iterator[bool]:
-    """Prints a table of the training cases that match; yields whether each agrees."""
+    """Prints a table of the training cases that match a pattern; yields whether each agrees."""
     salt = read_salt(folder)
     cases = read_json(folder, "train.json")
     specs = read_json(folder, "models.json.gz")
@@ -195,16 +212,15 @@ def check_training(folder: str, pattern: str) -> Iterator[bool]:
     print(f"{'training case':{width}} {'':12} {'error':>9} {'PyTorch float32':>15} {'limit':>9}")
     with read_npz(folder, "train.npz") as arrays:
         for name in names:
-            prefix = f"{name}/"
-            golden = {k.removeprefix(prefix): arrays[k] for k in arrays if k.startswith(prefix)}
+            golden = arrays_below(arrays, name)
             rows = compare_training(name, specs[name], cases[name], golden, salt)
             for row in rows:
-                theirs = "-" if row.theirs is None else f"{row.theirs:.2e}"
+                torch_error = "-" if row.torch_error is None else f"{row.torch_error:.2e}"
                 verdict = "agrees" if row.agrees else "FAILED"
                 if row.float64_error is not None and row.error > row.limit:
                     verdict += f" ({row.float64_error:.1e} in float64)"
                 print(
-                    f"{name:{width}} {row.what:12} {row.error:9.2e} {theirs:>15}"
+                    f"{name:{width}} {row.what:12} {row.error:9.2e} {torch_error:>15}"
                     f" {row.limit:9.2e} {verdict}",
                     flush=True,
                 )

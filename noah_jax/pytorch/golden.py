@@ -1,7 +1,7 @@
-"""Weights and images that are pure functions of their names, for parity vectors.
+"""Computes golden weights and images, which are pure functions of their names.
 
-The rule that the golden vectors were computed with; NumPy's legacy `RandomState` stream is
-frozen, so the values are the same everywhere and no file of weights is needed.
+The golden vectors of the tests were computed with this rule. NumPy's legacy `RandomState` stream
+is frozen, so the values are the same everywhere and no file of weights is needed.
 """
 
 import zlib
@@ -11,16 +11,16 @@ import numpy as np
 
 
 def golden_tensor(key: str, shape: Sequence[int], gain: float = 2.0, salt: str = "") -> np.ndarray:
-    """The tensor at `key` of a golden PyTorch state dict.
+    """Computes the tensor at a key of a golden PyTorch state dict.
 
     Args:
-      key: state-dict key, without `module.`.
-      shape: PyTorch's shape (OIHW convolutions, OI linears).
-      gain: variance gain of the weight matrices.
-      salt: changes every value.
+      key: Key in the state dict, without `module.`.
+      shape: PyTorch's shape (OIHW for convolutions, OI for linear layers).
+      gain: Variance gain of the weight matrices.
+      salt: Text that changes every value.
 
     Returns:
-      float32, or int64 without dimensions for `num_batches_tracked`.
+      A float32 array of `shape`, or an int64 scalar for `num_batches_tracked`.
     """
     name = key.rpartition(".")[2]
     if name == "num_batches_tracked":
@@ -42,12 +42,12 @@ def golden_tensor(key: str, shape: Sequence[int], gain: float = 2.0, salt: str =
 def golden_state_dict(
     shapes: Mapping[str, Sequence[int]], gain: float = 2.0, salt: str = ""
 ) -> dict[str, np.ndarray]:
-    """A whole state dict for `{key: shape}`."""
+    """Computes the golden state dict for `{key: shape}`."""
     return {key: golden_tensor(key, shape, gain, salt) for key, shape in shapes.items()}
 
 
 def golden_images(image_size: int = 224, batch: int = 2, salt: str = "") -> np.ndarray:
-    """Normalised float32 images, NHWC `[batch, image_size, image_size, 3]`."""
+    """Computes normalised float32 images `[batch, image_size, image_size, 3]`."""
     random = _random(f"{salt}images{image_size}")
     coarse = random.standard_normal((batch, 3, 8, 8)).astype(np.float32)
     repeat = -(-image_size // 8)

@@ -1,4 +1,4 @@
-"""A model straight from a PyTorch file."""
+"""Loads a model with its weights straight from a PyTorch file."""
 
 import dataclasses
 import os
@@ -13,15 +13,16 @@ from noah_jax.pytorch.mapping import to_jax
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model with the weights of a file.
 
     Attributes:
-      model: the model.
-      params: float32 NumPy arrays, of float32 files views into the mapped file.
-      stats: likewise; `{}` for models without.
-      weights: the state dict as it was in the file, and what the file says of it.
-      notes: sentences on what the file does not tell.
+      model: The model.
+      params: The parameters, as float32 NumPy arrays. Those that are float32 in the file are views
+        into the mapped file.
+      stats: BatchNorm's statistics, likewise; `{}` for a model without BatchNorm.
+      weights: The state dict as it is in the file, and what the file says about it.
+      notes: Sentences on what the file does not tell.
     """
 
     model: Model
@@ -38,23 +39,23 @@ def load_torch(
     hint: str | None = None,
     ema: bool = False,
     arguments: Mapping[str, Any] | None = None,
-) -> Loaded:
+) -> LoadedModel:
     """Reads a training checkpoint, a state dict or a safetensors file and finds its model.
 
     Nothing that the file names is imported or called.
 
     Args:
-      path: a local file.
-      name: the registered name of the model; `None` finds it.
-      hint: what the model is called, to choose between names of the same weights; `None` takes
-        what the file calls it. The shapes decide all else.
-      ema: take the exponential moving average of the weights, not the weights themselves.
-      arguments: of `create_model`; they override what the shapes tell.
+      path: A local file.
+      name: Registered name of the model; `None` finds it.
+      hint: What the model is called, to choose between names of the same weights; `None` takes
+        what the file calls it. The shapes decide everything else.
+      ema: Load the exponential moving average of the weights, not the weights themselves.
+      arguments: Arguments of `create_model` that override what the shapes tell.
 
     Raises:
-      ReadError: if the file cannot be read or has no such weights.
-      ConversionError: if no model fits; every missing, extra and misshapen key is named.
-      ValueError: if `name` or an argument is none.
+      ReadError: If the file cannot be read or has no such weights.
+      ConversionError: If no model fits; the message names every missing, extra and misshapen key.
+      InputError: If `name` is not registered, or an argument does not exist or fit.
     """
     weights = load_weights(path, ema=ema)
     hint = hint or told_name(weights.metadata)
@@ -62,4 +63,4 @@ def load_torch(
     params, stats = found.model.abstract()
     table = get_family(found.model.name).table
     tree = to_jax(found.state_dict, table, {"params": params, "stats": stats})
-    return Loaded(found.model, tree["params"], tree.get("stats", {}), weights, found.notes)
+    return LoadedModel(found.model, tree["params"], tree.get("stats", {}), weights, found.notes)

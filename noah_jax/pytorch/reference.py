@@ -1,11 +1,11 @@
-"""The original's evaluation forward pass in PyTorch, on a PyTorch state dict.
+"""Computes the original's evaluation forward pass in PyTorch, from a PyTorch state dict.
 
-For comparisons only, of numbers and of speed. It is written from the architectures' papers
-and layouts as plain functions of `torch.nn.functional`; widths and depths are read off the
+It serves comparisons of numbers and of speed, and nothing else. The functions are written from the
+architectures' papers and layouts with `torch.nn.functional`, and read widths and depths off the
 tensors' shapes. PyTorch is optional, so it is imported where it is first needed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -18,7 +18,6 @@ from noah_jax.models.base import Model, Tree
 from noah_jax.models.mobilenetv2.modeling import STAGES
 from noah_jax.models.pvt.modeling import EPSILON as PVT_EPSILON
 from noah_jax.models.pvt.modeling import PATCH_SIZES
-from noah_jax.nn.layers import hard_swish
 from noah_jax.pytorch.golden import golden_state_dict
 from noah_jax.pytorch.mapping import to_jax, to_torch
 
@@ -27,17 +26,20 @@ if TYPE_CHECKING:
 
 
 def torch_state(model: Model, params: Tree, stats: Tree) -> dict[str, "Tensor"]:
-    """A model's weights as PyTorch's state dict, on the CPU, without batch counters."""
+    """Converts a model's weights to a PyTorch state dict on the CPU, without batch counters."""
     import torch
 
     table = get_family(model.name).table
     arrays = to_torch({"params": params, "stats": stats}, table)
-    # A copy: PyTorch warns of arrays that it may not write to.
+    # Copied because PyTorch warns of arrays that it may not write to.
     return {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}
 
 
 def example_weights(model: Model) -> tuple[Tree, Tree]:
-    """Parameters and statistics that let every layer be felt, without compiling anything."""
+    """Computes golden parameters and statistics of a model, without compiling anything.
+
+    Every layer matters to the logits, as it would not with freshly initialised weights.
+    """
     params, stats = model.abstract()
     abstract = {"params": params, "stats": stats}
     table = get_family(model.name).table
@@ -48,26 +50,26 @@ def example_weights(model: Model) -> tuple[Tree, Tree]:
 
 
 def torch_forward(model: Model) -> Callable[[Mapping[str, "Tensor"], "Tensor"], "Tensor"]:
-    """What PyTorch computes for a registered model in evaluation mode.
+    """Returns the forward pass of a registered model in PyTorch, in evaluation mode.
 
     Args:
-      model: made by `create_model` with a "linear" or a "noah" head.
+      model: A model that `create_model` made with a "linear" or a "noah" head.
 
     Returns:
-      `forward(state, images) -> logits`: the state dict and normalised images
-      `[batch, 3, height, width]`, of one dtype; logits `[batch, num_classes]`.
+      `forward(state, images) -> logits`. The state dict and the normalised images
+      `[batch, 3, height, width]` have one dtype; the logits are `[batch, num_classes]`.
 
     Raises:
-      ValueError: if the head is a module of the user's own.
+      InputError: If the head is a module of the user's own.
     """
     if model.arguments["head"] not in ("linear", "noah"):
         raise InputError(
-            f"PyTorch knows a 'linear' and a 'noah' head, {model.name} has a"
+            f"the PyTorch reference has a 'linear' and a 'noah' head, but {model.name} has a"
             f" {model.arguments['head']}"
         )
     family = _FAMILIES[get_family(model.name).name]
 
-    def forward(state, images):
+    def forward(state: Mapping[str, "Tensor"], images: "Tensor") -> "Tensor":
         net = _Layers(state)
         return _head(net, family(net, images, model), model)
 
@@ -75,7 +77,7 @@ def torch_forward(model: Model) -> Callable[[Mapping[str, "Tensor"], "Tensor"], 
 
 
 class _Layers:
-    """PyTorch's layers on the tensors of a state dict, by the prefix of their keys."""
+    """PyTorch's layers with the tensors of a state dict; each is called by its keys' prefix."""
 
     def __init__(self, state: Mapping[str, "Tensor"]):
         import torch
@@ -84,57 +86,59 @@ class _Layers:
         self.functional = torch.nn.functional
         self.state = state
 
-    def __contains__(self, key):
+    def __contains__(self, key: str) -> bool:
         return key in self.state
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: str) -> "Tensor":
         return self.state[key]
 
-    def indices(self, prefix):
-        """0, 1, ... while there are keys that start with `prefix.0.`, `prefix.1.`, ..."""
+    def indices(self, prefix: str) -> range:
+        """The numbers i for which there are keys that start with `prefix.i.`"""
         start = len(prefix) + 1
         return range(
             len({k[start:].partition(".")[0] for k in self.state if k.startswith(f"{prefix}.")})
         )
 
-    def conv(self, key, x, stride=1, padding=None):
+    def conv(self, key: str, x: "Tensor", stride: int = 1, padding: int | None = None) -> "Tensor":
         weight = self.state[f"{key}.weight"]
         padding = weight.shape[-1] // 2 if padding is None else padding
         groups = x.shape[1] // weight.shape[1]
         bias = self.state.get(f"{key}.bias")
         return self.functional.conv2d(x, weight, bias, stride, padding, groups=groups)
 
-    def batch_norm(self, key, x):
+    def batch_norm(self, key: str, x: "Tensor") -> "Tensor":
         names = ("running_mean", "running_var", "weight", "bias")
         return self.functional.batch_norm(x, *(self.state[f"{key}.{name}"] for name in names))
 
-    def relu(self, x):
+    def relu(self, x: "Tensor") -> "Tensor":
         return self.functional.relu(x, inplace=True)
 
-    def linear(self, key, x):
+    def linear(self, key: str, x: "Tensor") -> "Tensor":
         return self.functional.linear(x, self.state[f"{key}.weight"], self.state.get(f"{key}.bias"))
 
-    def layer_norm(self, key, x, epsilon=1e-6):
+    def layer_norm(self, key: str, x: "Tensor", epsilon: float = 1e-6) -> "Tensor":
         weight = self.state[f"{key}.weight"]
         bias = self.state[f"{key}.bias"]
         return self.functional.layer_norm(x, weight.shape, weight, bias, epsilon)
 
-    def prepend(self, key, x):
-        """The tensor at `key`, `[1, 1, channels]`, before the tokens of every image."""
+    def prepend(self, key: str, x: "Tensor") -> "Tensor":
+        """Puts the tensor at `key`, `[1, 1, channels]`, before the tokens of every image."""
         return self.torch.cat((self.state[key].expand(len(x), -1, -1), x), 1)
 
-    def mlp(self, key, x):
+    def mlp(self, key: str, x: "Tensor") -> "Tensor":
         x = self.functional.gelu(self.linear(f"{key}.fc1", x))
         return self.linear(f"{key}.fc2", x)
 
-    def attention(self, query, keys, value, num_heads):
-        """Each `[batch, tokens, channels]`."""
+    def attention(
+        self, query: "Tensor", keys: "Tensor", value: "Tensor", num_heads: int
+    ) -> "Tensor":
+        """Multi-head attention of tensors `[batch, tokens, channels]`."""
         split = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (query, keys, value))
         out = self.functional.scaled_dot_product_attention(*split)
         return out.transpose(1, 2).flatten(2)
 
 
-def _resnet(net, x, model):
+def _resnet(net: _Layers, x: "Tensor", model: Model) -> "Tensor":
     imagenet = model.arguments.get("stem", "imagenet") == "imagenet"
     x = net.relu(net.batch_norm("bn1", net.conv("conv1", x, 2 if imagenet else 1)))
     if imagenet:
@@ -157,8 +161,8 @@ def _resnet(net, x, model):
     return x
 
 
-def _mobilenetv2(net, x, model):
-    def layer(conv, norm, x, stride=1):
+def _mobilenetv2(net: _Layers, x: "Tensor", model: Model) -> "Tensor":
+    def layer(conv: str, norm: str, x: "Tensor", stride: int = 1) -> "Tensor":
         x = net.batch_norm(norm, net.conv(conv, x, stride))
         return net.functional.relu6(x, inplace=True)
 
@@ -176,18 +180,17 @@ def _mobilenetv2(net, x, model):
     return layer(f"features.{last}.0", f"features.{last}.1", x)
 
 
-def _mobilenetv3(net, x, model):
+def _mobilenetv3(net: _Layers, x: "Tensor", model: Model) -> "Tensor":
     functional = net.functional
 
-    def hardswish(x):
+    def hardswish(x: "Tensor") -> "Tensor":
         return functional.hardswish(x, inplace=True)
 
-    activations = {nnx.relu: net.relu, hard_swish: hardswish}
     x = hardswish(net.batch_norm("features.0.1", net.conv("features.0.0", x, 2)))
     blocks = model.architecture.build.keywords["blocks"]
     for i, block in enumerate(blocks, start=1):
         key = f"features.{i}.conv"
-        activation = activations[block.activation]
+        activation = net.relu if block.activation is nnx.relu else hardswish
         y = activation(net.batch_norm(f"{key}.1", net.conv(f"{key}.0", x)))
         y = net.batch_norm(f"{key}.4", net.conv(f"{key}.3", y, block.stride))
         if block.squeeze:
@@ -205,8 +208,8 @@ def _mobilenetv3(net, x, model):
     return hardswish(net.conv(f"features.{last}", x))
 
 
-def _shufflenetv2(net, x, model):
-    def layer(key, index, x, stride=1):
+def _shufflenetv2(net: _Layers, x: "Tensor", model: Model) -> "Tensor":
+    def layer(key: str, index: int, x: "Tensor", stride: int = 1) -> "Tensor":
         x = net.conv(f"{key}.{index}", x, stride)
         return net.batch_norm(f"{key}.{index + 1}", x)
 
@@ -223,47 +226,48 @@ def _shufflenetv2(net, x, model):
             right = net.relu(layer(f"{key}.branch2", 0, right))
             right = layer(f"{key}.branch2", 3, right, stride)
             right = net.relu(layer(f"{key}.branch2", 5, right))
-            # Channel shuffle of two groups: the halves' channels alternate.
+            # Shuffling two channel groups makes the channels of the halves alternate.
             x = net.torch.stack((left, right), dim=2).flatten(1, 2)
     return net.relu(layer("conv5", 0, x))
 
 
-def _deit(net, x, model):
+def _deit(net: _Layers, x: "Tensor", model: Model) -> "Tensor":
     num_heads, patch = (model.arguments[key] for key in ("num_heads", "patch_size"))
     grid = [pixels // patch for pixels in x.shape[2:]]
     x = net.conv("patch_embed.proj", x, patch, 0).flatten(2).transpose(1, 2)
-    token = "cls_token" in net
-    if token:
+    has_token = "cls_token" in net
+    if has_token:
         x = net.prepend("cls_token", x)
     x = x + net["pos_embed"]
     for b in net.indices("blocks"):
         key = f"blocks.{b}"
         qkv = net.linear(f"{key}.attn.qkv", net.layer_norm(f"{key}.norm1", x))
-        y = net.attention(*qkv.chunk(3, dim=2), num_heads)
+        query, keys, value = qkv.chunk(3, dim=2)
+        y = net.attention(query, keys, value, num_heads)
         x = x + net.linear(f"{key}.attn.proj", y)
         x = x + net.mlp(f"{key}.mlp", net.layer_norm(f"{key}.norm2", x))
-    x = net.layer_norm("norm", x[:, 0] if token else x)
+    x = net.layer_norm("norm", x[:, 0] if has_token else x)
     if "pre_logits.fc.weight" in net:
         x = net.linear("pre_logits.fc", x).tanh()
-    return x if token else _as_map(x, grid)
+    return x if has_token else _as_map(x, grid)
 
 
-def _pvt(net, x, model):
+def _pvt(net: _Layers, x: "Tensor", model: Model) -> "Tensor":
     functional = net.functional
     num_heads, reductions = (model.arguments[key] for key in ("num_heads", "reductions"))
     for s, (patch, reduction) in enumerate(zip(PATCH_SIZES, reductions, strict=True), start=1):
         x = net.conv(f"patch_embed{s}.proj", x, patch, 0)
         grid = x.shape[2:]
         x = net.layer_norm(f"patch_embed{s}.norm", x.flatten(2).transpose(1, 2), PVT_EPSILON)
-        token = s == 4 and "cls_token" in net
+        has_token = s == 4 and "cls_token" in net
         positions = net[f"pos_embed{s}"]
-        made_for = [pixels // 4 // 2 ** (s - 1) for pixels in model.image_size]
-        if made_for != list(grid):
-            resized = _as_map(positions[:, 1:] if token else positions, made_for)
+        positions_grid = [pixels // 4 // 2 ** (s - 1) for pixels in model.image_size]
+        if positions_grid != list(grid):
+            resized = _as_map(positions[:, 1:] if has_token else positions, positions_grid)
             resized = functional.interpolate(resized, tuple(grid), mode="bilinear")
             resized = resized.flatten(2).transpose(1, 2)
-            positions = net.torch.cat((positions[:, :1], resized), 1) if token else resized
-        x = (net.prepend("cls_token", x) if token else x) + positions
+            positions = net.torch.cat((positions[:, :1], resized), 1) if has_token else resized
+        x = (net.prepend("cls_token", x) if has_token else x) + positions
         for b in net.indices(f"block{s}"):
             key = f"block{s}.{b}"
             y = reduced = net.layer_norm(f"{key}.norm1", x)
@@ -277,19 +281,19 @@ def _pvt(net, x, model):
             x = x + net.mlp(f"{key}.mlp", net.layer_norm(f"{key}.norm2", x))
         if s < 4:
             x = _as_map(x, grid)
-    x = net.layer_norm("norm", x[:, 0] if token else x)
-    return x if token else _as_map(x, grid)
+    x = net.layer_norm("norm", x[:, 0] if has_token else x)
+    return x if has_token else _as_map(x, grid)
 
 
-def _mlp(net, x, model):
+def _mlp(net: _Layers, x: "Tensor", model: Model) -> "Tensor":
     functional = net.functional
 
-    def norm(key, x):
+    def norm(key: str, x: "Tensor") -> "Tensor":
         if f"{key}.alpha" in net:  # ResMLP
             return net.torch.addcmul(net[f"{key}.beta"], net[f"{key}.alpha"], x)
         return net.layer_norm(key, x)
 
-    def mlp(key, x):
+    def mlp(key: str, x: "Tensor") -> "Tensor":
         if net[f"{key}.fc2.weight"].shape[1] == net[f"{key}.fc1.weight"].shape[0]:
             return net.mlp(key, x)
         if f"{key}.gate.proj.weight" in net:  # gMLP
@@ -331,8 +335,8 @@ _FAMILIES = {
 }
 
 
-def _head(net, x, model):
-    """Logits from the last map `[batch, channels, height, width]`, or a class token."""
+def _head(net: _Layers, x: "Tensor", model: Model) -> "Tensor":
+    """Computes logits from the last map `[batch, channels, height, width]` or a class token."""
     key = "classifier" if "classifier.query.weight" in net else "head"
     if f"{key}.query.weight" not in net:
         key = next(key for key in ("head.2", "classifier.1", "head") if f"{key}.weight" in net)
@@ -347,6 +351,6 @@ def _head(net, x, model):
     return (query * value).sum(-1).unflatten(1, (arguments["head_num"], -1)).sum(1)
 
 
-def _as_map(tokens, grid):
-    """`[batch, tokens, channels]` -> `[batch, channels, *grid]`."""
+def _as_map(tokens: "Tensor", grid: Sequence[int]) -> "Tensor":
+    """Reshapes `[batch, tokens, channels]` to `[batch, channels, *grid]`."""
     return tokens.transpose(1, 2).unflatten(2, tuple(grid))

@@ -1,7 +1,7 @@
-"""The authors' released checkpoints: downloaded once, kept, and verified at every use.
+"""Downloads the authors' released checkpoints once, and verifies them at every use.
 
-Beside `NAME.pth` lies `NAME.pth.json` with the SHA-256 of the first download. A download that
-broke off is `NAME.pth.download*.part`, which the next one goes on with.
+`NAME.pth.json` beside `NAME.pth` has the SHA-256 of the first download. An interrupted download is
+`NAME.pth.download*.part`, and the next attempt continues it.
 """
 
 import contextlib
@@ -14,108 +14,116 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterator
+from typing import TextIO
 
 from noah_jax.console import say
-from noah_jax.errors import InputError, ReadError
+from noah_jax.errors import InputError, MissingPackageError, ReadError, WriteError, one_line
 from noah_jax.files import write_text
 from noah_jax.models import list_models
 from noah_jax.models.published import published
 from noah_jax.pytorch.files.archive import Archive, map_file
 
-# Where files are downloaded from, `{id}` being Google Drive's; the variable names a mirror.
+# Address of a file with Google Drive's `{id}`; the environment variable names a mirror.
 URL = "https://drive.google.com/uc?id={id}"
 URL_VARIABLE = "NOAH_JAX_RELEASED_URL"
-# The page for a browser.
+# The page for a user's browser.
 _PAGE = "https://drive.google.com/file/d/{id}/view"
 _INSTALL = "pip install 'gdown>=6.5.1'"
-_RETRIES = 5  # of one download, when the connection breaks
-_TIMEOUT = 60  # seconds without a byte
+_RETRIES = 5  # attempts to continue one download after the connection breaks
+_TIMEOUT = 60  # seconds without a byte, after which a connection counts as broken
 
 
 def default_cache() -> pathlib.Path:
-    """The folder for downloads, by the XDG rule."""
+    """Returns the folder for downloads, by the XDG base directory specification."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(base).expanduser() / "noah_jax" / "released"
 
 
 def fetch(name: str, *, cache: str | os.PathLike | None = None, url: str | None = None) -> str:
-    """The file of a released checkpoint, downloaded if it is not in the cache.
+    """Returns the file of a released checkpoint; downloads it if it is not in the cache.
 
     Args:
-      name: of a model whose checkpoint the authors released.
-      cache: the folder for downloads; `None` is `default_cache()`. It is made.
-      url: where to download, with `{id}` for Google Drive's id; `None` is the environment
-        variable `NOAH_JAX_RELEASED_URL` or else Google Drive.
+      name: Name of a model whose checkpoint the authors released.
+      cache: Folder for downloads, created if needed; `None` is `default_cache()`.
+      url: Address to download from, with `{id}` for Google Drive's id; `None` is the environment
+        variable `NOAH_JAX_RELEASED_URL` or, without it, Google Drive.
 
     Returns:
       The path of a file whose SHA-256 is that of the first download.
 
     Raises:
-      ValueError: in one line, if there is no such checkpoint, gdown is missing, the download
-        fails, or the file in the cache is not what was first downloaded.
-      OSError: if the cache cannot be written.
+      InputError: If there is no such checkpoint, the download fails, or the file in the cache is
+        not the one first downloaded.
+      MissingPackageError: If the file has to be downloaded and gdown is not installed.
+      WriteError: If the cache cannot be written.
     """
     file_id = _google_drive_id(name)
     url = (url or os.environ.get(URL_VARIABLE) or URL).replace("{id}", file_id)
     folder = default_cache() if cache is None else pathlib.Path(cache).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.pth"
-    with _locked(path):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f"{path.name}.lock").open("w")
+    except OSError as error:
+        raise WriteError(
+            f"the cache {folder} cannot be written ({error.strerror}); choose another folder with"
+            " --cache"
+        ) from error
+    with lock, _locked(lock, path):
         if path.exists():
             say(f"{name}: downloaded before, {path}")
         else:
             say(f"{name}: downloading {url}")
             _download(name, url, _PAGE.format(id=file_id), path)
-        _verify(path, {"name": name, "url": url})
+        _verify(path, name, url)
     return str(path)
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """Returns the SHA-256 of a file in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _google_drive_id(name: str) -> str:
-    known = published()
-    if name in known:
-        return known[name].google_drive_id
+    releases = published()
+    if name in releases:
+        return releases[name].google_drive_id
     reason = (
-        "the authors released no checkpoint of it"
+        "the authors released no checkpoint of this model"
         if name in list_models()
-        else "no registered model has that name"
+        else "no registered model has this name"
     )
-    near = difflib.get_close_matches(name, known, n=3) or sorted(known)[:3]
+    similar = difflib.get_close_matches(name, releases, n=3) or sorted(releases)[:3]
     raise InputError(
-        f"--released {name}: {reason}; of the {len(known)} released checkpoints the nearest are"
-        f" {', '.join(near)}"
+        f"--released {name}: {reason}; among the {len(releases)} released checkpoints, the nearest"
+        f" are {', '.join(similar)}"
     )
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """One process at a time: two would append to the same unfinished download."""
-    with path.with_name(f"{path.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that downloads {path}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _locked(lock: TextIO, path: pathlib.Path) -> Iterator[None]:
+    """Admits one process at a time, because two would append to the same partial download."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"waiting for another process that downloads {path}")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
 
 
 def _download(name: str, url: str, page: str, path: pathlib.Path) -> None:
-    """Makes the file at `path`, whole, or raises."""
+    """Downloads a complete file to `path`, or raises."""
     by_hand = f"or open {page} in a browser, save the file and convert it by its path"
     try:
-        import gdown  # an optional dependency, which only this needs
+        import gdown  # an optional dependency that only this function needs
     except ImportError:
-        raise InputError(
+        raise MissingPackageError(
             f"downloading {name} needs gdown, which is not installed: {_INSTALL}, {by_hand}"
         ) from None
     fetched = path.with_name(f"{path.name}.download")
     try:
-        # With `resume` it goes on with FETCHED*.part, and has nothing to do where FETCHED is.
+        # With `resume`, gdown continues FETCHED*.part, and does nothing if FETCHED exists.
         gdown.download(
             url,
             str(fetched),
@@ -124,17 +132,17 @@ def _download(name: str, url: str, page: str, path: pathlib.Path) -> None:
             retries=_RETRIES,
             timeout=_TIMEOUT,
         )
-    except Exception as error:  # whatever an answer that gdown does not expect makes it raise
-        reason = " ".join(str(error).split())[:300]
+    except Exception as error:  # gdown raises anything when it gets an answer it does not expect
+        reason = one_line(error, 300)
         parts = [str(part) for part in path.parent.glob(f"{fetched.name}*.part")]
-        resume = f" (it goes on from {parts[0]}; remove that to begin anew)" if parts else ""
+        resume = f" (it continues {parts[0]}; remove that to start again)" if parts else ""
         raise InputError(
             f"{name} cannot be downloaded from {url}: {type(error).__name__}: {reason}; try"
             f" again{resume}, {by_hand}"
         ) from None
     problem = _problem(fetched)
     if problem is not None:
-        # Kept, it would pass for the finished download.
+        # If it stayed, the next attempt would take it for the finished download.
         fetched.unlink()
         raise ReadError(
             f"{name}: {url} gave {problem}; it was removed, try again (Google limits how often"
@@ -144,7 +152,7 @@ def _download(name: str, url: str, page: str, path: pathlib.Path) -> None:
 
 
 def _problem(path: pathlib.Path) -> str | None:
-    """What is wrong with a finished download, if it is no checkpoint or a damaged one."""
+    """Says what is wrong with a finished download; returns `None` if nothing is."""
     with path.open("rb") as file:
         start = file.read(2**16)
     if start.lstrip()[:1] == b"<":
@@ -158,29 +166,29 @@ def _problem(path: pathlib.Path) -> str | None:
             for record in archive.records.values():
                 archive.read(record)
     except ReadError as error:
-        return f"a damaged file ({error})"
+        return f"a corrupt file ({error})"
     return None
 
 
-def _verify(path: pathlib.Path, facts: dict[str, str]) -> None:
-    """Compares the file with the record of the first download, or makes the record."""
+def _verify(path: pathlib.Path, name: str, url: str) -> None:
+    """Compares a file with the record of its first download, or writes the record."""
     record = path.with_name(f"{path.name}.json")
-    found = sha256(path)
+    actual = sha256(path)
     if not record.exists():
-        facts = {**facts, "bytes": path.stat().st_size, "sha256": found}
-        write_text(record, json.dumps(facts, indent=2) + "\n")
-        say(f"{facts['name']}: SHA-256 {found}, recorded in {record}")
+        metadata = {"name": name, "url": url, "bytes": path.stat().st_size, "sha256": actual}
+        write_text(record, json.dumps(metadata, indent=2) + "\n")
+        say(f"{name}: SHA-256 {actual}, recorded in {record}")
         return
     try:
         expected = json.loads(record.read_text())["sha256"]
     except (ValueError, KeyError, TypeError):
         raise ReadError(
-            f"{record} is damaged, a JSON object with the key sha256 expected; remove it to record"
-            f" the SHA-256 of {path} anew, which now is {found}"
+            f"{record} is corrupt, expected a JSON object with the key sha256; remove it to record"
+            f" the SHA-256 of {path} again, which now is {actual}"
         ) from None
-    if found != expected:
+    if actual != expected:
         raise ReadError(
-            f"{path} has SHA-256 {found}, {expected} expected as at the first download: it was"
-            f" changed or damaged; remove it to download it again, or remove {record} if this file"
-            " is the right one"
+            f"{path} has SHA-256 {actual}, but {expected} at its first download: it was changed or"
+            f" corrupted; remove it to download it again, or remove {record} if this file is the"
+            " right one"
         )

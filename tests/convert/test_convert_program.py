@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from noah_jax import load_model
-from noah_jax.convert import convert, program
+from noah_jax.convert import program
+from noah_jax.convert.__main__ import main
 from noah_jax.models import create_model, get_family
 from noah_jax.pytorch.golden import golden_state_dict
 from noah_jax.pytorch.load import load_torch
@@ -54,12 +55,12 @@ def test_in_and_out_again_is_bit_exact(name, tmp_path, capsys):
     state = files.golden_state(name, **SMALL[name])
     kind = files.FORMATS[list(SMALL).index(name) % len(files.FORMATS)]
     source = files.write(tmp_path / "in.pth", state, kind, "net")
-    assert program.main([str(source), str(tmp_path / "folder")]) == 0
+    assert main([str(source), str(tmp_path / "folder")]) == 0
     assert "weights  raw" in capsys.readouterr().out
     model, _, _ = load_model(str(tmp_path / "folder"))
     files.assert_same_model(model, create_model(name, **SMALL[name]))
     out = tmp_path / "out.safetensors"
-    assert program.main(["--to-torch", str(tmp_path / "folder"), str(out)]) == 0
+    assert main(["--to-torch", str(tmp_path / "folder"), str(out)]) == 0
     _assert_same(load_file(out), state)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "in.pth", "out.safetensors"]
 
@@ -70,7 +71,7 @@ def _check_format(path, state, kind, name, arguments):
         loaded = load_torch(source, ema=ema)
         if loaded.model.name == name:
             files.assert_same_model(loaded.model, create_model(name, **arguments))
-        else:  # of two names for the same weights, in a file that has none
+        else:  # the file has no name, and two names have the same weights
             assert kind not in files.WITH_NAME
             assert any(name in note and "same weights" in note for note in loaded.notes)
             assert loaded.model.abstract() == create_model(name, **arguments).abstract()
@@ -104,20 +105,20 @@ def test_a_really_trained_checkpoint(tmp_path, golden, capsys):
     source = golden / "checkpoints" / "mobilenetv2_035_noah.pth.tar"
     folder = tmp_path / "folder"
     folder.mkdir()  # empty, so not taken
-    assert program.main([str(source), str(folder)]) == 0
+    assert main([str(source), str(folder)]) == 0
     said = capsys.readouterr().out
     assert "noah_mobilenetv2_035: 409,088 parameters" in said
     assert "10 classes, N = 8, r = 0.25" in said and "epoch 3, acc 81.97" in said
-    facts = json.loads((folder / "model.json").read_text())
-    assert facts["name"] == "noah_mobilenetv2_035"
-    origin = facts["source"]
+    metadata = json.loads((folder / "model.json").read_text())
+    assert metadata["name"] == "noah_mobilenetv2_035"
+    origin = metadata["source"]
     assert origin["file"] == source.name and origin["weights"] == "raw"
     assert origin["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert origin["facts"]["acc"] == 81.97
-    # Straight from the file is the same.
-    for ours, theirs in zip(load_model(str(folder)), load_model(str(source)), strict=True):
-        if isinstance(ours, dict):
-            jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    # Loading the file itself gives the same.
+    for actual, expected in zip(load_model(str(folder)), load_model(str(source)), strict=True):
+        if isinstance(actual, dict):
+            jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @pytest.fixture(scope="module")
@@ -128,20 +129,20 @@ def small_file(tmp_path_factory) -> pathlib.Path:
 
 
 def _error(capsys, *arguments) -> str:
-    assert program.main([str(argument) for argument in arguments]) == 1
+    assert main([str(argument) for argument in arguments]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1
     return said
 
 
 def test_a_dry_run_writes_nothing(small_file, tmp_path, capsys):
-    assert program.main([str(small_file), str(tmp_path / "folder"), "--dry-run"]) == 0
+    assert main([str(small_file), str(tmp_path / "folder"), "--dry-run"]) == 0
     assert "noah_resnet18" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
 def test_settings_on_the_command_line(small_file, tmp_path, capsys):
     arguments = [small_file, tmp_path / "folder", "--dry-run", "--set"]
-    assert program.main([*map(str, arguments), "image_size=64"]) == 0
+    assert main([*map(str, arguments), "image_size=64"]) == 0
     assert "64 x 64 pixels" in capsys.readouterr().out
     assert "takes no argument 'sizes'" in _error(capsys, *arguments, "sizes=3")
 
@@ -151,7 +152,7 @@ def test_what_is_in_the_way_stays(small_file, tmp_path, capsys):
     (tmp_path / "folder" / "mine").write_text("mine")
     for target in ("folder", "folder/mine"):
         assert "exists already" in _error(capsys, small_file, tmp_path / target)
-    assert "is no folder" in _error(capsys, small_file, tmp_path / "none" / "folder")
+    assert "is not a folder" in _error(capsys, small_file, tmp_path / "none" / "folder")
     assert [p.name for p in tmp_path.rglob("*")] == ["folder", "mine"]
 
 
@@ -161,7 +162,7 @@ def test_a_failure_leaves_nothing(small_file, tmp_path, capsys, monkeypatch):
         (directory / "half").write_text("")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(convert, "save_model", fail)
+    monkeypatch.setattr(program, "save_model", fail)
     assert "No space left" in _error(capsys, small_file, tmp_path / "folder")
     assert not list(tmp_path.iterdir())
 
@@ -195,7 +196,7 @@ def test_no_ema_weights(small_file, tmp_path, capsys):
 
 def test_files_for_pytorch(small_file, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "folder"
-    assert program.main([str(small_file), str(folder)]) == 0
+    assert main([str(small_file), str(folder)]) == 0
     (tmp_path / "there.safetensors").write_text("mine")
     for name, problem in (
         ("there.safetensors", "exists already"),
@@ -207,13 +208,16 @@ def test_files_for_pytorch(small_file, tmp_path, capsys, monkeypatch):
         capsys, "--to-torch", folder, tmp_path / "out.pth"
     )
     assert "no model.json" in _error(capsys, "--to-torch", tmp_path, tmp_path / "out.safetensors")
+    assert "takes the folder of a model" in _error(
+        capsys, "--to-torch", small_file, tmp_path / "out.safetensors"
+    )
 
 
 def test_files_that_pytorch_reads_and_writes(small_file, tmp_path):
     torch = pytest.importorskip("torch")
     folder, out = tmp_path / "folder", tmp_path / "out.pth"
-    assert program.main([str(small_file), str(folder)]) == 0
-    assert program.main(["--to-torch", str(folder), str(out)]) == 0
+    assert main([str(small_file), str(folder)]) == 0
+    assert main(["--to-torch", str(folder), str(out)]) == 0
     state = torch.load(out, weights_only=True)
     expected = files.golden_state("noah_resnet18", width=4, num_classes=5)
     _assert_same({key: value.numpy() for key, value in state.items()}, expected)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from noah_jax.parity.__main__ import main
-from noah_jax.parity.files import read_salt
+from noah_jax.parity.golden_files import read_salt
 from noah_jax.pytorch.golden import golden_images, golden_state_dict
 from tests.helpers import ROOT
 
@@ -27,11 +27,11 @@ def case(request, tmp_path_factory) -> tuple[str, dict[str, np.ndarray]]:
     path = tmp_path_factory.mktemp("case") / "model.safetensors"
     save_file(golden_state_dict(spec["state"], spec["gain"], salt), path)
     logits = np.load(golden / "logits.npz")[NAME]
-    theirs = logits + spec["torch_float32_error"] * logits.std()
+    logits_float32 = logits + spec["torch_float32_error"] * logits.std()
     return str(path), {
         "images": golden_images(224, 2, salt).transpose(0, 3, 1, 2),
         "logits": logits,
-        "logits_float32": theirs.astype(np.float32),
+        "logits_float32": logits_float32.astype(np.float32),
     }
 
 
@@ -60,9 +60,9 @@ def test_agrees_and_not(case, tmp_path, capsys):
     ("changes", "problem"),
     [
         (dict(images=None), "lacks images, it has logits, logits_float32"),
-        (dict(images=np.zeros((2, 224, 224, 3))), "[batch, 3, height, width] expected"),
+        (dict(images=np.zeros((2, 224, 224, 3))), "expected [batch, 3, height, width]"),
         (dict(images=np.zeros((2, 3, 64, 64))), "224"),
-        (dict(logits=np.zeros((3, 1000))), "logits has shape (3, 1000), [2, num_classes]"),
+        (dict(logits=np.zeros((3, 1000))), "logits has shape (3, 1000), expected [2, num_classes]"),
         (dict(logits_float32=np.zeros((2, 10))), "logits_float32 has shape (2, 10)"),
         (dict(logits=np.eye(2), logits_float32=None), "logits of 2 classes, noah_deit_tiny_050"),
         (dict(logits=np.full((2, 1000), np.nan)), "logits is not finite"),
@@ -78,8 +78,8 @@ def test_references_that_do_not_fit(case, changes, problem, tmp_path, capsys):
 def test_files_that_are_none(case, tmp_path, capsys):
     (tmp_path / "bad.npz").write_text("no")
     for checkpoint, reference, problem in (
-        (case[0], tmp_path / "bad.npz", "no npz of plain arrays"),
-        (case[0], tmp_path / "none.npz", "is no file; --reference must be an npz"),
+        (case[0], tmp_path / "bad.npz", "is not an npz file of plain arrays"),
+        (case[0], tmp_path / "none.npz", "is not a file; --reference must be an npz"),
     ):
         assert main(["--checkpoint", str(checkpoint), "--reference", str(reference)]) == 1
         assert problem in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The parity program, and through it the models against the original's golden vectors."""
+"""The parity program, which checks the models against the original's golden vectors."""
 
 import dataclasses
 import json
@@ -109,8 +109,8 @@ def test_what_cannot_be_checked_is_one_line(golden, tmp_path, capsys, prepare, a
     assert line.startswith("error: ") and message in line
 
 
-def test_damaged_vectors_are_one_line(golden, tmp_path, capsys):
+def test_corrupt_vectors_are_one_line(golden, tmp_path, capsys):
     _copy(golden, tmp_path, "golden.json")
     (tmp_path / "models.json.gz").write_bytes((golden / "models.json.gz").read_bytes()[:1000])
     assert parity(["--golden", str(tmp_path)]) == 1
-    assert "models.json.gz is damaged" in capsys.readouterr().err
+    assert "models.json.gz is corrupt" in capsys.readouterr().err

@@ -11,8 +11,8 @@ import threading
 import pytest
 
 from noah_jax import load_model
-from noah_jax.convert import program
-from noah_jax.convert.convert import convert
+from noah_jax.convert.__main__ import main
+from noah_jax.convert.program import convert
 from noah_jax.models.published import published
 from noah_jax.pytorch import released
 from noah_jax.pytorch.released import fetch
@@ -23,11 +23,11 @@ ID = published()[NAME].google_drive_id
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    """Serves `data` at the path `/file/ID`, in ranges as asked.
+    """Serves `data` at the path `/file/ID`, in ranges if asked.
 
     Attributes:
-      breaks: after how many bytes each of the next answers breaks off.
-      ranges: the `Range` of every request so far.
+      breaks: Numbers of bytes after which the next answers break off, one for each answer.
+      ranges: The `Range` of every request so far.
     """
 
     def __init__(self, data: bytes):
@@ -89,7 +89,7 @@ def server(checkpoint, monkeypatch):
 
 
 def _error(capsys, *arguments) -> str:
-    assert program.main([str(argument) for argument in arguments]) == 1
+    assert main([str(argument) for argument in arguments]) == 1
     said = capsys.readouterr().err
     # A progress bar may stand in front.
     line = said[said.index("error: ") :]
@@ -105,19 +105,19 @@ def test_a_released_checkpoint(server, checkpoint, tmp_path, capsys):
     pytest.importorskip("gdown")
     cache = tmp_path / "cache"
     arguments = ["--released", NAME, str(tmp_path / "folder"), "--cache", str(cache)]
-    assert program.main([*arguments, "--dry-run"]) == 0
+    assert main([*arguments, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "noah_resnet18: 11.7 million parameters, top-1 71.81 % published" in said
     assert not (tmp_path / "folder").exists()
-    assert program.main(arguments) == 0
+    assert main(arguments) == 0
     # Downloaded once.
     assert server.ranges == [None]
     model, _, _ = load_model(str(tmp_path / "folder"))
     assert model.name == NAME
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    assert json.loads((cache / f"{NAME}.pth.json").read_text())["sha256"] == digest
-    facts = json.loads((tmp_path / "folder" / "model.json").read_text())
-    assert facts["source"]["file"] == f"{NAME}.pth" and facts["source"]["sha256"] == digest
+    checksum = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert json.loads((cache / f"{NAME}.pth.json").read_text())["sha256"] == checksum
+    source = json.loads((tmp_path / "folder" / "model.json").read_text())["source"]
+    assert source["file"] == f"{NAME}.pth" and source["sha256"] == checksum
     assert _names(cache) == {f"{NAME}.pth", f"{NAME}.pth.json", f"{NAME}.pth.lock"}
 
 
@@ -126,7 +126,7 @@ def test_a_broken_download_goes_on(server, small_chunks, checkpoint, tmp_path, c
     arguments = ["--released", NAME, tmp_path / "folder", "--cache", tmp_path]
     said = _error(capsys, *arguments)
     page = f"https://drive.google.com/file/d/{ID}/view"
-    assert "it goes on from" in said and f"open {page} in a browser" in said
+    assert "it continues" in said and f"open {page} in a browser" in said
     (part,) = tmp_path.glob("*.part")
     assert part.name.startswith(f"{NAME}.pth.download") and part.stat().st_size == 3000
     # gdown asks for the whole first, then from where it stopped.
@@ -155,8 +155,8 @@ def test_a_broken_connection_is_taken_up(server, small_chunks, checkpoint, tmp_p
             "web page ('Google Drive - Quota exceeded'), not a checkpoint",
         ),
         (b"", "the file is empty"),
-        (None, "the file is damaged or cut short"),
-        (b"PK\3\4 cut short", "the file is damaged or cut short"),
+        (None, "the file is corrupt or truncated"),
+        (b"PK\3\4 cut short", "the file is corrupt or truncated"),
     ],
 )
 def test_what_is_no_checkpoint_is_not_kept(data, problem, server, tmp_path, capsys):
@@ -196,18 +196,18 @@ def test_the_cache_is_verified(checkpoint, tmp_path, capsys, monkeypatch):
     data = checkpoint.read_bytes()
     path.write_bytes(data)
     arguments = ["--released", NAME, str(tmp_path / "folder"), "--dry-run"]
-    assert program.main(arguments) == 0
-    assert program.main(arguments) == 0
+    assert main(arguments) == 0
+    assert main(arguments) == 0
     changed = bytes([data[0], data[1] ^ 1]) + data[2:]
     path.write_bytes(changed)
     capsys.readouterr()
     said = _error(capsys, *arguments)
     expected, found = (hashlib.sha256(x).hexdigest() for x in (data, changed))
-    assert f"{path} has SHA-256 {found}, {expected} expected" in said
+    assert f"{path} has SHA-256 {found}, but {expected} at" in said
     assert f"remove {record} if this file is the right one" in said
     assert path.read_bytes() == changed
     record.write_text("{")
-    assert f"{record} is damaged" in _error(capsys, *arguments)
+    assert f"{record} is corrupt" in _error(capsys, *arguments)
 
 
 def test_without_gdown(tmp_path, capsys, monkeypatch):
@@ -219,8 +219,8 @@ def test_without_gdown(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("noah_resnet81", "no registered model has that name"),
-        ("noah_resmlp_12_224", "the authors released no checkpoint of it"),
+        ("noah_resnet81", "no registered model has this name"),
+        ("noah_resmlp_12_224", "the authors released no checkpoint of this model"),
     ],
 )
 def test_what_was_not_released(name, problem, tmp_path, capsys):

@@ -1,6 +1,6 @@
-"""A conversion's time and memory, in a process of its own: the arguments are SRC and DST.
+"""Measures a conversion's time and memory in a process of its own; the arguments are SRC and DST.
 
-Prints, as JSON, the seconds after imports and the largest anonymous memory in bytes, that of
+Prints, as JSON, the seconds after the imports and the largest anonymous memory in bytes, that of
 the imports included.
 """
 
@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from noah_jax.convert import convert as program
+from noah_jax.convert.program import convert
 
 
 def _anonymous_bytes() -> int:
@@ -29,7 +29,7 @@ def main() -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     start = time.perf_counter()
-    program.convert(sys.argv[1], sys.argv[2])
+    convert(sys.argv[1], sys.argv[2])
     seconds = time.perf_counter() - start
     done.set()
     watcher.join()

@@ -1,4 +1,4 @@
-"""What a conversion replaces, and what is there when it is killed."""
+"""What a conversion replaces, and what is there after it is killed."""
 
 import itertools
 import json
@@ -9,13 +9,14 @@ import subprocess
 import sys
 from typing import ClassVar
 
-from tests.pytorch.files import torch_files as files
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load, load_file
 
 from noah_jax import load_model
-from noah_jax.convert import convert, program
+from noah_jax.convert import program
+from noah_jax.convert.__main__ import main
+from tests.pytorch.files import torch_files as files
 
 CLASSES = (5, 6)
 
@@ -29,7 +30,7 @@ def sources(tmp_path_factory) -> list[pathlib.Path]:
 
 
 def _error(capsys, *arguments) -> str:
-    assert program.main([str(argument) for argument in arguments]) == 1
+    assert main([str(argument) for argument in arguments]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1
     return said
@@ -46,27 +47,27 @@ def _names(folder: pathlib.Path) -> list[str]:
 def test_overwriting_a_folder(sources, tmp_path, capsys):
     folder = tmp_path / "folder"
     for source, classes in zip(sources, CLASSES, strict=True):
-        assert program.main([str(source), str(folder), "--overwrite"]) == 0
+        assert main([str(source), str(folder), "--overwrite"]) == 0
         assert _classes(folder) == classes
     assert "or give --overwrite" in _error(capsys, sources[0], folder)
     (tmp_path / "link").symlink_to(folder)
-    assert program.main([str(sources[0]), str(tmp_path / "link"), "--overwrite"]) == 0
+    assert main([str(sources[0]), str(tmp_path / "link"), "--overwrite"]) == 0
     assert _classes(folder) == CLASSES[0] and (tmp_path / "link").is_symlink()
     # A dry run and a failure leave the old one.
-    assert program.main([str(sources[1]), str(folder), "--overwrite", "--dry-run"]) == 0
+    assert main([str(sources[1]), str(folder), "--overwrite", "--dry-run"]) == 0
     _error(capsys, sources[1], folder, "--overwrite", "--set", "num_classes=7")
     assert _classes(folder) == CLASSES[0] and _names(tmp_path) == ["folder", "link"]
 
 
 def test_a_failure_while_writing_leaves_the_old_one(sources, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "folder"
-    assert program.main([str(sources[0]), str(folder)]) == 0
+    assert main([str(sources[0]), str(folder)]) == 0
 
     def fail(directory, tree):
         directory.mkdir()
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(convert, "save_model", fail)
+    monkeypatch.setattr(program, "save_model", fail)
     assert "No space left" in _error(capsys, sources[1], folder, "--overwrite")
     assert _classes(folder) == CLASSES[0] and _names(tmp_path) == ["folder"]
 
@@ -94,14 +95,14 @@ def test_what_others_wrote_is_not_replaced(contents, problem, sources, tmp_path,
 
 def test_overwriting_a_file(sources, tmp_path, capsys):
     folder, out = tmp_path / "folder", tmp_path / "out.safetensors"
-    assert program.main([str(sources[0]), str(folder)]) == 0
+    assert main([str(sources[0]), str(folder)]) == 0
     out.write_text("old")
     assert "exists already" in _error(capsys, "--to-torch", folder, out)
-    assert program.main(["--to-torch", str(folder), str(out), "--overwrite"]) == 0
+    assert main(["--to-torch", str(folder), str(out), "--overwrite"]) == 0
     assert "conv1.weight" in load_file(out)
     (tmp_path / "x.safetensors").mkdir()
     said = _error(capsys, "--to-torch", folder, tmp_path / "x.safetensors", "--overwrite")
-    assert "is a folder, a file expected" in said
+    assert "is a folder, expected a file" in said
 
 
 def test_leftovers_of_killed_conversions(sources, tmp_path):
@@ -114,12 +115,12 @@ def test_leftovers_of_killed_conversions(sources, tmp_path):
     others = [".folder.partial-x", ".folder2.partial-1", f".folder.partial-{alive}"]
     (tmp_path / others[0]).write_text("")
     (tmp_path / others[1]).write_text("")
-    assert program.main([str(sources[0]), str(tmp_path / "folder")]) == 0
+    assert main([str(sources[0]), str(tmp_path / "folder")]) == 0
     assert _names(tmp_path) == sorted([*others, "folder"])
 
 
 class _Bucket(MemoryFileSystem):
-    """What fsspec takes for Google's buckets."""
+    """A file system in memory that stands in for Google's buckets."""
 
     store: ClassVar[dict] = {}
     pseudo_dirs: ClassVar[list] = [""]
@@ -141,7 +142,7 @@ def test_a_bucket(sources, tmp_path, capsys, monkeypatch):
     backend = "etils.epath.backend._FileSystemSpecBackend._get_filesystem"
     monkeypatch.setattr(backend, lambda self, name: bucket)
     bucket.mkdir("gs://bucket")
-    assert program.main([str(sources[0]), "gs://bucket/a/folder"]) == 0
+    assert main([str(sources[0]), "gs://bucket/a/folder"]) == 0
     # The file that makes it a model's folder comes last.
     assert _Bucket.written[-1] == "/bucket/a/folder/model.json"
     for path in _Bucket.written:
@@ -152,8 +153,14 @@ def test_a_bucket(sources, tmp_path, capsys, monkeypatch):
     said = _error(capsys, sources[0], "gs://bucket/a/folder", "--overwrite")
     assert "exists already" in said and "--overwrite is for local ones" in said
     out = "gs://bucket/out.safetensors"
-    assert program.main(["--to-torch", str(tmp_path / "folder"), out]) == 0
+    assert main(["--to-torch", str(tmp_path / "folder"), out]) == 0
     assert "conv1.weight" in load(bucket.cat_file(out))
+    # Orbax reads buckets by itself, so the weights come from the copy. The counters of batches
+    # are in model.json, which must be read from the bucket.
+    monkeypatch.setattr(program, "load_model", lambda _: load_model(str(tmp_path / "folder")))
+    out = tmp_path / "out.safetensors"
+    assert main(["--to-torch", "gs://bucket/a/folder", str(out)]) == 0
+    assert load_file(out)["bn1.num_batches_tracked"] == 100
 
 
 def test_a_bucket_without_its_library(sources, capsys, monkeypatch):

@@ -1,11 +1,14 @@
-"""Conversions that are killed: a program of its own, which has no threads when it forks.
+"""Kills conversions; a program of its own, because it must not have threads when it forks.
 
     python killed.py FOLDER
 
-reads lines `SOURCE WHEN`, converts SOURCE into FOLDER with --overwrite in a new process for
-each, and answers `killed` or `finished`. WHEN is `3`: kill before the third change of a
-name in the file system; `swap3`: likewise, of the names in FOLDER's parent; `0.3`: kill after
-so many seconds; `never`.
+It reads lines `SOURCE WHEN`, converts SOURCE into FOLDER with --overwrite in a new process for
+each line, and prints `killed` or `finished`. WHEN is one of
+
+    3       kill before the third change of a name in the file system
+    swap3   likewise, but counts only the names in FOLDER's parent
+    0.3     kill after so many seconds
+    never
 """
 
 import importlib
@@ -15,9 +18,9 @@ import sys
 import time
 import traceback
 
-from noah_jax.convert import program
+from noah_jax.convert.__main__ import main as convert
 
-importlib.import_module("noah_jax.convert.convert")  # before any fork
+importlib.import_module("noah_jax.convert.program")  # before any fork
 
 _CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
 
@@ -42,7 +45,7 @@ def _kill_at(count: int, parent: str | None) -> None:
 
 
 def _convert(source: str, folder: str, when: str) -> bool:
-    """Whether the conversion was killed."""
+    """Converts in a new process; returns whether it was killed."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -51,7 +54,7 @@ def _convert(source: str, folder: str, when: str) -> bool:
                 _kill_at(int(when.removeprefix("swap")), os.path.dirname(folder))
             elif when.isdigit():
                 _kill_at(int(when), None)
-            code = program.main([source, folder, "--overwrite"])
+            code = convert([source, folder, "--overwrite"])
         except BaseException:
             traceback.print_exc()
         finally:

@@ -1,0 +1,110 @@
+"""Converts weights between PyTorch's files and folders that noah_jax loads.
+
+    python -m noah_jax.convert SRC DST                find the model, convert, save
+    python -m noah_jax.convert SRC DST --ema          convert the EMA weights, not the raw ones
+    python -m noah_jax.convert SRC DST --dry-run      only say what would be done
+    python -m noah_jax.convert --released NAME DST    download a checkpoint of the authors first
+    python -m noah_jax.convert --to-torch FOLDER OUT.safetensors
+
+SRC is a checkpoint of the original's training programs, a state dict (`.pth`), weights of the
+same architectures from torchvision, timm or Facebook, or a safetensors file. No code in it is
+run. DST is a new folder, local or `gs://`, for `noah_jax.load_model`.
+
+`--released` keeps the downloaded file and its SHA-256, and compares them at every use.
+
+`--overwrite` replaces a local DST that this program wrote before, once the new one is complete.
+If the program is killed at the moment of the change, the old folder lies beside DST as
+`.DST.replaced-PID`, and the next run puts it back.
+
+`--to-torch` writes the model of such a folder, or of a training run, as a state dict with the
+original's names: `.safetensors`, or `.pth` if PyTorch is installed.
+
+`python convert_torch_weights.py` takes the same arguments.
+"""
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from noah_jax.cli import Parser, run
+from noah_jax.errors import UsageError
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Parses the `KEY=VALUE` of --set."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def _parser() -> Parser:
+    parser = Parser("python -m noah_jax.convert", __doc__)
+    add = parser.add_argument
+    add(
+        "source",
+        metavar="SRC",
+        help="a PyTorch file; a name with --released; a folder with --to-torch",
+    )
+    add("destination", metavar="DST", help="a new folder; a new file with --to-torch")
+    add("--to-torch", action="store_true", help="convert to PyTorch")
+    add("--model", metavar="NAME", help="registered name of the model; by default it is found")
+    add("--ema", action="store_true", help="convert the EMA weights, not the raw ones")
+    add(
+        "--set",
+        metavar="KEY=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        help="an argument of create_model that overrides what the file tells, such as"
+        " image_size=64; may be given several times",
+    )
+    add("--dry-run", action="store_true", help="say what would be done, write nothing")
+    add("--overwrite", action="store_true", help="replace a DST that this program wrote")
+    add("--released", action="store_true", help="SRC is the name of a released checkpoint")
+    add(
+        "--cache",
+        metavar="DIR",
+        help="folder for the downloads of --released; by default ~/.cache/noah_jax/released",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program on a command line; returns the exit code."""
+    return run(_main, _parser(), argv)
+
+
+def _main(args: argparse.Namespace) -> int:
+    if args.cache and not args.released:
+        raise UsageError("--cache is for --released")
+    if args.to_torch and (args.model or args.ema or args.set or args.dry_run or args.released):
+        raise UsageError(
+            "--to-torch takes a folder, a file and --overwrite, none of the other options"
+        )
+    from noah_jax.convert.program import convert, convert_released, convert_to_torch
+
+    if args.to_torch:
+        convert_to_torch(args.source, args.destination, overwrite=args.overwrite)
+        return 0
+    options = dict(
+        name=args.model,
+        ema=args.ema,
+        arguments=dict(args.set),
+        dry_run=args.dry_run,
+        overwrite=args.overwrite,
+    )
+    if args.released:
+        convert_released(args.source, args.destination, cache=args.cache, **options)
+    else:
+        convert(args.source, args.destination, **options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
