@@ -22,55 +22,55 @@ class Row:
 
     Attributes:
       torch: Key pattern of the PyTorch state dict, such as `layer{s}.{b}.conv{c}.weight`.
-      ours: Path pattern in this package, `params/...` or `stats/...`; `None` for a key that has
+      path: Path pattern in this package, `params/...` or `stats/...`; `None` for a key that has
         no meaning here (BatchNorm's batch counter).
       transform: How the layout changes.
     """
 
     torch: str
-    ours: str | None
+    path: str | None
     transform: Transform = "same"
 
 
-def linear(torch: str, ours: str) -> list[Row]:
+def linear(torch: str, path: str) -> list[Row]:
     """Rows of a linear layer with a bias."""
     return [
-        Row(f"{torch}.weight", f"params/{ours}/kernel", "linear"),
-        Row(f"{torch}.bias", f"params/{ours}/bias"),
+        Row(f"{torch}.weight", f"params/{path}/kernel", "linear"),
+        Row(f"{torch}.bias", f"params/{path}/bias"),
     ]
 
 
-def conv(torch: str, ours: str) -> list[Row]:
+def conv(torch: str, path: str) -> list[Row]:
     """Rows of a convolution with a bias."""
     return [
-        Row(f"{torch}.weight", f"params/{ours}/kernel", "conv"),
-        Row(f"{torch}.bias", f"params/{ours}/bias"),
+        Row(f"{torch}.weight", f"params/{path}/kernel", "conv"),
+        Row(f"{torch}.bias", f"params/{path}/bias"),
     ]
 
 
-def layer_norm(torch: str, ours: str) -> list[Row]:
+def layer_norm(torch: str, path: str) -> list[Row]:
     """Rows of a LayerNorm."""
     return [
-        Row(f"{torch}.weight", f"params/{ours}/scale"),
-        Row(f"{torch}.bias", f"params/{ours}/bias"),
+        Row(f"{torch}.weight", f"params/{path}/scale"),
+        Row(f"{torch}.bias", f"params/{path}/bias"),
     ]
 
 
-def batch_norm(torch: str, ours: str) -> list[Row]:
+def batch_norm(torch: str, path: str) -> list[Row]:
     """Rows of a BatchNorm, with its statistics."""
     return [
-        Row(f"{torch}.weight", f"params/{ours}/scale"),
-        Row(f"{torch}.bias", f"params/{ours}/bias"),
-        Row(f"{torch}.running_mean", f"stats/{ours}/mean"),
-        Row(f"{torch}.running_var", f"stats/{ours}/var"),
+        Row(f"{torch}.weight", f"params/{path}/scale"),
+        Row(f"{torch}.bias", f"params/{path}/bias"),
+        Row(f"{torch}.running_mean", f"stats/{path}/mean"),
+        Row(f"{torch}.running_var", f"stats/{path}/var"),
         Row(f"{torch}.num_batches_tracked", None),
     ]
 
 
-def conv_norm(conv: str, norm: str, ours: str) -> list[Row]:
+def conv_norm(conv: str, norm: str, path: str) -> list[Row]:
     """Rows of a `ConvNorm`, which PyTorch knows as two layers."""
-    kernel = Row(f"{conv}.weight", f"params/{ours}/conv/kernel", "conv")
-    return [kernel, *batch_norm(norm, f"{ours}/bn")]
+    kernel = Row(f"{conv}.weight", f"params/{path}/conv/kernel", "conv")
+    return [kernel, *batch_norm(norm, f"{path}/bn")]
 
 
 def noah_head(torch: str = "head") -> list[Row]:

@@ -8,7 +8,7 @@ from typing import Any
 from noah_jax.models import get_family
 from noah_jax.models.base import Model, Tree
 from noah_jax.pytorch.files.layouts import Weights, load_weights
-from noah_jax.pytorch.infer import find_model, told_name
+from noah_jax.pytorch.infer import find_model, name_in_metadata
 from noah_jax.pytorch.mapping import to_jax
 
 
@@ -58,9 +58,9 @@ def load_torch(
       InputError: If `name` is not registered, or an argument does not exist or fit.
     """
     weights = load_weights(path, ema=ema)
-    hint = hint or told_name(weights.metadata)
-    found = find_model(weights.state_dict, name=name, hint=hint, arguments=arguments)
-    params, stats = found.model.abstract()
-    table = get_family(found.model.name).table
-    tree = to_jax(found.state_dict, table, {"params": params, "stats": stats})
-    return LoadedModel(found.model, tree["params"], tree.get("stats", {}), weights, found.notes)
+    hint = hint or name_in_metadata(weights.metadata)
+    match = find_model(weights.state_dict, name=name, hint=hint, arguments=arguments)
+    params, stats = match.model.abstract()
+    table = get_family(match.model.name).table
+    tree = to_jax(match.state_dict, table, {"params": params, "stats": stats})
+    return LoadedModel(match.model, tree["params"], tree.get("stats", {}), weights, match.notes)

@@ -1,6 +1,6 @@
-"""Turns the names that other libraries use into the original's.
+"""Changes the keys that other libraries use to the original's.
 
-A state dict that has the original's names already passes through unchanged.
+A state dict that has the original's keys already passes through unchanged.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from noah_jax.pytorch.mapping import match
 
 
 def rename(state_dict: Mapping[str, np.ndarray], family: Family) -> dict[str, np.ndarray]:
-    """A state dict by the original's names; keys that the family does not rename stay.
+    """Returns a state dict with the original's keys; keys that the family does not rename stay.
 
-    Where two keys would become one, the foreign one keeps its name: it is reported as surplus.
+    If two keys would become one, the foreign one keeps its name, so that it is reported as extra.
     """
     out: dict[str, np.ndarray] = {}
     for key, value in state_dict.items():

@@ -111,7 +111,7 @@ def test_what_fits_as_well_is_said():
     named = find_model(state, name="resmlp_12_distilled_224")
     assert named.model.name == "resmlp_12_distilled_224"
     odd = find_model(state, hint="my_net").notes
-    assert "called 'my_net', which is no registered name" in odd[-1]
+    assert "called 'my_net', which is not a registered name" in odd[-1]
 
 
 def test_what_no_model_fits():
