@@ -47,8 +47,8 @@ def create_with_head(
     state_dict: StateDict,
     base: str,
     kind: HeadKind,
-    backbone: Mapping[str, Any],
-    given: Mapping[str, Any],
+    backbone: dict[str, Any],
+    given: dict[str, Any],
 ) -> Model:
     """Creates an architecture with the head that a state dict has.
 
