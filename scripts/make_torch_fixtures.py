@@ -2,8 +2,8 @@
 
     python scripts/make_torch_fixtures.py tests/data/torch
 
-Needs PyTorch and NumPy 2. What the values are is stated in `tests/pytorch/files/test_torch_file.py`
-and `test_sources.py`: rows of whole numbers, which every dtype holds exactly.
+Needs PyTorch and NumPy 2. `test_torch_file.py` and `test_layouts.py` in `tests/pytorch/files` state
+the values, which are rows of whole numbers because every dtype holds these exactly.
 """
 
 from noah_jax.cli import show_help
@@ -41,12 +41,12 @@ def main(folder: pathlib.Path) -> None:
 
 
 def row(start: int) -> torch.Tensor:
-    """Six numbers from `start` on, as [2, 3]."""
+    """Returns six numbers from `start` on, as [2, 3]."""
     return torch.arange(start, start + 6, dtype=torch.float32).reshape(2, 3)
 
 
 def tensors() -> dict:
-    """Every dtype, and every way to look into a storage."""
+    """Returns tensors of every dtype, and every way to view a storage."""
     shared = torch.arange(24, dtype=torch.float32)
     with_attribute = row(7)
     with_attribute.tag = "kept by torch.save"
@@ -68,7 +68,7 @@ def tensors() -> dict:
 
 
 def no_arrays() -> dict:
-    """Tensors that have no NumPy array, beside one that has."""
+    """Returns tensors that NumPy has no array for, and one that it has."""
     return {
         "dense": row(0),
         "sparse": row(0).to_sparse(),
@@ -80,7 +80,10 @@ def no_arrays() -> dict:
 
 
 def checkpoints() -> dict[str, dict]:
-    """A tiny checkpoint in each training program's layout; the EMA's numbers are 100 higher."""
+    """Returns a tiny checkpoint in each training program's layout.
+
+    The numbers of the exponential moving average are 100 higher.
+    """
     names = ("stem.weight", "head.query.weight")
     raw = {name: row(10 * i) for i, name in enumerate(names)}
     average = {name: value + 100 for name, value in raw.items()}
