@@ -15,7 +15,7 @@ from noah_jax.errors import InputError
 from noah_jax.evaluate.multilabel import MultiLabelEvaluation, multi_label_values
 from noah_jax.inference.runner import Inference
 from noah_jax.inference.trained import TrainedModel
-from noah_jax.tasks.metrics import per_image
+from noah_jax.tasks.single_label import per_image
 
 
 @dataclasses.dataclass(frozen=True)

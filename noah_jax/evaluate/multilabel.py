@@ -10,8 +10,7 @@ import numpy as np
 
 from noah_jax.inference.runner import Compute
 from noah_jax.inference.trained import TrainedModel
-from noah_jax.tasks.multi_label import make_loss, measure
-from noah_jax.tasks.task import MultiLabel
+from noah_jax.tasks.multi_label import MultiLabel, make_loss, measure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +51,12 @@ class MultiLabelEvaluation:
 
 def multi_label_values(trained: TrainedModel) -> Compute:
     """What a `MultiLabelEvaluation` needs of each image, by the loss of the training."""
-    task = MultiLabel(trained.model.num_classes, make_loss(trained.config), places=0)
+    loss = make_loss(trained.config["loss"], trained.config["asymmetric"])
+    task = MultiLabel(trained.model.num_classes, loss, capacity=0)
 
     def compute(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        loss = task.per_image(logits, labels)["loss"]
-        return {"loss": loss, "logits": logits, "label": labels}
+        losses = task.per_image(logits, labels)["loss"]
+        return {"loss": losses, "logits": logits, "label": labels}
 
     return compute
 

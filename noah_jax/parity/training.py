@@ -18,7 +18,7 @@ from noah_jax.parity.golden_files import arrays_below, matching, read_json, read
 from noah_jax.parity.models import golden_model
 from noah_jax.pytorch.golden import golden_images, golden_tensor
 from noah_jax.pytorch.mapping import to_torch
-from noah_jax.tasks.metrics import per_image
+from noah_jax.tasks.single_label import per_image
 from noah_jax.train.mixing import smooth
 from noah_jax.train.optimizer import make_optimizer
 from noah_jax.train.step import update_ema

@@ -1,1 +1,1 @@
-"""Losses and metrics, for images with one label and with several."""
+"""Losses and metrics of images with one label and of images with several."""

@@ -331,10 +331,13 @@ def build(
         eval_transform=eval_transform,
         corrupt_images=CorruptImages(data.on_corrupt_image, tell=report.warn),
         task=make_task(
-            config,
+            dataset=config.dataset,
             multi_label=train_source.multi_label,
             num_classes=model.num_classes,
-            places=-(-len(eval_source) // eval_batch_size) * eval_batch_size,
+            capacity=-(-len(eval_source) // eval_batch_size) * eval_batch_size,
+            loss=config.loss,
+            asymmetric=config.asymmetric,
+            smoothing=config.smoothing,
         ),
         augment=make_augment(
             config,

@@ -19,7 +19,8 @@ from noah_jax.models.base import Model
 from noah_jax.models.images import normalise
 from noah_jax.nn.dropout import PartKey
 from noah_jax.tasks.metrics import TrainMetrics
-from noah_jax.tasks.task import SingleLabel, Task
+from noah_jax.tasks.single_label import SingleLabel
+from noah_jax.tasks.task import Task
 from noah_jax.train.mixing import Augment
 from noah_jax.train.param_groups import trainable, with_frozen
 
