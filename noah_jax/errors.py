@@ -63,6 +63,10 @@ class CheckpointError(NoahError):
     """Raised if no checkpoint of a run can be used."""
 
 
+class CompileError(NoahError):
+    """Raised if XLA cannot compile a program for a device, or the device lacks the memory."""
+
+
 class NonFiniteError(NoahError):
     """Raised if a loss or a weight is not finite."""
 

@@ -1,64 +1,175 @@
-"""Measures the speed of what is asked for.
+"""Measures the speed of models, heads, input, evaluation or the training loop.
 
-    python -m noah_jax.benchmark --what model --model noah_resnet50 [--dtype bfloat16] [--batch 1,8]
-    python -m noah_jax.benchmark --what eval [--models NAME,NAME...] [--batch 8] [--rounds 7]
-    python -m noah_jax.benchmark --what input [--folder PATH] [--batch 64] [--rounds 7]
-    python -m noah_jax.benchmark --what host --config configs/quickstart.py [--steps 100]
-    python -m noah_jax.benchmark --what head [--models NAME,NAME...] [--heads NAME,NAME...]
-        [--topology v5e:1x1]
+    python -m noah_jax.benchmark --what model --model noah_resnet50
+    python -m noah_jax.benchmark --what head [--topology v5e:1x1]
+    python -m noah_jax.benchmark --what eval
+    python -m noah_jax.benchmark --what input
+    python -m noah_jax.benchmark --what host --config configs/quickstart.py
 
-`model`: parameters, FLOPs, latency and memory of a model with the NOAH and with a linear head.
-`eval`: images a second that models evaluate, and that PyTorch does where it is installed.
-`input`: images a second that get ready for training, and that PyTorch's loader delivers.
-`host`: what a run costs besides the compiled step.
-`head`: what the NOAH head costs beside a linear one, here or in the train step of a TPU.
+`--what NAME --help` shows the options of one benchmark alone.
 """
 
 import importlib
+import pathlib
 import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from noah_jax.console import fail
+from noah_jax.cli import Parser, positive, run
 from noah_jax.errors import UsageError
 
-# Where the `main(argv)` of each is; imported when it is asked for.
-_BENCHMARKS = {
-    "eval": "noah_jax.benchmark.evaluation",
-    "input": "noah_jax.benchmark.input",
-    "host": "noah_jax.benchmark.host",
-    "head": "noah_jax.benchmark.head",
-    "model": "noah_jax.benchmark.model",
+_PROGRAM = "python -m noah_jax.benchmark"
+
+
+class _Benchmark(NamedTuple):
+    """One benchmark.
+
+    Attributes:
+      module: Module with `measure_and_print(args)`; imported only when it is asked for.
+      summary: What it measures, as a sentence.
+      add_options: Adds its options to a parser.
+    """
+
+    module: str
+    summary: str
+    add_options: Callable[[Parser], None]
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _batches(text: str) -> list[int]:
+    return [positive(part) for part in text.split(",")]
+
+
+def _model_options(parser: Parser) -> None:
+    parser.add_argument("--model", required=True, metavar="NAME", help="a registered model")
+    parser.add_argument("--dtype", default="float32", help="compute dtype (%(default)s)")
+    parser.add_argument(
+        "--batch", default="1,8,32", type=_batches, metavar="N,N...", help="batches (%(default)s)"
+    )
+    parser.add_argument(
+        "--image-size", type=positive, metavar="PIXELS", help="by default the published size"
+    )
+    parser.add_argument("--rounds", type=positive, default=7, help="measurements (%(default)s)")
+
+
+def _eval_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--models", type=_names, metavar="NAME,NAME...", help="by default one of each family"
+    )
+    parser.add_argument("--batch", type=positive, default=8, help="images a call (%(default)s)")
+    parser.add_argument("--rounds", type=positive, default=7, help="measurements (%(default)s)")
+
+
+def _input_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--folder", type=pathlib.Path, help="class folders; by default photographs made for this"
+    )
+    parser.add_argument("--batch", type=positive, default=64, help="images a batch (%(default)s)")
+    parser.add_argument("--rounds", type=positive, default=7, help="measurements (%(default)s)")
+
+
+def _host_options(parser: Parser) -> None:
+    parser.add_config()
+    parser.add_argument(
+        "--steps", type=positive, default=100, help="steps of a measurement (%(default)s)"
+    )
+
+
+def _head_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--models", type=_names, metavar="NAME,NAME...", help="models whose heads are measured"
+    )
+    parser.add_argument(
+        "--heads",
+        type=_names,
+        metavar="NAME,NAME...",
+        help="implementations of the NOAH head, measured beside a linear head",
+    )
+    parser.add_argument(
+        "--batch", type=positive, help="images; by default 32, with --topology 128 a chip"
+    )
+    parser.add_argument("--rounds", type=positive, default=5, help="measurements (%(default)s)")
+    parser.add_argument(
+        "--topology",
+        metavar="MACHINE",
+        help="compile whole train steps for this machine instead, such as v5e:1x1 or h100:1",
+    )
+    parser.add_argument(
+        "--depth", type=positive, help="with --topology: blocks of the backbone, to compile faster"
+    )
+
+
+BENCHMARKS = {
+    "model": _Benchmark(
+        "noah_jax.benchmark.model",
+        "Compares a model with the NOAH head and with a linear head: parameters, FLOPs, latency,"
+        " memory.",
+        _model_options,
+    ),
+    "head": _Benchmark(
+        "noah_jax.benchmark.head",
+        "Measures what the NOAH head costs beside a linear head, alone on this machine or in the"
+        " train step of another.",
+        _head_options,
+    ),
+    "eval": _Benchmark(
+        "noah_jax.benchmark.evaluation",
+        "Measures how many images a second models evaluate, beside PyTorch where it is installed.",
+        _eval_options,
+    ),
+    "input": _Benchmark(
+        "noah_jax.benchmark.input",
+        "Measures how many images a second get ready for training, beside PyTorch's loader.",
+        _input_options,
+    ),
+    "host": _Benchmark(
+        "noah_jax.benchmark.host",
+        "Measures what a training run costs the host besides the compiled step.",
+        _host_options,
+    ),
 }
 
 
-def main(argv: list[str]) -> int:
-    """Runs the benchmark the command line asks for; returns the exit code."""
-    program, *arguments = argv
-    if "--help" in arguments or "-h" in arguments:
-        print(__doc__)
-        return 0
-    try:
-        what, rest = _split_what(arguments)
-        importlib.import_module(_BENCHMARKS[what]).main([program, *rest])
-    except (UsageError, ValueError) as error:
-        return fail(error)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark that the command line asks for; returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    # The options depend on `--what`, so they are parsed in `_start`, where mistakes are one line.
+    return run(lambda _: _start(words), Parser(_PROGRAM), [])
+
+
+def _start(words: Sequence[str]) -> int:
+    chooser = Parser(_PROGRAM, add_help=False)
+    chooser.add_argument("--what", choices=BENCHMARKS)
+    chooser.add_argument("-h", "--help", action="store_true")
+    chosen, rest = chooser.parse_known_args(words)
+    if chosen.what is None:
+        if not chosen.help:
+            choices = " or ".join(f"--what {name}" for name in BENCHMARKS)
+            raise UsageError(f"say what to measure: {choices}")
+        print(_overview())
+    elif chosen.help:
+        _parser(chosen.what).print_help()
+    else:
+        args = _parser(chosen.what).parse_args(rest)
+        importlib.import_module(BENCHMARKS[chosen.what].module).measure_and_print(args)
     return 0
 
 
-def _split_what(arguments: list[str]) -> tuple[str, list[str]]:
-    """The value of `--what` and the other arguments."""
-    choices = " or ".join(f"--what {name}" for name in _BENCHMARKS)
-    for i, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag != "--what":
-            continue
-        rest = arguments[i + 1 :]
-        if not equals:
-            value, rest = "".join(rest[:1]), rest[1:]
-        if value not in _BENCHMARKS:
-            raise UsageError(f"cannot measure {value!r}; say {choices}")
-        return value, arguments[:i] + rest
-    raise UsageError(f"say what to measure: {choices}")
+def _parser(name: str) -> Parser:
+    benchmark = BENCHMARKS[name]
+    parser = Parser(f"{_PROGRAM} --what {name}", benchmark.summary)
+    benchmark.add_options(parser)
+    return parser
+
+
+def _overview() -> str:
+    """Returns the help of the program with the options of every benchmark."""
+    assert __doc__ is not None
+    return "\n".join([__doc__.strip(), *(f"\n{_parser(n).format_help()}" for n in BENCHMARKS)])
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

@@ -1,25 +1,25 @@
-"""How fast models evaluate, beside PyTorch on the same weights and images.
+"""Measures how fast models evaluate, beside PyTorch on the same weights and images.
 
-    python -m noah_jax.benchmark --what eval [--models NAME,NAME...] [--batch 8] [--rounds 7]
-
-Ours is the jitted `model.apply` of this process's device, PyTorch's the original's forward
-pass under `inference_mode` on the CPU; both in float32. They take turns in one process, so
-that the machine's noise meets both. Without PyTorch only ours is measured.
+This package runs the jitted forward pass on this process's device. PyTorch runs the original's
+forward pass under `inference_mode` on the CPU, with images in its default layout, as the original,
+and with channels last. Both compute in float32. They take turns in one process, so that the
+machine's noise meets both. Without PyTorch only this package is measured.
 """
 
-import importlib.util
+import argparse
 import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
-from noah_jax.cli import Parser, positive
+from noah_jax.benchmark.pytorch_here import TORCH_IS_MISSING, torch_is_installed
 from noah_jax.errors import InputError
 from noah_jax.models import create_model
-from noah_jax.models.base import Model
+from noah_jax.models.base import Model, Tree
 from noah_jax.pytorch.reference import example_weights, torch_forward, torch_state
 
 # One member of each family.
@@ -35,39 +35,39 @@ MODELS = (
     "noah_resmlp_12_224",
     "noah_gmlp_ti16_224",
 )
-_SECONDS = 0.5  # of one measurement
+_SECONDS = 0.5  # duration of one measurement
 _QUIET = 0.5  # load average that leaves the figures alone; PyTorch suffers more than XLA
-_AGREE = 1e-3  # of the logits' standard deviation
+_AGREE = 1e-3  # largest difference of two logits, over their standard deviation
 
 
 def benchmark_eval(
     model: Model, *, batch: int, rounds: int, seconds: float = _SECONDS, torch: bool
 ) -> dict[str, list[float]]:
-    """Images a second in every round, by what computes them.
+    """Returns images a second in every round, by what computes them.
 
     Args:
-      model: what to evaluate, on random images and weights.
-      batch: images a call.
-      rounds: measurements of each.
-      seconds: about how long one measurement takes.
-      torch: whether to measure PyTorch too.
+      model: Model to evaluate, on random images and weights.
+      batch: Images a call.
+      rounds: Number of measurements of each.
+      seconds: Duration of one measurement, roughly.
+      torch: Whether to measure PyTorch too.
 
     Returns:
-      `{"noah_jax": [...]}` and, with `torch`, `"torch"` and `"torch_channels_last"`: the
-      default layout of images, which the original has, and channels last.
+      `{"noah_jax": [...]}` and, with `torch`, `"torch"` (the default layout of images) and
+      `"torch_channels_last"`.
 
     Raises:
-      ValueError: if PyTorch's logits are not ours; the two would not be comparable.
+      InputError: If PyTorch's logits differ; the two would not be comparable.
     """
     params, stats = example_weights(model)
     random = np.random.RandomState(0)
     images = random.standard_normal((batch, *model.image_size, 3)).astype(np.float32)
-    calls = {"noah_jax": _our_call(model, params, stats, images)}
+    calls: dict[str, Callable[[], Any]] = {"noah_jax": _jax_call(model, params, stats, images)}
     if torch:
         calls |= _torch_calls(model, params, stats, images)
-    logits = {name: np.asarray(call()) for name, call in calls.items()}  # compiles, too
-    for name, theirs in logits.items():
-        difference = np.abs(theirs - logits["noah_jax"]).max() / theirs.std()
+    logits = {name: np.asarray(call()) for name, call in calls.items()}  # compiles the calls too
+    for name, found in logits.items():
+        difference = np.abs(found - logits["noah_jax"]).max() / found.std()
         if not difference <= _AGREE:
             raise InputError(
                 f"{model.name}: {name}'s logits differ by {difference:.1e} of their std"
@@ -79,16 +79,25 @@ def benchmark_eval(
     return speeds
 
 
-def _our_call(model, params, stats, images) -> Callable[[], jax.Array]:
-    apply = jax.jit(
+def jitted_forward(model: Model) -> Any:
+    """Returns the jitted `(params, stats, images) -> logits` for normalised float images."""
+    return jax.jit(
         lambda *arguments: model.apply(*arguments, train=False)[0],
         compiler_options=model.evaluation_options(),
     )
+
+
+def _jax_call(
+    model: Model, params: Tree, stats: Tree, images: np.ndarray
+) -> Callable[[], jax.Array]:
+    forward = jitted_forward(model)
     arguments = jax.device_put((params, stats, images))
-    return lambda: apply(*arguments).block_until_ready()
+    return lambda: forward(*arguments).block_until_ready()
 
 
-def _torch_calls(model, params, stats, images) -> dict[str, Callable]:
+def _torch_calls(
+    model: Model, params: Tree, stats: Tree, images: np.ndarray
+) -> dict[str, Callable[[], Any]]:
     import torch
 
     state = torch_state(model, params, stats)
@@ -99,8 +108,8 @@ def _torch_calls(model, params, stats, images) -> dict[str, Callable]:
     forward = torch_forward(model)
     nhwc = torch.from_numpy(images).permute(0, 3, 1, 2)
 
-    def call(state, images):
-        def evaluate():
+    def call(state: Any, images: Any) -> Callable[[], Any]:
+        def evaluate() -> Any:
             with torch.inference_mode():
                 return forward(state, images)
 
@@ -113,7 +122,7 @@ def _torch_calls(model, params, stats, images) -> dict[str, Callable]:
 
 
 def _calls_a_second(call: Callable[[], object], seconds: float) -> float:
-    call()  # the other's threads come to rest
+    call()  # meanwhile the other library's threads come to rest
     start = time.perf_counter()
     count = 0
     while (elapsed := time.perf_counter() - start) < seconds or not count:
@@ -122,32 +131,28 @@ def _calls_a_second(call: Callable[[], object], seconds: float) -> float:
     return count / elapsed
 
 
-def main(argv: list[str]) -> None:
-    """Measures what the command line asks for and prints it, a line for a model."""
-    parser = Parser("--what eval", add_help=False)
-    parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--batch", type=positive, default=8)
-    parser.add_argument("--rounds", type=positive, default=7)
-    given = parser.parse_args(argv[1:])
-    models = [create_model(name) for name in given.models.split(",")]
-    torch = importlib.util.find_spec("torch") is not None
+def measure_and_print(args: argparse.Namespace) -> None:
+    """Measures the models that the options name and prints a line for each."""
+    models = [create_model(name) for name in args.models or MODELS]
+    torch = torch_is_installed()
     tell_if_busy()
     print(
-        f"images/s in evaluation on {jax.devices()[0].device_kind}, float32, batch {given.batch},"
-        f" medians of {given.rounds} rounds"
+        f"images/s in evaluation on {jax.devices()[0].device_kind}, float32, batch {args.batch},"
+        f" medians of {args.rounds} rounds"
     )
     print(_row("model", "noah_jax", "PyTorch", "ratio", "channels last", "ratio"))
     for model in models:
-        speeds = benchmark_eval(model, batch=given.batch, rounds=given.rounds, torch=torch)
-        ours = speeds["noah_jax"]
-        cells = [f"{statistics.median(ours):.1f}"]
+        speeds = benchmark_eval(model, batch=args.batch, rounds=args.rounds, torch=torch)
+        jax_speeds = speeds["noah_jax"]
+        cells = [f"{statistics.median(jax_speeds):.1f}"]
         for name in ("torch", "torch_channels_last"):
-            if theirs := speeds.get(name):
-                ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-                cells += [f"{statistics.median(theirs):.1f}", f"{ratio:.2f}"]
+            if torch_speeds := speeds.get(name):
+                pairs = zip(jax_speeds, torch_speeds, strict=True)
+                ratio = statistics.median(a / b for a, b in pairs)
+                cells += [f"{statistics.median(torch_speeds):.1f}", f"{ratio:.2f}"]
         print(_row(model.name, *cells), flush=True)
     if not torch:
-        print("PyTorch is not installed, so there is nothing to compare with; pip install torch")
+        print(TORCH_IS_MISSING)
 
 
 def tell_if_busy() -> None:

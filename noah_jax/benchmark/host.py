@@ -1,21 +1,21 @@
-"""What a run costs besides its arithmetic.
+"""Measures what a training run costs the host besides the compiled step.
 
-    python -m noah_jax.benchmark --what host --config configs/quickstart.py [--steps 100]
-
-The train step of a configuration, alone and fed by its real data. Two things are held
-against a limit of 2 ms a step: how long the device waits for the host between steps, and
-the processor time that the loop spends outside the compiled step (while the device computes).
-Both loops take turns, so that the machine's noise meets both.
+It runs the train step of a configuration alone, on one batch, and fed by the real data. Two figures
+are held against a limit of 2 ms a step: how long the device waits for the host between steps, and
+the processor time that the loop spends outside the compiled step, while the device computes. Both
+loops take turns, so that the machine's noise meets both.
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
+from noah_jax.cli import load_config
 from noah_jax.compilation import enable_compilation_cache
-from noah_jax.config import parse_command_line
 from noah_jax.train.setup import Experiment, build
 
 HOST_LIMIT_MS = 2.0
@@ -23,23 +23,23 @@ _ROUNDS = 5
 
 
 def benchmark_host(experiment: Experiment, steps: int) -> dict[str, float]:
-    """Milliseconds per step; medians over the rounds.
+    """Returns milliseconds per step, as medians over the rounds.
 
     Args:
-      experiment: what to run.
-      steps: steps of each loop in each of the five rounds.
+      experiment: The training run to measure.
+      steps: Number of steps of each loop in each of the five rounds.
 
     Returns:
-      `step`: the compiled step alone, on one batch; `loop`: fed by the real data; `host`:
-      from the end of a step to the call of the next; `host_cpu`: processor time of the loop
-      outside the step; `call`: of the step, until the call returns.
+      `step`: the compiled step alone, on one batch; `loop`: the step fed by the real data; `host`:
+      the time from the end of a step to the call of the next; `host_cpu`: processor time of the
+      loop outside the step; `call`: the time until the call of the step returns.
     """
     train_step, _ = experiment.compile_steps()
     state = experiment.init_state()
     for index in range(len(experiment.train_source)):
         if not experiment.config.data.cache:
             break
-        experiment.train_source[index]  # as from the second epoch on
+        experiment.train_source[index]  # from the second epoch on every image is cached
 
     def run(batches: Iterator) -> dict[str, float]:
         nonlocal state
@@ -54,14 +54,14 @@ def benchmark_host(experiment: Experiment, steps: int) -> dict[str, float]:
             state, metrics = train_step(state, batch)
             call += time.perf_counter() - begin
             begin_cpu = time.thread_time()
-            batch = next(batches)  # while the device computes, as the training loop does
+            batch = next(batches)  # the training loop, too, does this while the device computes
             host_cpu += time.thread_time() - begin_cpu
             jax.block_until_ready(metrics)
             ready = time.perf_counter()
         parts = {"total": ready - start, "host": host, "host_cpu": host_cpu, "call": call}
         return {key: 1000 * seconds / steps for key, seconds in parts.items()}
 
-    def repeat(batch) -> Iterator:
+    def repeat(batch: Any) -> Iterator[Any]:
         while True:
             yield batch
 
@@ -80,10 +80,10 @@ def benchmark_host(experiment: Experiment, steps: int) -> dict[str, float]:
     }
 
 
-def main(argv: list[str]) -> None:
-    """Measures what the command line asks for and prints it."""
-    config, given = parse_command_line(argv, steps=100)
-    steps = given["steps"]
+def measure_and_print(args: argparse.Namespace) -> None:
+    """Measures the configuration that the options name and prints a line for each figure."""
+    config = load_config(args)
+    steps = args.steps
     needed = _ROUNDS * (steps + 1) + 1
     experiment = build(config)
     if experiment.total_steps < needed:

@@ -1,14 +1,13 @@
-"""How fast images get ready for training, beside PyTorch's DataLoader on the same files.
+"""Measures how fast images get ready for training, beside PyTorch's DataLoader on the same files.
 
-    python -m noah_jax.benchmark --what input [--folder PATH] [--batch 64] [--rounds 7]
-
-Two recipes: the CNNs' (random crop, flip) beside torchvision's transforms, DeiT's (RandAugment
-besides) beside timm's, as the original composes them, with as many workers as there are
-cores. Below them the floors, on the same threads: decoding alone, and all the transforms
-without batches round them. Everything takes turns in one process, so that the machine's
-noise meets all. What is not installed is left out: `pip install torch torchvision timm`.
+Two recipes are measured: the CNNs' (random crop, flip) beside torchvision's transforms, and DeiT's
+(with RandAugment) beside timm's, as the original composes them, with as many workers as there are
+cores. Below them stand the floors on the same threads: decoding alone, and all transforms without
+batches round them. Everything takes turns in one process, so that the machine's noise meets all.
+PyTorch's loaders are left out where they are not installed: `pip install torch torchvision timm`.
 """
 
+import argparse
 import collections
 import dataclasses
 import functools
@@ -26,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from noah_jax.benchmark.photographs import write_class_folder
-from noah_jax.cli import Parser, positive
 from noah_jax.console import warn
 from noah_jax.data.batches import num_cores, train_batches
 from noah_jax.data.corrupt import CorruptImages
@@ -40,14 +38,14 @@ from noah_jax.data.transforms import TrainTransform
 from noah_jax.models.family import IMAGENET_MEAN, IMAGENET_STD
 
 _SIZE = (224, 224)
-_FILES = 1024  # of the made set: what the system keeps in memory, so that no disk counts
-_SECONDS = 1.5  # of a turn
-_BUFFERED = 7  # batches that may lie ready when a turn begins: they do not count
+_FILES = 1024  # files of the made set; few enough to stay in memory, so that no disk counts
+_SECONDS = 1.5  # duration of a turn
+_BUFFERED = 7  # batches that may lie ready when a turn begins; they do not count
 _ENDLESS = 10**9
 
 CNN = TrainTransform("random_resized", _SIZE)
-# Magnitudes without their deviation: where it carries one to 10, timm 1.0 asks Pillow 13 for an
-# image of 0 bits, which is an error there.
+# The magnitude has no deviation here: where a deviation carries it to 10, timm 1.0 asks Pillow 13
+# for an image of 0 bits, which is an error there.
 DEIT = TrainTransform(
     "random_resized",
     _SIZE,
@@ -60,13 +58,13 @@ DEIT = TrainTransform(
 def measure(
     contenders: dict[str, Iterator[Any]], *, batch: int, rounds: int, seconds: float | None = None
 ) -> dict[str, list[float]]:
-    """Images a second of each, in every round.
+    """Returns images a second of each contender, in every round.
 
     Args:
-      contenders: endless batches, by name.
-      batch: images of each.
-      rounds: turns of each.
-      seconds: of one turn; by default 1.5.
+      contenders: Endless iterators of batches, by name.
+      batch: Images of each batch.
+      rounds: Number of turns of each contender.
+      seconds: Duration of one turn; by default 1.5 s.
     """
     seconds = seconds or _SECONDS
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -78,16 +76,16 @@ def measure(
             while (elapsed := time.perf_counter() - start) < seconds:
                 next(batches)
                 count += batch
-            if turn:  # the first is for warming up
+            if turn:  # the first turn warms up
                 speeds[name].append(count / elapsed)
-            time.sleep(_BUFFERED * elapsed / (count / batch))  # till the buffers are full again
+            time.sleep(_BUFFERED * elapsed / (count / batch))  # until the buffers are full again
     return speeds
 
 
-def our_batches(
+def jax_batches(
     source: Source, transform: TrainTransform, *, batch: int, threads: int
 ) -> Iterator[Any]:
-    """Batches of the training program, which stay on the host."""
+    """Returns the training program's batches, which stay on the host."""
     return train_batches(
         DecodedSource(source),
         transform,
@@ -103,7 +101,7 @@ def our_batches(
 def floor(
     source: Source, work: Callable[[bytes, int], Any], *, batch: int, threads: int
 ) -> Iterator[None]:
-    """Does something to every file's bytes, in threads, and nothing else."""
+    """Calls `work` on the bytes of every file, in threads, and yields after every batch."""
     data = [source[index][0] for index in range(len(source))]
 
     def part(start: int) -> None:
@@ -111,7 +109,7 @@ def floor(
             work(data[index % len(data)], index)
 
     with ThreadPoolExecutor(threads) as pool:
-        # Each thread has a batch of its own, and one more waits: none ever runs dry.
+        # Each thread has a batch of its own and one more waits, so that none ever runs dry.
         under_way = collections.deque(pool.submit(part, i * batch) for i in range(threads + 1))
         for i in itertools.count(threads + 1):
             under_way.popleft().result()
@@ -120,13 +118,13 @@ def floor(
 
 
 def torch_batches(folder: pathlib.Path, transform: Any, *, batch: int, workers: int) -> Iterator:
-    """torchvision's ImageFolder in a DataLoader with worker processes."""
+    """Returns batches of torchvision's ImageFolder from a DataLoader with worker processes."""
     from torch.utils.data import DataLoader, RandomSampler
     from torchvision.datasets import ImageFolder
 
     images = ImageFolder(os.fspath(folder / "train"), transform)
     endless = RandomSampler(images, replacement=True, num_samples=_ENDLESS)
-    # Not forked: this process has threads.
+    # The workers are not forked, because this process has threads.
     loader = DataLoader(
         images, batch, sampler=endless, num_workers=workers, multiprocessing_context="forkserver"
     )
@@ -134,7 +132,7 @@ def torch_batches(folder: pathlib.Path, transform: Any, *, batch: int, workers: 
 
 
 def torchvision_transform(to_tensor: Any = None) -> Any:
-    """The original's training transform for CNNs, or one that ends with `to_tensor`."""
+    """Returns the original's training transform for CNNs; `to_tensor` replaces its end."""
     from torchvision import transforms as tv
 
     end = [tv.ToTensor(), tv.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
@@ -148,7 +146,7 @@ def torchvision_transform(to_tensor: Any = None) -> Any:
 
 
 def timm_transform() -> Any:
-    """The original's training transform for DeiT, erasing left out: ours is in the step."""
+    """Returns the original's training transform for DeiT without erasing, a part of our step."""
     from timm.data import create_transform
 
     return create_transform(
@@ -163,7 +161,7 @@ def timm_transform() -> Any:
 
 
 def pixel_difference(source: Source, transform: TrainTransform, images: int = 64) -> np.ndarray:
-    """Absolute difference in levels of `fast` and exact pixels, for the same draws."""
+    """Returns the absolute difference, in levels of 255, of approximate and exact pixels."""
     exact, fast = (dataclasses.replace(transform, approximate=f) for f in (False, True))
     differences = []
     for index in range(min(images, len(source))):
@@ -176,27 +174,22 @@ def pixel_difference(source: Source, transform: TrainTransform, images: int = 64
     return np.stack(differences)
 
 
-def main(argv: list[str]) -> None:
-    """Measures what the command line asks for and prints it."""
-    parser = Parser("--what input", add_help=False)
-    parser.add_argument("--folder", type=pathlib.Path)
-    parser.add_argument("--batch", type=positive, default=64)
-    parser.add_argument("--rounds", type=positive, default=7)
-    given = parser.parse_args(argv[1:])
+def measure_and_print(args: argparse.Namespace) -> None:
+    """Measures both recipes on the folder that the options name and prints their tables."""
     with tempfile.TemporaryDirectory() as made:
-        folder = given.folder or pathlib.Path(made)
-        if given.folder is None:
+        folder = args.folder or pathlib.Path(made)
+        if args.folder is None:
             write_class_folder(folder, files=_FILES)
         source, _ = open_sources(f"folder:{folder}")
         cores = num_cores()
         print(
-            f"images/s on {cores} core(s), batch {given.batch}, medians of {given.rounds} turns;"
-            f" {len(source):,} files of {given.folder or 'made photographs, 500 x 375, 110 kB'}"
+            f"images/s on {cores} core(s), batch {args.batch}, medians of {args.rounds} turns;"
+            f" {len(source):,} files of {args.folder or 'made photographs, 500 x 375, 110 kB'}"
         )
-        run = functools.partial(_measure_recipe, folder, source, given.batch, given.rounds, cores)
+        run = functools.partial(_measure_recipe, folder, source, args.batch, args.rounds, cores)
         run("CNNs: random crop, flip", CNN, ("torch", "torchvision"))
         run("DeiT: RandAugment besides", DEIT, ("torch", "torchvision", "timm"))
-        _measure_threads(source, given.batch, given.rounds, cores)
+        _measure_threads(source, args.batch, args.rounds, cores)
 
 
 def _measure_recipe(
@@ -212,19 +205,19 @@ def _measure_recipe(
     """Measures a recipe and prints a line for each contender."""
     fast = _fast(transform)
     contenders = {
-        name: torch_batches(folder, theirs, batch=batch, workers=cores)
-        for name, theirs in _loaders_of(*packages).items()
+        name: torch_batches(folder, other, batch=batch, workers=cores)
+        for name, other in _loaders_of(*packages).items()
     }
     others = list(contenders)
     variants = {"noah_jax": transform} | ({"noah_jax, approximate_decode": fast} if fast else {})
-    for name, ours in variants.items():
-        contenders[name] = our_batches(source, ours, batch=batch, threads=cores)
+    for name, variant in variants.items():
+        contenders[name] = jax_batches(source, variant, batch=batch, threads=cores)
         contenders[f"  its transforms alone{name[8:]}"] = floor(
-            source, _transforming(ours), batch=batch, threads=cores
+            source, _transforming(variant), batch=batch, threads=cores
         )
         contenders[f"  decoding whole images alone{name[8:]}"] = floor(
             source,
-            functools.partial(_decode_whole, approximate=ours.approximate),
+            functools.partial(_decode_whole, approximate=variant.approximate),
             batch=batch,
             threads=cores,
         )
@@ -250,7 +243,7 @@ def _measure_recipe(
 def _measure_threads(source: Source, batch: int, rounds: int, cores: int) -> None:
     counts = sorted({1, *(2**i for i in range(cores.bit_length())), cores})
     contenders = {
-        str(n): our_batches(source, CNN, batch=batch, threads=n) for n in counts if n <= cores
+        str(n): jax_batches(source, CNN, batch=batch, threads=n) for n in counts if n <= cores
     }
     speeds = measure(contenders, batch=batch, rounds=rounds)
     one = statistics.median(speeds["1"])
@@ -275,7 +268,7 @@ def _transforming(transform: TrainTransform) -> Callable[[bytes, int], Any]:
 
 
 def _loaders_of(*names: str) -> dict[str, Any]:
-    """What to compare with, by name: transforms made of these packages, where they are."""
+    """Returns the transforms to compare with, by name, if these packages are installed."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         print(f"{', '.join(missing)} not installed: nothing to compare with")
@@ -284,7 +277,7 @@ def _loaders_of(*names: str) -> dict[str, Any]:
         return {"timm": timm_transform()}
     from torchvision import transforms as tv
 
-    # The original's loader makes float32 of the pixels; another could leave that to the device.
+    # The original's loader makes float32 pixels; another loader could leave that to the device.
     return {
         "torchvision": torchvision_transform(),
         "torchvision, uint8": torchvision_transform(tv.PILToTensor()),

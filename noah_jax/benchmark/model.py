@@ -1,14 +1,12 @@
-"""What a model with the NOAH head costs in evaluation, beside the same backbone's linear head.
+"""Compares a model with the NOAH head and the same backbone with a linear head, in evaluation.
 
-    python -m noah_jax.benchmark --what model --model noah_resnet50 [--dtype bfloat16]
-        [--batch 1,8,32] [--image-size 224] [--rounds 7]
-
-Both are timed in one run on this process's device, and take turns, so that the machine's noise
+Both are timed in one run on this process's device and take turns, so that the machine's noise
 meets both. Latency is the median time of a call that waits for its result, with the images on the
-device already; throughput the images of a batch over it. Memory is what the compiler reserves:
-weights, images and logits, and temporary arrays. FLOPs are the multiply-adds of one image.
+device already. Throughput is the images of a batch over the latency. Memory is what the compiler
+reserves: weights, images and logits, and temporary arrays. FLOPs are the multiply-adds of an image.
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -18,24 +16,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noah_jax.benchmark.evaluation import tell_if_busy
-from noah_jax.cli import Parser, positive
+from noah_jax.aot.hlo import memory_stats
+from noah_jax.benchmark.evaluation import jitted_forward, tell_if_busy
 from noah_jax.models.base import Model
 from noah_jax.models.create import create_model
 from noah_jax.models.flops import multiply_adds
 from noah_jax.pytorch.reference import example_weights
 
 HEADS = ("noah", "linear")
-_SECONDS = 0.3  # of one measurement, about
+_SECONDS = 0.3  # duration of one measurement, roughly
 
 
 class Cost(NamedTuple):
-    """What a batch costs a model.
+    """Cost of a batch.
 
     Attributes:
-      seconds: median time of a call, in each round.
-      arguments_bytes: of weights and images.
-      temporary_bytes: of what is between them and the logits.
+      seconds: Median time of a call, in each round.
+      arguments_bytes: Bytes of the weights and the images.
+      temporary_bytes: Bytes of the arrays between them and the logits.
     """
 
     seconds: list[float]
@@ -46,15 +44,16 @@ class Cost(NamedTuple):
 def benchmark_model(
     models: dict[str, Model], *, batch: int, rounds: int, seconds: float = _SECONDS
 ) -> dict[str, Cost]:
-    """The cost of one batch, by head.
+    """Returns the cost of one batch, by head.
 
     Args:
-      models: by head.
-      batch: images a call.
-      rounds: measurements of each, in turns.
-      seconds: about how long one measurement takes.
+      models: The models, by head.
+      batch: Images a call.
+      rounds: Number of measurements of each model; they take turns.
+      seconds: Duration of one measurement, roughly.
     """
-    calls, memory = {}, {}
+    calls: dict[str, Callable[[], object]] = {}
+    memory: dict[str, tuple[int, int]] = {}
     for head, model in models.items():
         calls[head], memory[head] = _compile(model, batch)
         calls[head]()  # warms up
@@ -66,17 +65,14 @@ def benchmark_model(
 
 
 def _compile(model: Model, batch: int) -> tuple[Callable[[], object], tuple[int, int]]:
+    """Returns a call of the compiled forward pass, and its arguments' and temporaries' bytes."""
     weights = jax.device_put(example_weights(model))
     random = np.random.RandomState(0)
     images = random.standard_normal((batch, *model.image_size, 3)).astype(np.float32)
     arguments = (*weights, jax.device_put(images))
-    apply = jax.jit(
-        lambda *arguments: model.apply(*arguments, train=False)[0],
-        compiler_options=model.evaluation_options(),
-    )
-    compiled = apply.lower(*arguments).compile()
-    found = compiled.memory_analysis()
-    sizes = found.argument_size_in_bytes, found.temp_size_in_bytes
+    compiled = jitted_forward(model).lower(*arguments).compile()
+    stats = memory_stats(compiled)
+    sizes = stats.argument_size_in_bytes, stats.temp_size_in_bytes
     return lambda: jax.block_until_ready(compiled(*arguments)), sizes
 
 
@@ -90,36 +86,29 @@ def _median_time(call: Callable[[], object], seconds: float) -> float:
     return statistics.median(times)
 
 
-def main(argv: list[str]) -> None:
-    """Measures what the command line asks for and prints a row for each batch and head."""
-    parser = Parser("--what model", add_help=False)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--batch", default="1,8,32", type=_batches)
-    parser.add_argument("--image-size", type=positive)
-    parser.add_argument("--rounds", type=positive, default=7)
-    given = parser.parse_args(argv[1:])
-    arguments = {"dtype": given.dtype, "image_size": given.image_size}
-    models = {head: create_model(given.model, head=head, **arguments) for head in HEADS}
+def measure_and_print(args: argparse.Namespace) -> None:
+    """Measures the model that the options name and prints a row for each batch and head."""
+    arguments = {"dtype": args.dtype, "image_size": args.image_size}
+    models = {head: create_model(args.model, head=head, **arguments) for head in HEADS}
     tell_if_busy()
     height, width = models["noah"].image_size
     print(
-        f"{given.model.removeprefix('noah_')} in evaluation on {jax.devices()[0].device_kind},"
-        f" {jnp.dtype(given.dtype).name}, images of {height} x {width} pixels, medians of"
-        f" {given.rounds} rounds"
+        f"{args.model.removeprefix('noah_')} in evaluation on {jax.devices()[0].device_kind},"
+        f" {jnp.dtype(args.dtype).name}, images of {height} x {width} pixels, medians of"
+        f" {args.rounds} rounds"
     )
     parameters = [models[head].num_params for head in HEADS]
     operations = [multiply_adds(models[head]) for head in HEADS]
     print(_LINE.format("", "NOAH", "linear", "ratio"))
     print(_line("parameters/M", [n / 1e6 for n in parameters], ".3f"))
     print(_line("FLOPs/G", [n / 1e9 for n in operations], ".3f"))
-    for batch in given.batch:
-        costs = benchmark_model(models, batch=batch, rounds=given.rounds)
+    for batch in args.batch:
+        costs = benchmark_model(models, batch=batch, rounds=args.rounds)
         noah, linear = (costs[head] for head in HEADS)
         medians = [statistics.median(cost.seconds) for cost in (noah, linear)]
-        # The ratio is the median of the rounds': its two turns met the same noise.
+        # The ratio is the median over the rounds, whose two turns met the same noise.
         pairs = zip(noah.seconds, linear.seconds, strict=True)
-        ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+        ratio = statistics.median(a / b for a, b in pairs)
         print(f"batch {batch}")
         print(_line("  latency/ms", [1e3 * t for t in medians], ".2f", ratio))
         print(_line("  images/s", [batch / t for t in medians], ".1f", 1 / ratio))
@@ -131,11 +120,7 @@ _LINE = "{:22} {:>10} {:>10} {:>7}"
 
 
 def _line(what: str, values: list[float], form: str, ratio: float | None = None) -> str:
-    ours, theirs = values
+    noah, linear = values
     if ratio is None:
-        ratio = ours / theirs if theirs else float("nan")
-    return _LINE.format(what, format(ours, form), format(theirs, form), f"{ratio:.3f}")
-
-
-def _batches(text: str) -> list[int]:
-    return [positive(part) for part in text.split(",")]
+        ratio = noah / linear if linear else float("nan")
+    return _LINE.format(what, format(noah, form), format(linear, form), f"{ratio:.3f}")

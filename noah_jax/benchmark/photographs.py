@@ -1,7 +1,7 @@
-"""A class folder of made photographs, for measurements where there is no ImageNet.
+"""Makes a class folder of artificial photographs, for measurements where there is no ImageNet.
 
-Noise whose amplitude falls with the frequency as it does in photographs, in the size and
-at about the number of bytes of ImageNet's images, on which decoding's time depends.
+They are noise whose amplitude falls with the frequency as it does in photographs. Their size and
+their number of bytes, on which the time to decode depends, are about those of ImageNet's images.
 """
 
 import io
@@ -10,13 +10,13 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-SIZE = (500, 375)  # width, height: ImageNet's most frequent
-_BYTES = 110_000  # of ImageNet's average file
-_FALL = 1.1  # amplitude is frequency to the power of minus this
+SIZE = (500, 375)  # width and height in pixels, the most frequent of ImageNet
+_BYTES = 110_000  # average size of a file of ImageNet
+_FALL = 1.1  # the amplitude is the frequency to the power of minus this
 
 
 def make_photograph(seed: int) -> bytes:
-    """One JPEG file of about 110,000 bytes."""
+    """Returns a JPEG file of about 110,000 bytes."""
     random = np.random.RandomState(seed)
     width, height = SIZE
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
@@ -38,9 +38,9 @@ def write_class_folder(folder: pathlib.Path, *, files: int, different: int = 32)
     """Writes `train/CLASS/image.jpg` and `val/CLASS/image.jpg` of four classes.
 
     Args:
-      folder: is made.
-      files: of the training split; the other has four.
-      different: photographs among them.
+      folder: Folder to make.
+      files: Number of training files; there are four validation files.
+      different: Number of different photographs among them.
     """
     photographs = [make_photograph(seed) for seed in range(min(files, different))]
     for split, count in (("train", files), ("val", 4)):

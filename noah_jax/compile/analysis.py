@@ -1,4 +1,4 @@
-"""Compiles the real train step for a machine and reads what XLA says of it."""
+"""Compiles the real train step for a machine and reports what XLA says of it."""
 
 import copy
 import dataclasses
@@ -11,9 +11,12 @@ import jax
 from ml_collections import ConfigDict
 
 from noah_jax import distributed
-from noah_jax.compile import hlo
-from noah_jax.compile.targets import Target
+from noah_jax.aot import hlo
+from noah_jax.aot.head_shape import head_shape
+from noah_jax.aot.kernel_cycles import kernel_calls, kernel_cycles
+from noah_jax.aot.targets import Target
 from noah_jax.data import imagenet
+from noah_jax.errors import CompileError, InputError
 from noah_jax.train.param_groups import trainable
 from noah_jax.train.setup import Experiment, build
 
@@ -22,15 +25,15 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on each device.
+    """Memory of a step on each device, in bytes.
 
     Attributes:
-      needed: all of it at once.
-      limit: what a program may take.
-      arguments: the state and the batch; None, as the others, where XLA gave up.
-      temporaries: what lives within the step alone.
-      output: results that do not lie in donated memory.
-      code: the program.
+      needed: Memory that the step needs at once.
+      limit: Memory that a program may take.
+      arguments: The state and the batch; `None`, like the parts below, where XLA gave up.
+      temporaries: Arrays that live only within the step.
+      output: Results that do not lie in donated memory.
+      code: The program itself.
     """
 
     needed: int
@@ -42,17 +45,18 @@ class Memory:
 
     @property
     def fits(self) -> bool:
+        """Whether a device has this memory."""
         return self.needed <= self.limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Donation:
-    """Whether the new state takes the old one's memory.
+    """How far the new state takes the old state's memory.
 
     Attributes:
-      bytes: of results that do.
-      arrays: of the state that the step reads.
-      donated: how many of them give their memory.
+      bytes: Bytes of results that lie in donated memory.
+      arrays: Number of the state's arrays that the step reads.
+      donated: Number of these arrays that give their memory.
     """
 
     bytes: int
@@ -61,31 +65,33 @@ class Donation:
 
     @property
     def honoured(self) -> bool:
+        """Whether every array of the state gives its memory."""
         return self.donated == self.arrays
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A train step compiled for a machine; everything is of one device.
+    """A train step compiled for a machine; every figure is per device.
 
     Attributes:
-      model: the model's name.
-      dtype: compute dtype.
-      topology: the target's name.
-      device_kind: what a device is.
-      num_devices: how many there are.
-      batch_size: images per step over all devices.
-      state_bytes: of the state.
-      parameter_bytes: of the trainable parameters, and so of their gradients.
-      statistics_bytes: of BatchNorm's running statistics.
-      memory: what it takes.
-      compile_seconds: XLA's, on this machine.
-      notes: what to know of the figures.
-      flops: floating point operations of a step; None, as all below, where XLA gave up.
-      bytes_accessed: memory traffic of a step; None on GPUs too.
-      estimated_cycles: of a step, on a TPU.
-      collectives: exchanges between the devices.
-      donation: whether the state's memory is used again.
+      model: Name of the model.
+      dtype: Compute dtype.
+      topology: Name of the target.
+      device_kind: Kind of the devices.
+      num_devices: Number of devices.
+      batch_size: Images per step over all devices.
+      state_bytes: Bytes of the training state.
+      parameter_bytes: Bytes of the trainable parameters, and so of their gradients.
+      statistics_bytes: Bytes of BatchNorm's running statistics.
+      memory: Memory that the step takes.
+      compile_seconds: Seconds that XLA took on this machine.
+      notes: Sentences on what the figures leave out.
+      flops: Floating-point operations of a step; `None`, like all below, where XLA gave up.
+      bytes_accessed: Memory traffic of a step; `None` on GPUs too.
+      estimated_cycles: Cycles of a step on a TPU, the head's kernels included.
+      kernel_cycles: Cycles of the head's kernels among them; 0 where the step calls none.
+      collectives: Exchanges between the devices.
+      donation: How far the state's memory is used again.
     """
 
     model: str
@@ -103,15 +109,17 @@ class Report:
     flops: float | None = None
     bytes_accessed: float | None = None
     estimated_cycles: int | None = None
+    kernel_cycles: int | None = None
     collectives: list[hlo.Collective] | None = None
     donation: Donation | None = None
 
     @property
     def fits(self) -> bool:
+        """Whether the step fits into a device's memory."""
         return self.memory.fits
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the report as what JSON takes."""
         values = {"fits": self.fits, **dataclasses.asdict(self)}
         if self.collectives is not None:
             values["collectives"] = [c._asdict() for c in self.collectives]
@@ -121,12 +129,13 @@ class Report:
 
 
 def compile_for(config: ConfigDict, target: Target) -> Report:
-    """The configuration's train step for a machine.
+    """Compiles a configuration's train step for a machine.
 
-    ImageNet need not be here; other data must be, since its classes and size are read.
+    ImageNet need not be here. Other data must be, since its classes and its size are read.
 
     Raises:
-      ValueError: if anything in the configuration does not fit; names the key.
+      InputError: If a key of the configuration does not fit; names the key.
+      CompileError: If XLA refuses the step for another reason than its memory.
     """
     experiment = _build(config, target.devices)
     traced = experiment.trace_train_step()
@@ -134,22 +143,24 @@ def compile_for(config: ConfigDict, target: Target) -> Report:
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        compiled, memory = None, _exhausted(error)
+        compiled, memory = None, needed_memory(error)
     seconds = time.perf_counter() - start
     state = experiment.abstract_state()
-    found: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     if compiled is not None:
-        text = compiled.as_text()
+        text = hlo.program_text(compiled)
         memory = _memory(compiled, target)
         flops, accessed = _cost(compiled, config, target)
         batch_arrays = 2
-        found = {
+        cycles, of_kernels = _cycles(text, experiment, target)
+        details = {
             "flops": flops,
             "bytes_accessed": accessed,
-            "estimated_cycles": hlo.estimated_cycles(text),
+            "estimated_cycles": cycles,
+            "kernel_cycles": of_kernels,
             "collectives": hlo.collectives(text, len(target.devices)),
             "donation": Donation(
-                bytes=compiled.memory_analysis().alias_size_in_bytes,
+                bytes=hlo.memory_stats(compiled).alias_size_in_bytes,
                 arrays=hlo.num_parameters(text) - batch_arrays,
                 donated=hlo.donated_parameters(text),
             ),
@@ -167,23 +178,24 @@ def compile_for(config: ConfigDict, target: Target) -> Report:
         memory=memory,
         compile_seconds=seconds,
         notes=target.notes,
-        **found,
+        **details,
     )
 
 
 def smaller_batch(config: ConfigDict, target: Target, unfit: Report) -> Report | None:
-    """A smaller batch that fits, compiled to be sure.
+    """Looks for a smaller batch that fits, and compiles it to be sure.
 
-    What a step needs beyond the state grows linearly with the batch: that gives the first
-    guess among the batch's halves, quarters and so on, the next ones come if it is wrong.
+    The memory beyond the state grows linearly with the batch, which gives the first guess among
+    the batch's halves, quarters and so on; smaller ones follow if the guess is wrong.
 
     Args:
-      config: its batch does not fit.
-      target: the machine.
-      unfit: what compiling it said.
+      config: Configuration whose batch does not fit.
+      target: Machine to compile for.
+      unfit: Report of the batch that does not fit.
 
     Returns:
-      `None` if no batch fits that divides into devices and groups.
+      The report of the batch that fits; `None` if none fits that divides into devices, BatchNorm
+      groups and mixing groups.
     """
     need, room = (x - unfit.state_bytes for x in (unfit.memory.needed, unfit.memory.limit))
     if room <= 0:
@@ -194,7 +206,7 @@ def smaller_batch(config: ConfigDict, target: Target, unfit: Report) -> Report |
         smaller.batch_size, smaller.scale_batch = batch_size, 1.0
         try:
             report = compile_for(smaller, target)
-        except ValueError:  # such as a group of images that is larger than the batch
+        except InputError:  # a BatchNorm or mixing group is larger than this batch, for example
             return None
         if report.fits:
             return report
@@ -207,8 +219,25 @@ def _build(config: ConfigDict, devices: list[jax.Device]) -> Experiment:
     return build(config, mesh=distributed.make_mesh(devices), sources=absent)
 
 
+def _cycles(
+    text: str, experiment: Experiment, target: Target
+) -> tuple[int, int] | tuple[None, None]:
+    """Returns the cycles of a step with the head's kernels, and of the kernels alone."""
+    cycles = hlo.estimated_cycles(text)
+    if cycles is None:
+        return None, None
+    of_kernels = 0
+    if kernel_calls(text):
+        # Each micro-batch calls the kernels once.
+        micro_batches = experiment.config.optim.accumulate
+        images = experiment.config.batch_size // micro_batches // len(target.devices)
+        shape = head_shape(experiment.model)
+        of_kernels = micro_batches * kernel_cycles(target.name, shape, images)
+    return cycles + of_kernels, of_kernels
+
+
 def _memory(compiled: jax.stages.Compiled, target: Target) -> Memory:
-    stats = compiled.memory_analysis()
+    stats = hlo.memory_stats(compiled)
     parts = {
         "arguments": stats.argument_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
@@ -218,12 +247,16 @@ def _memory(compiled: jax.stages.Compiled, target: Target) -> Memory:
     return Memory(needed=sum(parts.values()), limit=target.memory, **parts)
 
 
-def _exhausted(error: Exception) -> Memory:
-    """What XLA's TPU compiler says a program needs that it refuses."""
+def needed_memory(error: Exception) -> Memory:
+    """Returns the memory that a program needs which XLA's TPU compiler refused.
+
+    Raises:
+      CompileError: If the compiler refused it for another reason.
+    """
     size = r"([\d.]+)([KMGT]?)\b"
     found = re.search(rf"(?:\(|Used ){size}.*?(?:\(|of ){size}", str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or not found:
-        raise error
+        raise CompileError(f"XLA refuses the step: {error}") from error
     needed, needed_unit, limit, limit_unit = found.groups()
     return Memory(
         needed=int(float(needed) * _UNITS[needed_unit]),
@@ -234,13 +267,13 @@ def _exhausted(error: Exception) -> Memory:
 def _cost(
     compiled: jax.stages.Compiled, config: ConfigDict, target: Target
 ) -> tuple[float, float | None]:
-    """FLOPs and bytes of a device's step."""
+    """Returns the FLOPs and the memory traffic of a step."""
     if target.platform != "cuda":
-        cost = compiled.cost_analysis()
+        cost = compiled.cost_analysis() or {}
         return cost["flops"], cost["bytes accessed"]
-    # XLA's GPU compiler does not say: count what is handed to it, for all devices together.
+    # XLA's GPU compiler tells no FLOPs, so they are counted before it, for all devices together.
     traced = _build(config, jax.devices("cpu")[:1]).trace_train_step()
-    cost = traced.lower(lowering_platforms=("cuda",)).cost_analysis()
+    cost = traced.lower(lowering_platforms=("cuda",)).cost_analysis() or {}
     return cost["flops"] / len(target.devices), None
 
 

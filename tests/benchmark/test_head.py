@@ -1,14 +1,15 @@
-"""The benchmark of the head: its table, and how it reads what the TPU's compiler writes."""
+"""The benchmark of the head and its tables."""
 
 import importlib.util
 
 import pytest
 
-from noah_jax.benchmark import ahead, head
+from noah_jax.aot.head_shape import HeadShape, head_shape
+from noah_jax.benchmark import compiled_steps, head
 from noah_jax.benchmark.__main__ import main
 from noah_jax.models import create_model
 
-SHAPE = head.Shape((3, 3), 32, 2, 0.25, 7)
+SHAPE = HeadShape((3, 3), 32, 2, 0.25, 7)
 
 
 def test_each_head_is_measured():
@@ -21,9 +22,9 @@ def test_each_head_is_measured():
 
 
 def test_shapes_are_those_of_the_models():
-    shape = head.head_shape(create_model("noah_resnet50"))
+    shape = head_shape(create_model("noah_resnet50"))
     assert shape == ((7, 7), 2048, 4, 1 / 8, 1000, True)
-    shape = head.head_shape(create_model("noah_deit_tiny_patch16_224", num_classes=5))
+    shape = head_shape(create_model("noah_deit_tiny_patch16_224", num_classes=5))
     assert shape == ((14, 14), 192, 4, 1 / 2, 5, False)
 
 
@@ -34,7 +35,7 @@ def test_floor():
 
 def test_it_prints_a_table(monkeypatch, capsys):
     monkeypatch.setattr(head, "head_shape", lambda _: SHAPE)
-    assert main(["", "--what", "head", "--models", "noah_resnet18", "--rounds", "1"]) == 0
+    assert main(["--what", "head", "--models", "noah_resnet18", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
     assert "noah_resnet18, 3x3x32: 0.00 GFLOP" in out
     assert all(f"  {name} " in out for name in ("linear", "reference", "auto"))
@@ -43,34 +44,9 @@ def test_it_prints_a_table(monkeypatch, capsys):
 def test_it_prints_the_heads_that_were_asked_for(monkeypatch, capsys):
     monkeypatch.setattr(head, "head_shape", lambda _: SHAPE)
     arguments = ["--models", "noah_resnet18", "--heads", "xla", "--rounds", "1"]
-    assert main(["", "--what", "head", *arguments]) == 0
+    assert main(["--what", "head", *arguments]) == 0
     out = capsys.readouterr().out
     assert "  linear " in out and "  xla " in out and "  auto " not in out
-
-
-def test_cycles_of_a_listing():
-    listing = """
-     0   :  { %s1 = nothing }
-   0x1 LB: > { %v1 = vld [vmem:[%s1]] }
-   0x2   : > { %v2 = vadd.f32 %v1, %v1 }
-   0x3 LB: >> { %1 = vmatmul.bf16.gmra.mxu0 %v2 ;; %2 = vmatmul.bf16.gmra.mxu1 %v2 }
-   0x4   : >> { %3 = vmatmul.bf16.gmra.mxu1 %v2 }
-   0x5 PF: > { %4 = nothing }
-"""
-    # One bundle outside, three in the outer loop, and two products of one unit in the inner.
-    assert ahead.bundle_cycles(listing, [10, 5]) == 1 + 3 * 10 + 2 * 16 * 50
-
-
-def test_cycles_of_a_program():
-    text = """
-fused { "estimated_cycles":"5" }
-
-ENTRY main {
-  a = add(), backend_config={"estimated_cycles":"20"}
-  b = add(), backend_config={"estimated_cycles":"3"}
-}
-"""
-    assert ahead.entry_cycles(text) == 23
 
 
 @pytest.mark.parametrize("topology", ["v5e:1x1", "h100:1"])
@@ -80,12 +56,12 @@ def test_the_table_of_a_machine(topology, monkeypatch, capsys):
 
     def gauge(mesh, name, shape, kind, batch, depth):
         cycles = figures.get(kind, 3_000_000)
-        return ahead.Gauge(on_tpu * cycles, on_tpu * (kind == "auto"), 1000 * cycles, 0)
+        return compiled_steps.StepCost(on_tpu * cycles, on_tpu * (kind == "auto"), 1000 * cycles, 0)
 
-    monkeypatch.setattr(ahead, "topology_mesh", lambda _: "mesh")
-    monkeypatch.setattr(ahead, "gauge_step", gauge)
-    monkeypatch.setattr(ahead, "kernel_cycles", lambda *_: 100_000)
-    assert main(["", "--what", "head", "--topology", topology]) == 0
+    monkeypatch.setattr(head, "topology_mesh", lambda _: "mesh")
+    monkeypatch.setattr(compiled_steps, "compile_step", gauge)
+    monkeypatch.setattr(compiled_steps, "kernel_cycles", lambda *_: 100_000)
+    assert main(["--what", "head", "--topology", topology]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
     if on_tpu:
         assert lines[0] == ["linear", "2.00", "+0.0", "%", "2.000", "+0.0", "%"]
@@ -93,12 +69,12 @@ def test_the_table_of_a_machine(topology, monkeypatch, capsys):
     else:  # no cycles, and a kernel that "auto" does not take
         assert lines[1] == ["pallas", "2.200", "+10.0", "%"]
     assert len(lines) == 4
-    assert main(["", "--what", "head", "--topology", topology, "--heads", "reference"]) == 0
+    assert main(["--what", "head", "--topology", topology, "--heads", "reference"]) == 0
     lines = capsys.readouterr().out.splitlines()[3:]
     assert [line.split()[0] for line in lines] == ["linear", "reference"]
 
 
 def test_without_the_compiler_it_says_so(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert main(["", "--what", "head", "--topology", "v5e:1x1"]) == 1
+    assert main(["--what", "head", "--topology", "v5e:1x1"]) == 1
     assert "pip install libtpu" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from noah_jax.models.flops import multiply_adds
 def test_both_heads_in_one_run(capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "_SECONDS", 0.0)
     arguments = ["--model", "resnet18", "--batch", "1,2", "--image-size", "32", "--rounds", "2"]
-    assert main(["benchmark", "--what", "model", *arguments]) == 0
+    assert main(["--what", "model", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines]
     noah, linear = (
@@ -32,6 +32,6 @@ def test_mistakes_get_one_line(capsys):
         (["--model", "resnet19"], "unknown model 'resnet19'"),
         (["--model", "resnet18", "--batch", "0"], "--batch"),
     ):
-        assert main(["benchmark", "--what", "model", *arguments]) == 1
+        assert main(["--what", "model", *arguments]) == 1
         said = capsys.readouterr().err
         assert words in said and said.count("\n") == 1

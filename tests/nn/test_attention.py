@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from noah_jax.benchmark import ahead
-from noah_jax.compile import hlo
+from noah_jax.aot import hlo, targets
 from noah_jax.nn import attention
 
 KEY = jax.random.key(0)
@@ -54,7 +53,7 @@ def test_the_attentions_gradient_has_a_gradient(others):
 @pytest.mark.parametrize("heads", [1, 2])
 def test_devices_exchange_nothing_of_it_but_gradients(heads):
     pytest.importorskip("libtpu")
-    mesh = ahead.topology_mesh("v5e:2x2")
+    mesh = targets.topology_mesh("v5e:2x2")
 
     def loss(kernel, x):
         x = (x @ kernel).reshape(*x.shape[:2], heads, -1)

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from noah_jax import distributed
-from noah_jax.compile import hlo
+from noah_jax.aot import hlo
 from noah_jax.runs.checkpoints import Checkpoints
 from noah_jax.train.setup import Experiment, build
 from tests.helpers import make_tiny_config

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from noah_jax import poca
-from noah_jax.benchmark import ahead
+from noah_jax.aot import targets
 from noah_jax.heads.noah import gpu as pallas_gpu
 from noah_jax.heads.noah import poca as head
 from noah_jax.heads.noah.chunked import Operands
@@ -134,7 +134,7 @@ def test_pieces_cover_the_channels(channels):
 )
 def test_it_compiles_for_gpus(topology, positions, channels, key_ratio, dtype, dropout):
     try:
-        mesh = ahead.topology_mesh(topology)
+        mesh = targets.topology_mesh(topology)
     except ValueError as error:  # no compiler, or JAX began without JAX_PLATFORMS=cpu
         pytest.skip(str(error))
     batch, classes = 128, 1000

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from noah_jax import poca
-from noah_jax.benchmark import ahead
+from noah_jax.aot import targets
 from noah_jax.heads.noah import tpu as pallas_tpu
 from noah_jax.heads.noah.poca import Projection
 from tests.heads.noah.kernel_checks import (
@@ -183,7 +183,7 @@ def test_sharded_it_is_the_whole():
 @pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:2x2", "v6e:1x1", "v5p:2x2x1"])
 def test_it_compiles_for_tpus(topology, options):
     pytest.importorskip("libtpu")
-    mesh = ahead.topology_mesh(topology)
+    mesh = targets.topology_mesh(topology)
     case = make_case(4, 128, 1000, batch=1)
 
     def step(key, *operands):

@@ -1,10 +1,12 @@
-"""What a compiled program's text says: its collectives, its donation, its cycles."""
+"""Reads the text of a compiled program: its collectives, its donated memory, its cycles."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 _KINDS = (
     "all-reduce",
@@ -15,23 +17,38 @@ _KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-# An asynchronous pair is counted at its start.
+# An asynchronous collective is a pair of operations, which counts at its start.
 _COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.*?) ({'|'.join(_KINDS)})(-start)?\(")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 
 
+def program_text(compiled: jax.stages.Compiled) -> str:
+    """Returns the text of a compiled program."""
+    text = compiled.as_text()
+    if text is None:
+        raise NotImplementedError("this backend of JAX does not show its compiled programs")
+    return text
+
+
+def memory_stats(compiled: jax.stages.Compiled) -> Any:
+    """Returns XLA's account of a compiled program's memory, on one device."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        raise NotImplementedError("this backend of JAX does not tell a program's memory")
+    return stats
+
+
 class Collective(NamedTuple):
-    """Collectives that are alike.
+    """One or more collectives that are alike.
 
     Attributes:
-      kind: such as "all-reduce".
-      bytes: of one of them, what a device holds of its result; of a reduce-scatter, of its
-        operand.
-      dtypes: of what is exchanged.
-      group_size: devices that take part together; 2 for a permute.
-      source: the operation of the model that it comes from, as far as XLA tells.
-      count: how many there are.
+      kind: Kind of the collective, such as "all-reduce".
+      bytes: Bytes of its result on one device; for a reduce-scatter, of its operand.
+      dtypes: Dtypes of what is exchanged.
+      group_size: Number of devices that take part together; 2 for a permute.
+      source: The operation of the model that it comes from, as far as XLA names it.
+      number: How often the program runs it.
     """
 
     kind: str
@@ -39,19 +56,24 @@ class Collective(NamedTuple):
     dtypes: str
     group_size: int
     source: str
-    count: int = 1
+    number: int = 1
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all of them."""
+        return self.bytes * self.number
 
 
 def collectives(text: str, num_devices: int) -> list[Collective]:
-    """All collectives of a program, the largest first; in a loop once for every trip.
+    """Returns all collectives of a program, the largest first.
 
-    In loops whose trips XLA does not know they count once.
+    A collective in a loop counts once for every trip, or once where XLA does not know the trips.
 
     Args:
-      text: the compiled program, `jax.stages.Compiled.as_text()`.
-      num_devices: devices it runs on.
+      text: The compiled program, `jax.stages.Compiled.as_text()`.
+      num_devices: Number of devices that the program runs on.
     """
-    found = Counter()
+    numbers: Counter[tuple[str, int, str, int, str]] = Counter()
     trips = _trips(text)
     name = ""
     for line in text.splitlines():
@@ -61,33 +83,38 @@ def collectives(text: str, num_devices: int) -> list[Collective]:
             continue
         result, kind, start = match.groups()
         if start and kind != "all-reduce":
-            result = _top_level(result)[1]  # of (operands, results, ...)
+            result = _top_level(result)[1]  # the tuple is (operands, results, ...)
         group_size = _group_size(line, num_devices)
         size = _num_bytes(result) * (group_size if kind == "reduce-scatter" else 1)
         dtypes = ", ".join(sorted({dtype for dtype, _ in _SHAPE.findall(result)}))
         source = re.search(r'op_name="([^"]*)"', line)
-        found[kind, size, dtypes, group_size, source[1][:80] if source else ""] += trips(name)
-    alike = [Collective(*key, count) for key, count in found.items()]
-    return sorted(alike, key=lambda c: -c.bytes * c.count)
+        key = kind, size, dtypes, group_size, source[1][:80] if source else ""
+        numbers[key] += trips(name)
+    alike = [Collective(*key, number) for key, number in numbers.items()]
+    return sorted(alike, key=lambda collective: -collective.total_bytes)
 
 
 def donated_parameters(text: str) -> int:
-    """How many parameters of a program give their memory to a result."""
+    """Returns how many parameters of a program give their memory to a result."""
     header = text[: text.index("\n")]
     aliases = re.search(r"input_output_alias=\{(.*?) \}", header)
     return aliases[1].count("alias)") if aliases else 0
 
 
 def num_parameters(text: str) -> int:
-    """How many parameters a program has; JAX drops those that are not read."""
+    """Returns how many parameters a program has; JAX drops those that are not read."""
     computations, entry = _computations(text)
     return sum(" parameter(" in line for line in computations[entry])
 
 
 def estimated_cycles(text: str) -> int | None:
-    """XLA's estimate of a TPU program's cycles on one core; loops' bodies count once.
+    """Returns XLA's estimate of a TPU program's cycles on one core.
 
-    Pallas kernels, and what overlaps, are not seen. `None` where XLA estimates nothing.
+    A loop's body counts once for every trip, or once where XLA does not know the trips. XLA does
+    not see what overlaps, and it estimates nothing for Pallas kernels: see `kernel_cycles`.
+
+    Returns:
+      The cycles; `None` where XLA estimates nothing, as for GPUs and CPUs.
     """
     if '"estimated_cycles"' not in text:
         return None
@@ -96,13 +123,13 @@ def estimated_cycles(text: str) -> int | None:
     def cycles(name: str) -> int:
         total = 0
         for line in computations[name]:
-            # A fusion's estimate includes what it calls.
+            # The estimate of a fusion includes what it calls.
             if estimate := re.search(r'"estimated_cycles":"(\d+)"', line):
                 total += int(estimate[1])
             elif " while(" in line:
-                total += cycles(_body(line))
+                total += _known_trips(line) * cycles(_called(line, "body"))
             elif " call(" in line:
-                total += cycles(re.search(r" to_apply=%?([\w.-]+)", line)[1])
+                total += cycles(_called(line, "to_apply"))
             elif " conditional(" in line:
                 total += max(map(cycles, _branches(line)))
         return total
@@ -111,7 +138,7 @@ def estimated_cycles(text: str) -> int | None:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation, and the entry's name."""
+    """Returns the lines of each computation, and the name of the entry."""
     computations: dict[str, list[str]] = {}
     entry = ""
     for line in text.splitlines():
@@ -124,13 +151,13 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _trips(text: str) -> Callable[[str], int]:
-    """How often a computation runs, by its name, because of the loops it is the body of."""
+    """Returns a function from a computation's name to how often loops make it run."""
     computations, _ = _computations(text)
-    loops = {}
+    loops: dict[str, tuple[int, str | None]] = {}
     for name, lines in computations.items():
         for line in lines:
-            if known := " while(" in line and re.search(r'"known_trip_count":{"n":"(\d+)"', line):
-                loops[_body(line)] = int(known[1]), name
+            if " while(" in line:
+                loops[_called(line, "body")] = _known_trips(line), name
 
     def trips(name: str) -> int:
         own, outer = loops.get(name, (1, None))
@@ -139,9 +166,18 @@ def _trips(text: str) -> Callable[[str], int]:
     return trips
 
 
-def _body(line: str) -> str:
-    """What a loop repeats."""
-    return re.search(r" body=%?([\w.-]+)", line)[1]
+def _known_trips(line: str) -> int:
+    """Returns the trips of a loop; 1 where XLA does not know them."""
+    known = re.search(r'"known_trip_count":{"n":"(\d+)"', line)
+    return int(known[1]) if known else 1
+
+
+def _called(line: str, role: str) -> str:
+    """Returns the name of the computation that an operation calls in this role."""
+    found = re.search(rf" {role}=%?([\w.-]+)", line)
+    if found is None:
+        raise ValueError(f"no {role}= in {line.strip()[:200]!r}")
+    return found[1]
 
 
 def _branches(line: str) -> list[str]:
@@ -153,13 +189,13 @@ def _branches(line: str) -> list[str]:
 def _num_bytes(shapes: str) -> int:
     total = 0
     for dtype, dimensions in _SHAPE.findall(shapes):
-        bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+        bits = 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
         total += math.prod(int(d) for d in dimensions.split(",") if d) * bits // 8
     return total
 
 
 def _top_level(text: str) -> list[str]:
-    """The elements of a tuple type."""
+    """Returns the elements of a tuple type."""
     parts, depth = [""], 0
     for char in text[1:-1]:
         depth += (char in "({[") - (char in ")}]")
@@ -171,7 +207,10 @@ def _top_level(text: str) -> list[str]:
 
 
 def _group_size(line: str, num_devices: int) -> int:
-    """Of `{{0,1},{2,3}}`, `[2,4]<=[8]`, or `mesh['a'=2,'b'=4] {'b'}`; `{}` is all devices."""
+    """Returns how many devices exchange together.
+
+    XLA writes them as `{{0,1},{2,3}}`, `[2,4]<=[8]` or `mesh['a'=2,'b'=4] {'b'}`; `{}` means all.
+    """
     if "source_target_pairs=" in line:
         return 2
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
@@ -180,7 +219,7 @@ def _group_size(line: str, num_devices: int) -> int:
         return int(match[1])
     if match := re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-        # A part of an axis is 'a':(before)size.
+        # A fraction of an axis is written 'a':(before)size.
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
         return math.prod(int(part or sizes[name]) for name, part in axes)
     return num_devices

@@ -1,4 +1,4 @@
-"""Machines to compile for, by name; none of them has to be here."""
+"""Names the machines that XLA can compile for; none of them has to be here."""
 
 import dataclasses
 import importlib.util
@@ -6,19 +6,21 @@ import os
 import re
 
 import jax
+import numpy as np
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from noah_jax.errors import InputError
 
 _GIB = 2**30
 
-# HBM of a chip in GiB. XLA keeps a part of it for itself.
+# HBM of a chip in GiB. XLA keeps some of it for itself.
 _TPU_HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
-# Without it a chip of v4 counts as two devices of a core each.
+# Without this option a v4 chip counts as two devices of one core each.
 _MEGACORE = {"chip_config_name": "megacore", "num_slices": 1, "wrap": (False,) * 3}
 
-# No TPU is asked for, another process may have the library open, and nothing is logged: libtpu
-# complains of a worker and a type of accelerator that it cannot find.
+# libtpu must not look for a TPU, may be open in another process too, and must not log that it finds
+# neither a worker nor a type of accelerator.
 _LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -30,7 +32,7 @@ _LIBTPU = {
 
 _H100_MEMORY = 84_942_979_072  # bytes
 _H100_PER_HOST = 8
-# What XLA's compiler asks about a GPU (H100 SXM, 80 GB), as its GpuTargetConfigProto.
+# Description of an H100 SXM with 80 GB for XLA's compiler, a GpuTargetConfigProto.
 _H100 = f"""
 gpu_device_info {{
   threads_per_block_limit: 1024
@@ -65,14 +67,14 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A machine.
+    """A machine to compile for.
 
     Attributes:
-      name: as on the command line, such as "v5e:16x16".
+      name: Name of the machine on the command line, such as "v5e:16x16".
       platform: "tpu", "cuda" or "cpu".
-      devices: for a mesh; nothing can run on them.
-      memory: bytes that a program may take on each.
-      notes: what to know of the figures.
+      devices: Devices for a mesh; nothing can run on them.
+      memory: Bytes that a program may take on each device.
+      notes: Sentences on what the figures leave out.
     """
 
     name: str
@@ -83,22 +85,30 @@ class Target:
 
 
 def open_targets(names: list[str]) -> list[Target]:
-    """The machines of these names; before JAX has done anything else in this process.
+    """Returns the machines of these names.
+
+    Call it before JAX does anything else in this process.
 
     Args:
-      names: "v4:", "v5e:", "v5p:" or "v6e:" and the chips along each axis, such as
-        "v5e:16x16"; "h100:8" or "cpu:8".
+      names: Each "v4:", "v5e:", "v5p:" or "v6e:" and the chips along each axis, such as
+        "v5e:16x16"; or "h100:8" or "cpu:8".
 
     Raises:
-      ValueError: on an unknown name, or if the compiler for it is not installed.
+      InputError: If a name is unknown, or the compiler for it is not installed.
     """
     kinds = [_parse(name) for name in names]
-    jax.config.update("jax_platforms", "cpu")  # nothing runs: accelerators stay free
+    jax.config.update("jax_platforms", "cpu")  # nothing runs, so accelerators stay free
     cpus = [int(size) for kind, size in kinds if kind == "cpu"]
     if cpus:
         jax.config.update("jax_num_cpu_devices", max(cpus))
     makers = {"cpu": _cpu, "h100": _h100}
     return [makers.get(kind, _tpu)(name) for name, (kind, _) in zip(names, kinds, strict=True)]
+
+
+def topology_mesh(name: str) -> Mesh:
+    """Returns all devices of a machine along one axis, `data`; see `open_targets`."""
+    (target,) = open_targets([name])
+    return Mesh(np.array(target.devices).reshape(-1), ("data",))
 
 
 def _parse(name: str) -> tuple[str, str]:
@@ -130,7 +140,10 @@ def _tpu(name: str) -> Target:
         "tpu",
         topology.devices,
         _TPU_HBM[kind] * _GIB,
-        notes=("cycles are XLA's estimate: loops count once, Pallas kernels not at all",),
+        notes=(
+            "cycles are XLA's estimate, which does not see what overlaps, and the head's kernels'"
+            " instructions",
+        ),
     )
 
 
@@ -156,10 +169,10 @@ def _h100(name: str) -> Target:
         int(0.75 * _H100_MEMORY),
         notes=(
             "memory is a lower bound: without a GPU XLA tunes nothing and knows no workspace"
-            " of cuDNN's",
+            " of cuDNN",
             "the limit is the 75 % of the memory that JAX takes"
             " (XLA_PYTHON_CLIENT_MEM_FRACTION changes it)",
-            "FLOPs are those of the program before XLA's optimisation; loops count once",
+            "FLOPs are those of the program before XLA optimises it; loops count once",
         ),
     )
 

@@ -1,4 +1,4 @@
-"""What was compiled, for people."""
+"""Formats the report of a compiled step, as text and as a row of a table."""
 
 from noah_jax.compile.analysis import Report
 
@@ -9,11 +9,11 @@ HEADER = _ROW.format(
 
 
 def describe(report: Report, smaller: Report | None) -> str:
-    """Everything that is known of a compiled step.
+    """Returns all lines of a report.
 
     Args:
-      report: what was asked for.
-      smaller: if it does not fit, a batch that does.
+      report: Report of the step.
+      smaller: Report of a smaller batch that fits, if this one does not.
     """
     memory = report.memory
     each = report.batch_size / report.num_devices
@@ -22,15 +22,14 @@ def describe(report: Report, smaller: Report | None) -> str:
         f" {report.device_kind} device(s): {report.batch_size} images a step, {each:g} a device",
         _line("fits" if report.fits else "DOES NOT FIT", _of_limit(report) + " a device"),
     ]
-    if memory.arguments is None:
-        lines += [_line("", "XLA gave up; its other figures are unknown")]
-    else:
-        lines += [
-            _line("  arguments", f"{_size(memory.arguments)} (the state and the batch)"),
-            _line("  temporaries", _size(memory.temporaries)),
-            _line("  output", f"{_size(memory.output)} (besides the donated state)"),
-            _line("  program", _size(memory.code)),
-        ]
+    parts = (
+        ("  arguments", memory.arguments, " (the state and the batch)"),
+        ("  temporaries", memory.temporaries, ""),
+        ("  output", memory.output, " (besides the donated state)"),
+        ("  program", memory.code, ""),
+    )
+    known = [_line(name, _size(size) + note) for name, size, note in parts if size is not None]
+    lines += known or [_line("", "XLA gave up; its other figures are unknown")]
     if donation := report.donation:
         lines += [
             _line(
@@ -45,21 +44,25 @@ def describe(report: Report, smaller: Report | None) -> str:
             _line("step", f"{report.flops / 1e9:,.1f} GFLOP a device, memory traffic {accessed}")
         ]
     if report.estimated_cycles is not None:
-        lines += [_line("cycles", f"{report.estimated_cycles / 1e6:,.1f} million")]
+        lines += [
+            _line(
+                "cycles",
+                f"{report.estimated_cycles / 1e6:,.2f} million, of which the head's kernels"
+                f" {(report.kernel_cycles or 0) / 1e6:,.2f}",
+            )
+        ]
     if report.collectives is not None:
         gradients, statistics = _size(report.parameter_bytes), _size(report.statistics_bytes)
         lines += [
             _line(
                 "collectives",
-                f"{sum(c.count for c in report.collectives)} (trainable parameters {gradients},"
+                f"{sum(c.number for c in report.collectives)} (trainable parameters {gradients},"
                 f" running statistics {statistics})",
             )
         ]
     for c in report.collectives or ():
-        lines += [
-            f"  {c.count} x {c.kind} of {_size(c.bytes)} ({c.dtypes}) among {c.group_size} devices "
-            f" {c.source}".rstrip()
-        ]
+        exchange = f"{c.number} x {c.kind} of {_size(c.bytes)} ({c.dtypes})"
+        lines += [f"  {exchange} among {c.group_size} devices  {c.source}".rstrip()]
     lines += [_line("compiled in", f"{report.compile_seconds:.0f} s")]
     lines += [f"note: {note}" for note in report.notes]
     if not report.fits:
@@ -68,8 +71,9 @@ def describe(report: Report, smaller: Report | None) -> str:
 
 
 def row(report: Report, smaller: Report | None) -> str:
-    """A line of the table; in it the smaller batch that fits."""
-    sent = report.collectives and sum(c.bytes * c.count for c in report.collectives)
+    """Returns the row of a report; it ends with the smaller batch where this one does not fit."""
+    known = report.collectives is not None
+    sent = sum(c.total_bytes for c in report.collectives or ()) if known else None
     line = _ROW.format(
         report.model,
         report.topology,
@@ -85,7 +89,7 @@ def row(report: Report, smaller: Report | None) -> str:
 
 
 def failed_row(model: str, topology: str, error: Exception) -> str:
-    """A line of the table for what could not be compiled."""
+    """Returns the row of a step that could not be compiled."""
     return f"{model:<34} {topology:<11} {' '.join(str(error).split())}"
 
 

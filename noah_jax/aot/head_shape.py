@@ -1,0 +1,58 @@
+"""The shape of a model's NOAH head, which decides what the head costs."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from noah_jax.models import create_model
+from noah_jax.models.base import Model
+
+
+class HeadShape(NamedTuple):
+    """A NOAH head and the feature map that it reads.
+
+    Attributes:
+      spatial: Rows and columns of the map.
+      channels: Channels of the map.
+      head_num: Number of blocks, N in the paper.
+      key_ratio: Fraction of the channels that makes the query, r in the paper.
+      num_classes: Number of classes, K in the paper.
+      spatial_major: Whether the map comes from convolutions; see `noah_jax.NOAH`.
+    """
+
+    spatial: tuple[int, ...]
+    channels: int
+    head_num: int
+    key_ratio: float
+    num_classes: int
+    spatial_major: bool = False
+
+    def flops(self, batch: int) -> int:
+        """Returns the operations of a forward pass's products; gradients take twice as many."""
+        return 2 * batch * math.prod(self.spatial) * self.channels * self.num_classes
+
+    def bytes(self, batch: int) -> int:
+        """Returns the bytes of float32 features, weights and logits, each counted once."""
+        features = batch * math.prod(self.spatial) * self.channels
+        weights = (self.channels + 2 * self.head_num) * self.num_classes
+        return 4 * (features + weights + batch * self.num_classes)
+
+
+def head_shape(model: Model) -> HeadShape:
+    """Returns the shape of a model's NOAH head; computes nothing."""
+    backbone = create_model(model.name, **(model.arguments | {"features_only": True}))
+    images = jax.ShapeDtypeStruct((1, *model.image_size, 3), jnp.float32)
+    features, _ = jax.eval_shape(
+        functools.partial(backbone.apply, train=False), *backbone.abstract(), images
+    )
+    return HeadShape(
+        features.shape[1:-1],
+        features.shape[-1],
+        model.arguments["head_num"],
+        model.arguments["key_ratio"],
+        model.num_classes,
+        model.architecture.spatial_major,
+    )

@@ -1,0 +1,143 @@
+"""Compiles train steps for TPUs and H100s that are not here, with each form of the NOAH head.
+
+The step is the training program's own, in bfloat16 with SGD and without augmentation, once with a
+linear head and once with the NOAH head in each implementation. It needs `pip install libtpu`, or
+`pip install 'jax[cuda13]'`. XLA estimates the cycles of every operation for TPUs but those of the
+head's kernels, which `noah_jax.aot.kernel_cycles` counts.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from noah_jax import NOAH, distributed
+from noah_jax.aot import hlo
+from noah_jax.aot.head_shape import HeadShape
+from noah_jax.aot.kernel_cycles import kernel_calls, kernel_cycles
+from noah_jax.models import create_model
+from noah_jax.train.step import init_state, make_train_step
+
+_HEADS = ("auto", "xla", "reference")
+_GPU_HEADS = ("pallas", "xla", "reference")  # "auto" is "xla" there
+
+
+class StepCost(NamedTuple):
+    """Cost of a train step on one device, as the compiler tells it.
+
+    Attributes:
+      cycles: Estimated cycles of a step without the head's kernels; 0 for GPUs.
+      kernels: How often the step calls a kernel of the head.
+      temporaries: Bytes of memory besides arguments and results.
+      accessed: Bytes read and written, without the head's kernels; 0 for GPUs.
+    """
+
+    cycles: int
+    kernels: int
+    temporaries: int
+    accessed: int
+
+
+def print_table(
+    mesh: Mesh,
+    topology: str,
+    shapes: Mapping[str, HeadShape],
+    heads: Sequence[str] | None,
+    batch: int,
+    depth: int | None = None,
+) -> None:
+    """Compiles the steps of some models and prints a line for each head.
+
+    Args:
+      mesh: Devices of the machine.
+      topology: Name of the machine, such as "v5e:1x1".
+      shapes: Shapes of the heads, by the names of their models.
+      heads: Implementations to compile beside a linear head; by default all that differ.
+      batch: Images on each device.
+      depth: Number of blocks of the backbones, to compile faster; by default the published number.
+
+    Raises:
+      InputError: If a backbone's depth cannot be set, or a kernel does not compile.
+    """
+    print(f"train steps for {topology}, {batch} images a chip, bfloat16, SGD; over linear")
+    print(f"{'':20}{'Mcycles':>10}{'':>9}{'temporary GB':>14}{'':>9}{'accessed GB':>13}")
+    heads = heads or (_GPU_HEADS if topology.startswith("h100") else _HEADS)
+    for name, shape in shapes.items():
+        print(name, flush=True)
+        linear = None
+        for kind in ("linear", *heads):
+            cost = compile_step(mesh, name, shape, kind, batch, depth)
+            cycles = cost.cycles
+            if cost.kernels:
+                cycles += kernel_cycles(topology, shape, batch)
+            row = cycles, cost.temporaries
+            linear = linear or row
+            # XLA tells only the memory for GPUs.
+            over = [
+                f"{100 * (x / y - 1):+.1f} %" if y else "" for x, y in zip(row, linear, strict=True)
+            ]
+            label = f"{kind} (kernel)" if cost.kernels else kind
+            shown = f"{cycles / 1e6:.2f}" if cycles else ""
+            accessed = f"{cost.accessed / 1e9:.1f}" if cost.accessed else ""
+            line = f"  {label:18}{shown:>10}{over[0]:>9}{row[1] / 1e9:14.3f}{over[1]:>9}"
+            print(f"{line}{accessed:>13}".rstrip(), flush=True)
+
+
+def compile_step(
+    mesh: Mesh, name: str, shape: HeadShape, kind: str, batch: int, depth: int | None = None
+) -> StepCost:
+    """Compiles the train step of a model and returns its cost.
+
+    Args:
+      mesh: Devices of the machine.
+      name: Name of the model with the NOAH head.
+      shape: Shape of its head.
+      kind: "linear", or an implementation of the NOAH head.
+      batch: Images on each device.
+      depth: Number of blocks of the backbone; `None` is the published number.
+    """
+    head: str | nnx.Module = "linear"
+    if kind != "linear":
+        # `create_model` makes the same head, but for the implementation.
+        head = NOAH(
+            shape.channels,
+            shape.num_classes,
+            shape.head_num,
+            shape.key_ratio,
+            dtype=jnp.bfloat16,
+            implementation=kind,
+            spatial_major=shape.spatial_major,
+            rngs=nnx.Rngs(params=0),
+        )
+    dimensions = {} if depth is None else {"depth": depth}
+    model = create_model(name.removeprefix("noah_"), head=head, dtype="bfloat16", **dimensions)
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    step = make_train_step(
+        model, optimizer, lambda _: 0.1, seed=0, mean=model.mean, std=model.std, mesh=mesh
+    )
+    everywhere = distributed.replicated(mesh)
+    state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
+    images = batch * mesh.size
+    shapes = {
+        "image": jax.ShapeDtypeStruct((images, *model.image_size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((images,), jnp.int32),
+    }
+    compiled = (
+        jax.jit(step, out_shardings=everywhere, donate_argnums=0)
+        .lower(
+            distributed.abstract_like(state, everywhere),
+            distributed.abstract_like(shapes, distributed.batch_sharding(mesh)),
+        )
+        .compile()
+    )
+    text = hlo.program_text(compiled)
+    return StepCost(
+        hlo.estimated_cycles(text) or 0,
+        kernel_calls(text),
+        hlo.memory_stats(compiled).temp_size_in_bytes,
+        int((compiled.cost_analysis() or {}).get("bytes accessed", 0)),
+    )

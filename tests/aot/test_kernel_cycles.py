@@ -1,0 +1,22 @@
+"""How cycles are read from what the TPU's compiler writes."""
+
+from noah_jax.aot.kernel_cycles import bundle_cycles, kernel_calls
+
+
+def test_cycles_of_a_listing():
+    listing = """
+     0   :  { %s1 = nothing }
+   0x1 LB: > { %v1 = vld [vmem:[%s1]] }
+   0x2   : > { %v2 = vadd.f32 %v1, %v1 }
+   0x3 LB: >> { %1 = vmatmul.bf16.gmra.mxu0 %v2 ;; %2 = vmatmul.bf16.gmra.mxu1 %v2 }
+   0x4   : >> { %3 = vmatmul.bf16.gmra.mxu1 %v2 }
+   0x5 PF: > { %4 = nothing }
+"""
+    # One bundle outside, three in the outer loop, and two products of one unit in the inner.
+    assert bundle_cycles(listing, [10, 5]) == 1 + 3 * 10 + 2 * 16 * 50
+
+
+def test_calls_of_the_kernels_are_counted():
+    call = '  %c = f32[8] custom-call(%a), custom_call_target="tpu_custom_call"'
+    text = f"{call}, metadata={{noah_head_forward}}\n{call}, metadata={{another_kernel}}\n"
+    assert kernel_calls(text) == 1
