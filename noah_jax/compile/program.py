@@ -18,9 +18,7 @@ from noah_jax.errors import NoahError, UsageError
 Form = Literal["json", "table", "text"]
 
 
-def compile_and_print(
-    configs: Sequence[ConfigDict], topologies: Sequence[str], form: Form
-) -> bool:
+def compile_and_print(configs: Sequence[ConfigDict], topologies: Sequence[str], form: Form) -> bool:
     """Compiles each configuration for each machine and prints what it takes.
 
     Args:
