@@ -115,7 +115,7 @@ class Model:
           images: normalised, `[batch, height, width, 3]`.
           train: whether to train: batch statistics, dropout, stochastic depth.
           key: random key of dropout and stochastic depth; needed to train with them. For a part
-            of a batch a `noah_jax.nn.dropout.PartKey`, which gives the masks of the whole.
+            of a batch a `noah_jax.nn.dropout.MicroBatchKey`, which gives the masks of the whole.
 
         Returns:
           float32 logits `[batch, num_classes]` (the feature map if the model is made for

@@ -1,6 +1,7 @@
-"""Scaled dot-product attention of DeiT and PVT, and the projections before it."""
+"""Computes scaled dot-product attention for DeiT and PVT, and the projections before it."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,14 @@ from noah_jax.nn.per_device import on_each_device
 def attend(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
     """Scaled dot-product attention; scores and softmax are at least float32.
 
-    Plain batches of matrix products with the heads in front, which is faster on CPUs than
-    `jax.nn.dot_product_attention`, whose heads stay beside the channels. For the backward pass
-    the weights are kept in the compute dtype, and nothing else of their size.
+    It is written as batches of matrix products with the heads in front, which CPUs compute
+    faster than `jax.nn.dot_product_attention`, whose heads stay beside the channels. The
+    backward pass stores the weights in the compute dtype, and nothing else of their size.
 
     Args:
       query: `[batch, tokens, heads, channels]`.
       keys: `[batch, other tokens, heads, channels]`.
-      values: as `keys`.
+      values: `[batch, other tokens, heads, channels]`.
 
     Returns:
       `[batch, tokens, heads, channels]`.
@@ -30,64 +31,76 @@ def attend(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
     return _attend(query, keys, values, train=False)[0]
 
 
-def _forward(query, keys, values):
+def _forward(
+    query: jax.Array, keys: jax.Array, values: jax.Array
+) -> tuple[jax.Array, tuple[Any, ...]]:
     return _attend(query, keys, values, train=True)
 
 
-def _attend(query, keys, values, *, train):
-    kept = query, keys, values
-    query, keys, values = _heads_first(*kept)
+def _attend(
+    query: jax.Array, keys: jax.Array, values: jax.Array, *, train: bool
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    operands = query, keys, values
+    query, keys, values = _heads_first(*operands)
     scores = wide_einsum("bhqc,bhkc->bhqk", query, keys)
-    if train:  # only: `jax.export` refuses pinned layouts
+    if train:  # in training only, because `jax.export` refuses pinned layouts
         scores = _row_major(scores)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    share = 1 / weights.sum(axis=-1, keepdims=True)
-    # The softmax's division, on whichever has fewer numbers.
+    inv_sum = 1 / weights.sum(axis=-1, keepdims=True)
+    # The softmax divides whichever has fewer numbers, the weights or the result.
+    not_applied: jax.Array | None = inv_sum
     if keys.shape[-2] < values.shape[-1]:
-        weights, share = weights * share, None
+        weights, not_applied = weights * inv_sum, None
     weights = weights.astype(values.dtype)
-    out = _shared(wide_einsum("bhqk,bhkc->bhqc", weights, values), share)
+    out = _scaled(wide_einsum("bhqk,bhkc->bhqc", weights, values), not_applied)
     out = out.astype(values.dtype).swapaxes(1, 2)
-    if train:  # XLA would keep it as it was before it was rounded, at twice the size
+    if train:  # otherwise XLA stores it unrounded, at twice the size
         out = jax.lax.optimization_barrier(out)
-    return out, (*kept, weights, share, out)
+    return out, (*operands, weights, not_applied, out)
 
 
-def _backward(kept, cotangent):
-    *operands, weights, share, out = kept
+def _backward(
+    residuals: tuple[Any, ...], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    *operands, weights, inv_sum, out = residuals  # `inv_sum` is None if it is in the weights
     query, keys, values = _heads_first(*operands)
     cotangent, out = cotangent.swapaxes(1, 2), out.swapaxes(1, 2)
-    # The softmax's gradient is its weights times what is left of the mean that they give.
-    mean = _shared((widen(cotangent) * widen(out)).sum(axis=-1, keepdims=True), share)
-    cotangent = _shared(widen(cotangent), share).astype(values.dtype)
-    to_weights = _row_major(wide_einsum("bhqc,bhkc->bhqk", cotangent, values))
-    to_scores = (widen(weights) * (to_weights - mean)).astype(query.dtype)
-    to_query = wide_einsum("bhqk,bhkc->bhqc", to_scores, keys) / math.sqrt(query.shape[-1])
-    to_keys = wide_einsum("bhqk,bhqc->bhkc", to_scores, query)
-    to_values = wide_einsum("bhqk,bhqc->bhkc", weights, cotangent)
-    gradients = to_query, to_keys, to_values
-    return tuple(x.astype(query.dtype).swapaxes(1, 2) for x in gradients)
+    # The softmax's gradient: the weights times the difference from their weighted mean.
+    mean = _scaled((widen(cotangent) * widen(out)).sum(axis=-1, keepdims=True), inv_sum)
+    cotangent = _scaled(widen(cotangent), inv_sum).astype(values.dtype)
+    d_weights = _row_major(wide_einsum("bhqc,bhkc->bhqk", cotangent, values))
+    d_scores = (widen(weights) * (d_weights - mean)).astype(query.dtype)
+    d_query = wide_einsum("bhqk,bhkc->bhqc", d_scores, keys) / math.sqrt(query.shape[-1])
+    d_keys = wide_einsum("bhqk,bhqc->bhkc", d_scores, query)
+    d_values = wide_einsum("bhqk,bhqc->bhkc", weights, cotangent)
+    d_query, d_keys, d_values = (
+        x.astype(query.dtype).swapaxes(1, 2) for x in (d_query, d_keys, d_values)
+    )
+    return d_query, d_keys, d_values
 
 
 attend.defvjp(_forward, _backward)
 
 
-def _heads_first(query, keys, values):
-    """`[batch, heads, tokens, channels]`, the query scaled."""
+def _heads_first(
+    query: jax.Array, keys: jax.Array, values: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`[batch, heads, tokens, channels]`, with the query scaled."""
     query = query / math.sqrt(query.shape[-1])
-    return [x.swapaxes(1, 2) for x in (query, keys, values)]
+    return query.swapaxes(1, 2), keys.swapaxes(1, 2), values.swapaxes(1, 2)
 
 
-def _shared(x: jax.Array, share: jax.Array | None) -> jax.Array:
-    return x if share is None else x * share
+def _scaled(x: jax.Array, factor: jax.Array | None) -> jax.Array:
+    return x if factor is None else x * factor
 
 
 def _row_major(x: jax.Array) -> jax.Array:
-    # Left alone XLA for TPUs turns scores batch-last for the softmax, and back for the products.
+    # Without it XLA for TPUs transposes the scores to batch-last for the softmax, and back for
+    # the products.
     layout = Layout(major_to_minor=tuple(range(x.ndim)))
 
-    def pinned(x):
-        # On each device for itself: scores of a single head would be gathered to be pinned.
+    def pinned(x: jax.Array) -> jax.Array:
+        # Each device pins its own shard; XLA would gather scores of a single head to pin them.
         return on_each_device(
             lambda x: with_layout_constraint(x, layout), lambda axes: (jax.P(axes),), x
         )
@@ -96,24 +109,28 @@ def _row_major(x: jax.Array) -> jax.Array:
 
 
 def project(linear: nnx.Linear, x: jax.Array, parts: int, heads: int) -> list[jax.Array]:
-    """What one linear layer gives as queries, keys, values: `[batch, tokens, heads, channels]`.
+    """Applies one linear layer that computes several of queries, keys and values.
 
-    On TPUs a product for each part, because there slices of one product's result are copies, and
-    their gradients joined again are another.
+    TPUs compute one product for each of them, because there the slices of one product's result
+    are copies, and joining their gradients is another.
 
     Args:
-      linear: the layer; its outputs are part by part, head by head.
+      linear: The layer, with a bias. Its outputs are ordered by part, then by head.
       x: `[batch, tokens, features]`.
-      parts: how many.
-      heads: attention heads.
+      parts: How many of queries, keys and values it computes.
+      heads: Attention heads.
+
+    Returns:
+      For each part, `[batch, tokens, heads, channels]`.
     """
+    assert linear.bias is not None
     kernel = linear.kernel[...].astype(x.dtype)
     bias = linear.bias[...].astype(x.dtype)
 
-    def together(x, kernel, bias):
+    def together(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> list[jax.Array]:
         return jnp.split(x @ kernel + bias, parts, -1)
 
-    def each(x, kernel, bias):
+    def each(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> list[jax.Array]:
         kernels, biases = jnp.split(kernel, parts, -1), jnp.split(bias, parts, -1)
         return [x @ k + b for k, b in zip(kernels, biases, strict=True)]
 

@@ -1,13 +1,16 @@
-"""Convolutions in the form that each platform is fast with: the same numbers in all of them.
+"""Convolutions in the form that each platform computes fastest, with the same numbers in all.
 
-TPUs and GPUs get XLA's own convolution. On CPUs that one is slow where there are few products
-for a value, so a program compiled for a CPU has another form; only one is ever compiled.
-Images are `[batch, height, width, channels]`; kernels `[size, size, channels of a group,
-out_features]`, of odd size and the images' dtype.
+TPUs and GPUs get XLA's own convolution. On CPUs XLA's is slow where every output value is a sum
+of few products, so a program compiled for a CPU has another form. Only one form is ever compiled.
+`conv_form` says which layer has which form.
+
+Images are `[batch, height, width, channels]`. Kernels are `[size, size, in_features per channel
+group, out_features]`, of odd size and of the images' dtype.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +18,32 @@ import jax.numpy as jnp
 from noah_jax.nn.dtypes import widen
 
 
+def conv_form(
+    in_features: int, out_features: int, kernel_size: int, *, padding: int
+) -> Callable[..., jax.Array]:
+    """The function that computes a convolution layer, to replace `jax.lax.conv_general_dilated`.
+
+    On CPUs two kinds of layers have a form of their own, if they have the usual padding of
+    `kernel_size // 2`:
+
+    - 1x1 kernels are a matrix product (`pointwise_conv`).
+    - 3x3 kernels from 3 channels to fewer than 64, the first layer of the mobile networks, are
+      shifted multiply-adds (`image_conv`).
+
+    Depthwise layers have theirs in `depthwise_conv`.
+    """
+    if padding == kernel_size // 2:
+        if kernel_size == 1:
+            return pointwise_conv
+        if kernel_size == 3 and in_features == 3 and out_features < 64:
+            return image_conv
+    return jax.lax.conv_general_dilated
+
+
 def native_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """XLA's own convolution, with `size // 2` zeros on every side; groups by the shapes.
+    """XLA's own convolution, with `size // 2` zeros on every side.
+
+    The shapes say how many channel groups there are.
 
     Returns:
       `[batch, ceil(height / stride), ceil(width / stride), out_features]`.
@@ -33,11 +60,12 @@ def native_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def shifted_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`native_conv`, depthwise or without groups, as multiply-adds of shifted images.
+    """`native_conv` as multiply-adds of shifted images, depthwise or without channel groups.
 
-    There is one for every kernel tap and channel of a group; they are summed in at least float32.
+    There is one multiply-add for every kernel tap and input channel of a channel group. They are
+    summed in at least float32.
     """
-    size, _, group, _ = kernel.shape
+    size, _, in_features, _ = kernel.shape
     pad = size // 2
     padded = widen(jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))))
     kernel = widen(kernel)
@@ -46,63 +74,73 @@ def shifted_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     for i in range(size):
         for j in range(size):
             tap = padded[:, i : i + height : stride, j : j + width : stride]
-            for c in range(group):
-                channels = tap if group == 1 else tap[..., c : c + 1]
+            for c in range(in_features):
+                channels = tap if in_features == 1 else tap[..., c : c + 1]
                 out = out + channels * kernel[i, j, c]
     return out.astype(x.dtype)
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """A convolution of every channel by itself; the kernel is `[size, size, 1, channels]`.
+    """Convolves every channel by itself; the kernel is `[size, size, 1, channels]`.
 
-    On CPUs these are shifted multiply-adds: XLA's takes some 25 times as long.
+    On CPUs it is shifted multiply-adds, because XLA's convolution takes some 25 times as long.
     """
     return _by_platform(shifted_conv, x, kernel, stride)
 
 
-def pointwise_conv(x, kernel, strides, padding, **arguments) -> jax.Array:
-    """`jax.lax.conv_general_dilated` for a 1x1 kernel without groups and padding.
+def pointwise_conv(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **arguments: Any
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` for a 1x1 kernel without channel groups and padding.
 
-    On CPUs this is a matrix product: the mobile networks evaluate 4 to 8 % faster with it.
+    On CPUs it is a matrix product, with which the mobile networks evaluate 4 to 8 % faster.
     """
     del padding, arguments
     return _by_platform(_matrix_product, x, kernel, strides[0])
 
 
-def image_conv(x, kernel, strides, padding, **arguments) -> jax.Array:
+def image_conv(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **arguments: Any
+) -> jax.Array:
     """`jax.lax.conv_general_dilated` for images of 3 channels, a 3x3 kernel and padding 1.
 
-    On CPUs these are shifted multiply-adds: XLA's takes 2 to 10 times as long with 16 to 32
-    output channels (with 64 it is the faster one). Its gradient has no such weakness.
+    On CPUs it is shifted multiply-adds, because XLA's convolution takes 2 to 10 times as long
+    with 16 to 32 output channels (with 64 it is the faster one). Its gradient is fast as it is.
     """
     del padding, arguments
     return _by_platform(_shifted_image_conv, x, kernel, strides[0])
 
 
-def _by_platform(cpu: Callable[..., jax.Array], x, kernel, stride) -> jax.Array:
+def _by_platform(
+    on_cpu: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, stride: int
+) -> jax.Array:
     return jax.lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, kernel: cpu(x, kernel, stride),
+        cpu=lambda x, kernel: on_cpu(x, kernel, stride),
         default=lambda x, kernel: native_conv(x, kernel, stride),
     )
 
 
-def _matrix_product(x, kernel, stride):
+def _matrix_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return x[:, ::stride, ::stride] @ kernel[0, 0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _shifted_image_conv(x, kernel, stride):
+def _shifted_image_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return shifted_conv(x, kernel, stride)
 
 
-def _shifted_image_conv_forward(x, kernel, stride):
+def _shifted_image_conv_forward(
+    x: jax.Array, kernel: jax.Array, stride: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return shifted_conv(x, kernel, stride), (x, kernel)
 
 
-def _shifted_image_conv_backward(stride, operands, cotangent):
-    _, pullback = jax.vjp(lambda x, kernel: native_conv(x, kernel, stride), *operands)
+def _shifted_image_conv_backward(
+    stride: int, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    _, pullback = jax.vjp(lambda x, kernel: native_conv(x, kernel, stride), *residuals)
     return pullback(cotangent)
 
 

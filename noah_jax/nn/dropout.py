@@ -1,12 +1,12 @@
-"""Dropout masks as a function of a key and of where an element stands.
+"""Computes dropout masks as a function of a key and of an element's position.
 
-A hash of the element's indices instead of a stream of random numbers: any part of a mask, in
-any order and on any number of devices, is the part of the same whole. It is some ten times
-cheaper than `jax.random` on accelerators, and kernels can compute it.
+A mask is a hash of the element's indices, not a stream of random numbers. So any shard of a mask,
+computed in any order on any number of devices, belongs to the same whole. On accelerators the
+hash is some ten times cheaper than `jax.random`, and kernels can compute it.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,51 +16,51 @@ import numpy as np
 _BITS = 24  # of a uniform number
 
 
-class PartKey(NamedTuple):
-    """The random key of a batch, for a part of its images; models take it as any key.
+class MicroBatchKey(NamedTuple):
+    """The random key of a batch, for some of its images. Models take it like any other key.
 
     Attributes:
-      key: a random key.
-      images: int32 `[part]`, the images' numbers in the whole batch; those that lie on one
-        device are consecutive.
+      key: A random key.
+      images: int32 `[micro-batch]`, the images' indices in the whole batch. Those on one device
+        are consecutive.
     """
 
     key: jax.Array
     images: jax.Array
 
 
-Key = jax.Array | PartKey
+Key = jax.Array | MicroBatchKey
 
 
 class Seeds(NamedTuple):
-    """What masks are made of.
+    """The seeds that masks are computed from.
 
     Attributes:
-      words: int32 `[2]`, of the key.
-      images: int32 `[batch]`, as of `PartKey`.
+      words: int32 `[2]`, from the key.
+      images: int32 `[batch]`, the images' indices in the whole batch.
     """
 
     words: jax.Array
     images: jax.Array
 
 
-def split(key: Key, num: int) -> Iterable[Key]:
-    """`num` independent keys for the same images."""
-    if isinstance(key, PartKey):
-        return [PartKey(k, key.images) for k in jax.random.split(key.key, num)]
-    return jax.random.split(key, num)
+def split(key: Key, num: int) -> Sequence[Key]:
+    """Splits a key into `num` independent keys for the same images."""
+    if isinstance(key, MicroBatchKey):
+        return [MicroBatchKey(k, key.images) for k in jax.random.split(key.key, num)]
+    return list(jax.random.split(key, num))
 
 
 def fold_in(key: Key, data: int) -> Key:
-    """Another key for the same images, by a number."""
-    if isinstance(key, PartKey):
-        return PartKey(jax.random.fold_in(key.key, data), key.images)
+    """Derives another key for the same images from a number."""
+    if isinstance(key, MicroBatchKey):
+        return MicroBatchKey(jax.random.fold_in(key.key, data), key.images)
     return jax.random.fold_in(key, data)
 
 
 def seeds_of(key: Key, batch: int) -> Seeds:
-    """The seeds of a key's masks for a batch, or the part of one that the key is for."""
-    if isinstance(key, PartKey):
+    """The seeds of a key's masks for `batch` images."""
+    if isinstance(key, MicroBatchKey):
         key, images = key
     else:
         images = jnp.arange(batch, dtype=jnp.int32)
@@ -69,14 +69,14 @@ def seeds_of(key: Key, batch: int) -> Seeds:
 
 
 def kept_images(key: Key, batch: int, rate: float) -> jax.Array:
-    """Which images dropout leaves, bool `[batch]`."""
+    """Which images dropout keeps, bool `[batch]`."""
     words, images = seeds_of(key, batch)
     zero = jnp.int32(0)
     return kept(row_seed((words[0], words[1]), images, zero, zero), zero, rate)
 
 
 def kept_elements(key: Key, shape: tuple[int, ...], rate: float) -> jax.Array:
-    """Which elements dropout leaves, bool `[batch, ..., channels]`."""
+    """Which elements dropout keeps, bool of the shape `[batch, ..., channels]`."""
     rows = jnp.arange(math.prod(shape[1:-1]), dtype=jnp.int32)
     words, images = seeds_of(key, shape[0])
     seeds = row_seed((words[0], words[1]), images[:, None], rows, jnp.int32(0))
@@ -87,33 +87,39 @@ def kept_elements(key: Key, shape: tuple[int, ...], rate: float) -> jax.Array:
 def row_seeds(seeds: Seeds, head_num: int, classes: int) -> jax.Array:
     """Seeds of whole masks, int32 `[batch, head_num, classes]`; see `row_seed`."""
     shape = (len(seeds.images), head_num, classes)
-    block, label = (jax.lax.broadcasted_iota(jnp.int32, shape, i) for i in (1, 2))
+    block, class_index = (jax.lax.broadcasted_iota(jnp.int32, shape, i) for i in (1, 2))
     words = seeds.words
-    return row_seed((words[0], words[1]), seeds.images[:, None, None], block, label)
+    return row_seed((words[0], words[1]), seeds.images[:, None, None], block, class_index)
 
 
 def row_seed(
-    words: tuple[jax.Array, jax.Array], image: jax.Array, block: jax.Array, label: jax.Array
+    words: tuple[jax.Array, jax.Array],
+    image: jax.Array,
+    block: jax.Array,
+    class_index: jax.Array,
 ) -> jax.Array:
-    """Seed of the mask over positions; int32 of the shape the indices broadcast to.
+    """Seed of a mask over positions.
 
     Args:
-      words: of the key.
-      image: its number in the whole batch.
-      block: the head's block.
-      label: the class.
+      words: The two words of `Seeds`.
+      image: Index of the image in the whole batch.
+      block: Index of the head's block.
+      class_index: Index of the class.
+
+    Returns:
+      int32 of the shape to which the indices broadcast.
     """
     first, second = words
-    return _mixed(_mixed(_mixed(first ^ image) + second ^ block) ^ label)
+    return _mixed(_mixed(_mixed(first ^ image) + second ^ block) ^ class_index)
 
 
 def kept(seeds: jax.Array, position: jax.Array, rate: float) -> jax.Array:
-    """Which elements dropout leaves, true with probability `1 - rate`.
+    """Which elements dropout keeps; each is true with probability `1 - rate`.
 
     Args:
-      seeds: by `row_seed`.
-      position: in the feature map.
-      rate: of the dropout.
+      seeds: Seeds from `row_seed`.
+      position: Position in the feature map, of a shape that broadcasts with `seeds`.
+      rate: Dropout rate.
     """
     bits = _mixed(seeds + position * _int32(0x9E3779B9))
     uniform = jax.lax.shift_right_logical(bits, jnp.int32(32 - _BITS))
@@ -121,7 +127,7 @@ def kept(seeds: jax.Array, position: jax.Array, rate: float) -> jax.Array:
 
 
 def _mixed(x: jax.Array) -> jax.Array:
-    """A bijection of 32 bits in which each bit depends on all; constants by C. Wellons."""
+    """A bijection of 32 bits in which every bit depends on all bits; constants by C. Wellons."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = (x ^ jax.lax.shift_right_logical(x, jnp.int32(shift))) * _int32(factor)
     return x ^ jax.lax.shift_right_logical(x, jnp.int32(16))

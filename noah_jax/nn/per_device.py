@@ -1,4 +1,4 @@
-"""Code that runs on each device's part of a batch, inside a step for all of them."""
+"""`shard_map` over the batch axis, for code that the compiler cannot partition."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,16 +6,23 @@ from typing import Any
 import jax
 
 
-def on_each_device(run: Callable, specs: Callable, *arguments: Any) -> jax.Array:
-    """`run`, whose result has the images in front, on each device's part of the batch.
+def on_each_device(
+    run: Callable[..., jax.Array], specs: Callable[[tuple[str, ...]], Any], *arguments: Any
+) -> jax.Array:
+    """Runs a function on each device's shard of the batch, inside a step for all devices.
 
     Args:
-      run: called as `run(*arguments)`.
-      specs: gives the arguments' `PartitionSpec`s for the mesh's axes, along which images lie.
-      arguments: of all devices.
+      run: Called as `run(*arguments)` with a device's shards. Its result has the images on the
+        first axis.
+      specs: Called with the names of the mesh's axes, over which the images are sharded; returns
+        a tuple of `PartitionSpec`s, one for each argument.
+      *arguments: The arguments of all devices together.
+
+    Returns:
+      The results of all devices, one after another on the first axis.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.auto_axes:  # one device, or inside a shard_map
+    if not mesh.auto_axes:  # one device, or already inside a shard_map
         return run(*arguments)
     axes = mesh.axis_names
     return jax.shard_map(run, in_specs=specs(axes), out_specs=jax.P(axes), check_vma=False)(

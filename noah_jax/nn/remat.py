@@ -1,28 +1,31 @@
-"""Rematerialisation: the backward pass computes a layer's inside again instead of keeping it."""
+"""Rematerialisation: the backward pass recomputes a layer's inside instead of storing it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import nnx
 
+Layer = Callable[..., jax.Array]
 
-def run_layer(layer: nnx.Module, *args: Any, remat: bool, **static: Any) -> jax.Array:
-    """`layer(*args, **static)`, rematerialised or not: the same numbers.
+
+def run_layer(layer: Layer, *args: Any, remat: bool, **static: Any) -> jax.Array:
+    """Computes `layer(*args, **static)`, rematerialised or not, with the same numbers.
 
     Args:
-      layer: has parameters and BatchNorm statistics, no other state.
-      *args: arrays, random keys or `None`.
-      remat: whether only the arguments are kept for the backward pass, which then costs one
+      layer: A module that has parameters and BatchNorm statistics, and no other state.
+      *args: Arrays, random keys or `None`.
+      remat: Whether only the arguments are stored for the backward pass, which then costs one
         more forward pass of the layer.
-      **static: what is no array, such as `train`.
+      **static: Arguments that are no arrays, such as `train`.
     """
     if not remat:
         return layer(*args, **static)
-    # jax.checkpoint wants a pure function, so the weights go in as arguments.
-    graphdef, params, stats = nnx.split(layer, nnx.Param, nnx.BatchStat)
+    # jax.checkpoint needs a pure function, so the weights become arguments.
+    graphdef, params, stats = nnx.split(layer, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
 
     @jax.checkpoint
-    def call(params, stats, *args):
+    def call(params: nnx.State, stats: nnx.State, *args: Any) -> tuple[jax.Array, nnx.State]:
         module = nnx.merge(graphdef, params, stats)
         out = module(*args, **static)
         return out, nnx.state(module, nnx.BatchStat)

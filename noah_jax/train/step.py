@@ -17,7 +17,7 @@ from noah_jax.errors import InputError
 from noah_jax.inference.step import make_predict_step, traced_on
 from noah_jax.models.base import Model
 from noah_jax.models.images import normalise
-from noah_jax.nn.dropout import PartKey
+from noah_jax.nn.dropout import MicroBatchKey
 from noah_jax.tasks.metrics import TrainMetrics
 from noah_jax.tasks.single_label import SingleLabel
 from noah_jax.tasks.task import Task
@@ -140,7 +140,7 @@ def make_train_step(
 
             def add(total, part):
                 *arrays, numbers = part
-                new, values = gradients(*arrays, PartKey(key, numbers))
+                new, values = gradients(*arrays, MicroBatchKey(key, numbers))
                 return jax.tree.map(jnp.add, total, new), values
 
             # Of BatchNorm's running statistics each part makes new ones from the same old ones.

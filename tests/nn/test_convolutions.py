@@ -73,7 +73,16 @@ def test_only_the_platforms_own_implementation_is_lowered(differentiate):
 
 def test_layer_equals_the_grouped_convolution_and_its_kernel():
     layer = DepthwiseConv(6, 3, stride=2, rngs=nnx.Rngs(0))
-    grouped = conv(6, 6, 3, stride=2, groups=6, rngs=nnx.Rngs(1))
+    grouped = nnx.Conv(
+        6,
+        6,
+        (3, 3),
+        strides=2,
+        padding=1,
+        feature_group_count=6,
+        use_bias=False,
+        rngs=nnx.Rngs(1),
+    )
     assert layer.kernel.shape == grouped.kernel.shape == (3, 3, 1, 6)
     grouped.kernel[...] = layer.kernel[...]
     x = jax.random.normal(jax.random.key(0), (2, 9, 9, 6))

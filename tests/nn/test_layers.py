@@ -19,7 +19,7 @@ def test_batch_norm_follows_the_formula_with_groups(group, devices, monkeypatch)
     mesh = jax.sharding.AbstractMesh((devices,), ("data",))
     monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
     x = _images(12, 5, 3, 6)
-    layer = BatchNorm(6, group=group)
+    layer = BatchNorm(6, batch_norm_group=group)
     layer.scale[...] = jnp.linspace(0.5, 2, 6)
     layer.bias[...] = jnp.linspace(-1, 1, 6)
     layer.mean[...] = jnp.full(6, 0.3)
@@ -51,7 +51,7 @@ def test_batch_norms_gradient_is_its_formulas(group, devices, dtype, monkeypatch
     weights = jnp.linspace(0.5, 2, 6), jnp.linspace(-1, 1, 6)
 
     def layer(x, scale, bias):
-        module = BatchNorm(6, group=group)
+        module = BatchNorm(6, batch_norm_group=group)
         module.scale[...], module.bias[...], module.mean[...] = scale, bias, jnp.full(6, 2.5)
         return jnp.sin(module(x, train=True))
 
@@ -87,7 +87,7 @@ def test_batch_norms_gradient_has_a_gradient():
 
 def test_batch_norm_evaluates_with_running_statistics():
     x = _images(4, 2, 2, 3)
-    layer = BatchNorm(3, group=2)
+    layer = BatchNorm(3, batch_norm_group=2)
     layer.mean[...] = jnp.array([1.0, 2.0, 3.0])
     layer.var[...] = jnp.array([4.0, 1.0, 0.25])
     out = layer(jnp.asarray(x), train=False)
@@ -97,15 +97,15 @@ def test_batch_norm_evaluates_with_running_statistics():
 
 
 def test_batch_norm_wants_a_mode_and_a_fitting_group():
-    layer = BatchNorm(3, group=3)
+    layer = BatchNorm(3, batch_norm_group=3)
     with pytest.raises(TypeError, match="train"):
         layer(jnp.zeros((6, 2, 2, 3)))
     with pytest.raises(ValueError, match="batch_norm_group=3 does not divide the batch of 8"):
         layer(jnp.zeros((8, 2, 2, 3)), train=True)
     with pytest.raises(ValueError, match="more than one value"):
-        BatchNorm(3, group=1)(jnp.zeros((8, 1, 1, 3)), train=True)
+        BatchNorm(3, batch_norm_group=1)(jnp.zeros((8, 1, 1, 3)), train=True)
     with pytest.raises(ValueError, match="at least 1 image"):
-        BatchNorm(3, group=0)
+        BatchNorm(3, batch_norm_group=0)
 
 
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (7, 2), (1, 2)])

@@ -98,7 +98,7 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(kind, accumulate):
 
 def test_masks_of_a_part_are_those_of_the_whole():
     x = jax.random.normal(jax.random.key(1), (8, 3, 4, 6))
-    part = dropout.PartKey(jax.random.key(0), jnp.array([1, 2, 6, 7]))
+    part = dropout.MicroBatchKey(jax.random.key(0), jnp.array([1, 2, 6, 7]))
     for drop in (lambda x, key: drop_path(x, 0.5, key), Dropout(0.5)):
         whole = drop(x, jax.random.key(0))
         np.testing.assert_array_equal(drop(x[part.images], part), whole[part.images])

@@ -79,7 +79,7 @@ class MobileNetV2(nnx.Module):
     ):
         del image_size
         self.remat = remat
-        norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
+        norm = functools.partial(BatchNorm, batch_norm_group=batch_norm_group, dtype=dtype)
         layer = functools.partial(ConvNorm, norm=norm, dtype=dtype, rngs=rngs)
         in_features, *stages, last = channels(width_mult)
         layers = [layer(3, in_features, 3, stride=2, activation=relu6)]

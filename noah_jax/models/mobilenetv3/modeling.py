@@ -164,7 +164,7 @@ class MobileNetV3(nnx.Module):
     ):
         del image_size
         self.remat = remat
-        norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
+        norm = functools.partial(BatchNorm, batch_norm_group=batch_norm_group, dtype=dtype)
         layer = functools.partial(ConvNorm, norm=norm, dtype=dtype, rngs=rngs)
         layers = [layer(3, 16, 3, stride=2, activation=hard_swish)]
         in_features = 16

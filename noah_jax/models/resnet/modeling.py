@@ -102,7 +102,7 @@ class ResNet(nnx.Module):
         del image_size
         if stem not in ("imagenet", "small"):
             raise InputError(f"stem must be 'imagenet' or 'small', got {stem!r}")
-        norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
+        norm = functools.partial(BatchNorm, batch_norm_group=batch_norm_group, dtype=dtype)
         self.stem = stem
         self.remat = remat
         size, stride = (7, 2) if stem == "imagenet" else (3, 1)

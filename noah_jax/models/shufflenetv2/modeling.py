@@ -85,7 +85,7 @@ class ShuffleNetV2(nnx.Module):
     ):
         del image_size
         self.remat = remat
-        norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
+        norm = functools.partial(BatchNorm, batch_norm_group=batch_norm_group, dtype=dtype)
         layer = functools.partial(
             ConvNorm, norm=norm, dtype=dtype, kernel_init=torch_default_kernel(), rngs=rngs
         )

@@ -41,7 +41,7 @@ class Toy(nnx.Module):
     ):
         del image_size
         self.remat = remat
-        norm = functools.partial(BatchNorm, group=batch_norm_group, dtype=dtype)
+        norm = functools.partial(BatchNorm, batch_norm_group=batch_norm_group, dtype=dtype)
         layer = functools.partial(ConvNorm, norm=norm, dtype=dtype, rngs=rngs)
         self.layers = nnx.List(
             layer(width if i else 3, width, 3, stride=2, activation=nnx.relu) for i in range(depth)
