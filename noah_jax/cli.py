@@ -15,16 +15,15 @@ from noah_jax.errors import InputError, MissingPackageError, NoahError, UsageErr
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-# The extra of this package that brings a module which not everybody needs.
+# The extra of this package that brings a module which the head alone does not need.
 EXTRAS = {
-    "absl": "train",
     "array_record": "train",
     "clu": "train",
     "google_crc32c": "train",
     "grain": "train",
     "matplotlib": "train",
-    "ml_collections": "train",
     "numba": "train",
+    "optax": "train",
     "PIL": "train",
     "scipy": "train",
     "simplejpeg": "train",
@@ -32,11 +31,24 @@ EXTRAS = {
     "tensorflow_datasets": "train",
     "tqdm": "train",
     "flatbuffers": "export",
-    "cv2": "fast",
+    "cv2": "approximate",
     "gdown": "released",
-    "gcsfs": "tpu",
     "torch": "torch",
 }
+
+# How a help text starts a program. The command `noah-jax` puts its own name here.
+_MODULE = "python -m noah_jax."
+_started_by = _MODULE
+
+
+def set_command(command: str) -> None:
+    """Makes help texts name the command that the user typed.
+
+    Args:
+      command: What stands before a program's name, such as `noah-jax`.
+    """
+    global _started_by
+    _started_by = f"{command} "
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,8 +62,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str | None = None, **arguments: Any) -> None:
         super().__init__(
-            prog=prog,
-            description=description,
+            prog=prog.replace(_MODULE, _started_by),
+            description=description and description.replace(_MODULE, _started_by),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             **arguments,
@@ -155,7 +167,7 @@ def show_help(text: str) -> None:
     For programs that import what takes seconds before they parse.
     """
     if "--help" in sys.argv or "-h" in sys.argv:
-        print(text.strip())
+        print(text.strip().replace(_MODULE, _started_by))
         raise SystemExit(0)
 
 

@@ -1,0 +1,71 @@
+"""Runs one of the programs: `noah-jax NAME ...` or `python -m noah_jax NAME ...`.
+
+Both are the same as `python -m noah_jax.NAME ...`.
+"""
+
+import difflib
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+
+from noah_jax import __version__, cli
+from noah_jax.console import fail
+
+PROGRAMS = {
+    "train": "train a model; started again, go on where the run was",
+    "evaluate": "measure accuracy and loss of trained models on a dataset",
+    "predict": "classify images",
+    "explain": "show where the head sees a class, and what each position contributes",
+    "export": "write a model as one artifact that runs with JAX alone",
+    "compare": "train several heads on the same data and compare them over seeds",
+    "parity": "check models against numbers that PyTorch computed",
+    "benchmark": "measure the speed of models, heads, input, evaluation or the loop",
+    "compile": "compile the train step for machines that are not here: memory, FLOPs, traffic",
+    "models": "list the models with their sizes and published accuracy",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program that the command line names; returns the exit code.
+
+    Args:
+      argv: The arguments, without the command; `None` takes those of the process.
+    """
+    command = os.path.basename(sys.argv[0])
+    command = command if command.startswith("noah-jax") else "python -m noah_jax"
+    name, *arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(_help(command))
+        return 0
+    if name == "--version":
+        print(f"noah-jax {__version__}")
+        return 0
+    if name not in PROGRAMS:
+        near = difflib.get_close_matches(name, PROGRAMS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"{command} --help lists the programs"
+        return fail(f"there is no program {name!r}; {hint}")
+    cli.set_command(command)
+    sys.argv = [f"{command} {name}", *arguments]
+    runpy.run_module(f"noah_jax.{name}", run_name="__main__", alter_sys=True)
+    return 0
+
+
+def _help(command: str) -> str:
+    width = max(map(len, PROGRAMS))
+    lines = [f"  {name:{width}}  {summary}" for name, summary in PROGRAMS.items()]
+    return "\n".join(
+        [
+            f"usage: {command} NAME ...",
+            "",
+            "The NOAH classification head in JAX. Programs:",
+            "",
+            *lines,
+            "",
+            f"{command} NAME --help explains a program; {command} --version prints the version.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
