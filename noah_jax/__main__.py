@@ -18,6 +18,7 @@ PROGRAMS = {
     "predict": "classify images",
     "explain": "show where the head sees a class, and what each position contributes",
     "export": "write a model as one artifact that runs with JAX alone",
+    "convert": "convert weights from PyTorch's files, and back",
     "compare": "train several heads on the same data and compare them over seeds",
     "parity": "check models against numbers that PyTorch computed",
     "benchmark": "measure the speed of models, heads, input, evaluation or the loop",
