@@ -1,1 +1,1 @@
-"""The accuracy of trained models; `python -m noah_jax.evaluate --help` says how."""
+"""Measures the accuracy of trained models; `python -m noah_jax.evaluate --help` explains it."""

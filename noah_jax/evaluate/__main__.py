@@ -9,14 +9,14 @@
         --real-labels real.json
 
 A checkpoint is a training run's folder (its newest checkpoint), RUN/checkpoints/STEP,
-RUN/checkpoints (all of them, a row each), a converted folder, a PyTorch file, or a folder of such
-folders. Images are prepared as the training's own evaluation does it. All devices of the process
-share the work. The exit code is 0, or 1 after an error; images that cannot be decoded are named
-and left out.
+RUN/checkpoints (all of them, one row each), a converted folder, a PyTorch file, or a folder that
+holds such folders. Images are prepared as in the training's own evaluation. All devices of the
+process share the work. Images that cannot be decoded are named on standard error and left out.
+The exit code is 0, or 1 after an error.
 
-Models trained for several labels an image (config.loss sigmoid or asymmetric) are measured by mean
-average precision (mAP; also as VOC has it since 2010, and as in VOC 2007) and by the F1 over the
-classes (CF1) and over all decisions (OF1).
+Models that were trained for several labels an image (config.loss is sigmoid or asymmetric) are
+measured by mean average precision (mAP, and its variants in VOC 2010 and VOC 2007) and by the F1
+score over the classes (CF1) and over all decisions (OF1).
 """
 
 import argparse
@@ -29,50 +29,68 @@ from noah_jax.cli import Parser, positive, run
 def _parser() -> Parser:
     parser = Parser("python -m noah_jax.evaluate", __doc__)
     add = parser.add_argument
-    add("--checkpoint", metavar="PATH", nargs="+", required=True, help="what to evaluate")
-    add("--ema", action="store_true", help="the moving average of the weights")
+    add("--checkpoint", metavar="PATH", nargs="+", required=True, help="the models to evaluate")
+    add("--ema", action="store_true", help="use the exponential moving average of the weights")
     add(
         "--dataset",
         metavar="NAME|folder:PATH|csv:PATH",
-        help="a TFDS set, PATH/val/CLASS/image or PATH/CLASS/image, or PATH/val.csv, for several"
-        " labels an image; by default the one of the checkpoint's own training",
+        help="a TFDS dataset; a folder PATH/val/CLASS/IMAGE or PATH/CLASS/IMAGE; or PATH/val.csv,"
+        " for several labels an image. By default the dataset that the checkpoint was trained on",
     )
-    add("--data-dir", metavar="DIR", help="where TFDS keeps its prepared data")
-    add("--split", help="by default the first that exists of validation, val and test")
+    add("--data-dir", metavar="DIR", help="where TFDS keeps its prepared datasets")
+    add(
+        "--split",
+        help="the split to evaluate; by default the first that exists of validation, val and test",
+    )
     add(
         "--labels",
         metavar="FILE",
-        help="CSV lines `file,label` (a class's number or name) in place of the dataset's labels;"
-        " images that it does not name are left out",
+        help="CSV lines `file,label` (a class index or the name of a class) that replace the"
+        " dataset's own labels; images that it does not name are left out",
     )
     add(
         "--real-labels",
         metavar="FILE",
-        help="ImageNet-ReaL's JSON: for every image in order of file names the labels that are"
-        " right; adds its top-1 over the images that have any",
+        help="the JSON file of ImageNet-ReaL: a list of the correct labels for each image, in the"
+        " order of the file names; adds the top-1 over the images that have any",
     )
-    add("--batch", type=positive, default=None, metavar="N", help="images at a time")
-    add("--threads", type=positive, metavar="N", help="that decode; by default one a core")
+    add("--batch", type=positive, metavar="N", help="images at a time; 128 by default")
+    add("--threads", type=positive, metavar="N", help="decoding threads; by default one a core")
     add(
         "--report",
         metavar="DIR",
-        help="write accuracy by class and the confusion matrix: report.json, classes.csv,"
-        " confusion.csv and confusion.png (with several labels average precision by class and no"
-        " confusion); in a folder each if there are several checkpoints",
+        help="write the accuracy of each class and the confusion matrix to DIR: report.json,"
+        " classes.csv, confusion.csv and confusion.png. With several labels an image, the average"
+        " precision of each class and no confusion matrix. Several checkpoints get a folder each",
     )
-    add("--json", action="store_true", help="one JSON object a line in place of the table")
+    add("--json", action="store_true", help="print one JSON object a line instead of the table")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluates what the arguments say; returns the exit code."""
+    """Evaluates what the command line says; returns the exit code."""
     return run(_evaluate, _parser(), argv)
 
 
-def _evaluate(given: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from noah_jax.evaluate.dataset import DatasetChoice
     from noah_jax.evaluate.program import evaluate_all
 
-    evaluate_all(given)
+    evaluate_all(
+        arguments.checkpoint,
+        DatasetChoice(
+            dataset=arguments.dataset,
+            data_dir=arguments.data_dir,
+            split=arguments.split,
+            labels=arguments.labels,
+            real_labels=arguments.real_labels,
+        ),
+        ema=arguments.ema,
+        batch_size=arguments.batch,
+        num_threads=arguments.threads,
+        report=arguments.report,
+        as_json=arguments.json,
+    )
     return 0
 
 

@@ -1,28 +1,26 @@
-"""What `python -m noah_jax.evaluate` does once its command line is parsed."""
+"""Evaluates trained models and prints a row for each, as a table or as JSON lines."""
 
-import argparse
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
 from noah_jax import console
-from noah_jax.compilation import enable_compilation_cache
-from noah_jax.config import default_config
+from noah_jax.compilation import DEFAULT_CACHE, enable_compilation_cache
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
-from noah_jax.data.source import Source
-from noah_jax.data.sources import open_eval_source
-from noah_jax.errors import InputError, UsageError
+from noah_jax.evaluate.dataset import DatasetChoice, open_dataset
 from noah_jax.evaluate.evaluation import evaluate, make_inference
-from noah_jax.evaluate.labels import labelled_folder, real_labels, relabelled
-from noah_jax.evaluate.report import write_report
+from noah_jax.evaluate.label_files import read_real_labels
+from noah_jax.evaluate.report_files import write_report
+from noah_jax.evaluate.results import SingleLabelResults
 from noah_jax.inference.runner import Inference
 from noah_jax.inference.trained import TrainedModel, find_checkpoints, load_trained
 
 _BATCH = 128
-# The columns of the table: percentages of the facts.
+# The columns of percentages in the table, with their keys in a summary.
 _SINGLE_LABEL = {"top-1": "top1", "top-5": "top5"}
 _MULTI_LABEL = {
     "mAP": "map",
@@ -33,62 +31,76 @@ _MULTI_LABEL = {
 }
 
 
-def evaluate_all(given: argparse.Namespace) -> None:
+def evaluate_all(
+    checkpoints: Sequence[str],
+    choice: DatasetChoice,
+    *,
+    ema: bool = False,
+    batch_size: int | None = None,
+    num_threads: int | None = None,
+    report: str | None = None,
+    as_json: bool = False,
+) -> None:
     """Evaluates every checkpoint and prints a row for each.
 
+    Args:
+      checkpoints: Paths of the models, see `noah_jax.inference.trained.find_checkpoints`.
+      choice: The images and labels.
+      ema: Use the exponential moving average of the weights.
+      batch_size: Images at a time; `None` is 128.
+      num_threads: Threads that decode; `None` is one for every core.
+      report: Folder for the results by class; with several checkpoints each has a folder in it.
+      as_json: Print one JSON object a line instead of the table.
+
     Raises:
-      UsageError, ValueError, OSError, CheckpointError: before anything is printed of the
-        checkpoint that does not fit.
+      NoahError: If something does not fit a checkpoint, before its row is printed.
     """
-    found = find_checkpoints(given.checkpoint)
-    enable_compilation_cache(default_config().compilation_cache)
+    paths = find_checkpoints(checkpoints)
+    enable_compilation_cache(DEFAULT_CACHE)
     programs: dict[str, Inference] = {}
-    names = [path if step is None else f"{path}/checkpoints/{step}" for path, step in found]
-    width = max(map(len, [*names, "checkpoint"]))
+    width = max(map(len, [*(path.name for path in paths), "checkpoint"]))
     header = ""
-    for (path, step), name in zip(found, names, strict=True):
-        trained = load_trained(path, step, ema=given.ema)
-        source = _open(given, trained)
-        if given.real_labels:
-            sets = real_labels(source, given.real_labels, trained.model.num_classes)
+    for path in paths:
+        trained = load_trained(*path, ema=ema)
+        source = open_dataset(choice, trained)
+        num_classes = trained.model.num_classes
+        real = read_real_labels(source, choice.real_labels, num_classes)
         corrupt_images = CorruptImages("replace", tell=console.warn)
-        batch_size = min(given.batch or _BATCH, max(1, len(source)))
-        inference = _inference(programs, trained, batch_size)
-        evaluation = evaluate(
-            inference,
+        results = evaluate(
+            _inference(programs, trained, min(batch_size or _BATCH, max(1, len(source)))),
             trained,
             DecodedSource(source),
             corrupt_images=corrupt_images,
-            num_threads=given.threads,
+            num_threads=num_threads,
         )
-        facts: dict[str, Any] = {
-            "checkpoint": name,
+        row: dict[str, Any] = {
+            "checkpoint": path.name,
             "step": trained.step,
             "ema": trained.ema,
             "model": trained.model.name,
             "dataset": source.name,
-            **evaluation.summary(),
+            **results.summary(),
         }
-        if given.real_labels:
-            facts |= evaluation.real(sets)
-        facts["damaged"] = len(corrupt_images)
-        if given.json:
-            print(json.dumps(facts), flush=True)
+        if real is not None and isinstance(results, SingleLabelResults):
+            row |= results.real(real)
+        row["damaged"] = len(corrupt_images)
+        if as_json:
+            print(json.dumps(row), flush=True)
         else:
             columns = _MULTI_LABEL if trained.multi_label else _SINGLE_LABEL
-            before, header = header, _header(columns, width, real=bool(given.real_labels))
-            if header != before:
+            previous, header = header, _header(columns, width, real=real is not None)
+            if header != previous:
                 print(header)
-            print(_row(facts, columns, width), flush=True)
-        if given.report:
-            folder = epath.Path(given.report)
-            if len(found) > 1:
-                folder /= re.sub(r"[^\w.-]+", "_", name).strip("_")
-            write_report(folder, facts, evaluation, trained.display_names())
+            print(_table_row(row, columns, width), flush=True)
+        if report:
+            folder = epath.Path(report)
+            if len(paths) > 1:
+                folder /= re.sub(r"[^\w.-]+", "_", path.name).strip("_")
+            write_report(folder, row, results, trained.display_names())
 
 
 def _inference(programs: dict[str, Inference], trained: TrainedModel, batch_size: int) -> Inference:
-    """The compiled program of a model, which checkpoints of the same kind share."""
+    """The compiled program of a model; checkpoints of the same kind share it."""
     model = trained.model
     loss = [trained.config.get(key) for key in ("loss", "asymmetric")]
     key = repr((model.name, model.arguments, trained.preprocessing, loss, batch_size))
@@ -97,63 +109,21 @@ def _inference(programs: dict[str, Inference], trained: TrainedModel, batch_size
     return programs[key]
 
 
-def _open(given: argparse.Namespace, trained: TrainedModel) -> Source:
-    """The images and labels that the command line and the checkpoint say."""
-    data = trained.config.get("data", {})
-    dataset, own = given.dataset, {"dir": given.data_dir, "split": given.split}
-    if dataset is None:
-        if "dataset" not in trained.config:
-            raise UsageError(f"{trained.path} does not tell its dataset; --dataset is needed")
-        dataset = trained.config["dataset"]
-        own = {"dir": given.data_dir or data["dir"], "split": given.split or data["eval_split"]}
-    if trained.multi_label and (given.labels or given.real_labels):
-        raise UsageError(
-            f"--labels and --real-labels give images one label, and {trained.path} was trained for"
-            " several"
-        )
-    classes = trained.class_names or [str(i) for i in range(trained.model.num_classes)]
-    if given.labels and (source := labelled_folder(dataset, given.labels, classes)) is not None:
-        return source
-    source = open_eval_source(
-        dataset, data_dir=own["dir"], split=own["split"], class_names=trained.class_names
-    )
-    if source.multi_label != trained.multi_label:
-        raise InputError(
-            f"{source.name} has several labels an image, and {trained.path} was not trained for"
-            " that, or does not tell; choose another --dataset"
-            if source.multi_label
-            else f"{source.name} has one label for each image, and {trained.path} was trained for"
-            " several; choose another --dataset"
-        )
-    if given.labels:
-        return relabelled(source, given.labels, classes)
-    theirs = source.class_names
-    if len(theirs) != len(classes) or (trained.class_names and list(classes) != list(theirs)):
-        differing = [pair for pair in zip(classes, theirs, strict=False) if pair[0] != pair[1]]
-        first = f", the first to differ are {' and '.join(differing[0])}" if differing else ""
-        raise InputError(
-            f"{source.name} has {len(theirs)} classes, {trained.path} {len(classes)}{first};"
-            " choose another --dataset, or say its labels with --labels"
-        )
-    return source
-
-
 def _header(columns: dict[str, str], width: int, *, real: bool) -> str:
     percentages = "".join(f" {title:>7}" for title in columns)
     head = f"{'checkpoint':{width}} {'step':>7}{percentages} {'loss':>8} {'images':>8}"
     return head + (f" {'ReaL top-1':>11} {'images':>8}" if real else "")
 
 
-def _row(facts: dict[str, Any], columns: dict[str, str], width: int) -> str:
+def _table_row(row: dict[str, Any], columns: dict[str, str], width: int) -> str:
     percentages = "".join(
-        f" {'none' if facts[key] is None else f'{facts[key]:.2f}%':>{max(7, len(title))}}"
+        f" {'none' if row[key] is None else f'{row[key]:.2f}%':>{max(7, len(title))}}"
         for title, key in columns.items()
     )
-    loss = "none" if facts["loss"] is None else f"{facts['loss']:.4f}"
-    row = (
-        f"{facts['checkpoint']:{width}} {facts['step']:7}{percentages} {loss:>8}"
-        f" {facts['examples']:8,}"
+    loss = "none" if row["loss"] is None else f"{row['loss']:.4f}"
+    line = (
+        f"{row['checkpoint']:{width}} {row['step']:7}{percentages} {loss:>8} {row['examples']:8,}"
     )
-    if "real_top1" in facts:
-        row += f" {facts['real_top1']:10.2f}% {facts['real_examples']:8,}"
-    return row
+    if "real_top1" in row:
+        line += f" {row['real_top1']:10.2f}% {row['real_examples']:8,}"
+    return line

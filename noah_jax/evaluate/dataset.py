@@ -1,0 +1,101 @@
+"""Opens the dataset to evaluate on: the one that the user names, or the training's own."""
+
+import dataclasses
+
+from noah_jax.data.source import Source
+from noah_jax.data.sources import open_eval_source
+from noah_jax.errors import InputError, UsageError
+from noah_jax.evaluate.label_files import open_labelled_folder, relabel
+from noah_jax.inference.trained import TrainedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetChoice:
+    """The images and labels that a user chooses; what is `None` comes from the checkpoint.
+
+    Attributes:
+      dataset: Name of the dataset, see `noah_jax.data.sources.open_sources`.
+      data_dir: Folder in which TFDS keeps prepared datasets.
+      split: Name of the split.
+      labels: A CSV file with other labels, see `noah_jax.evaluate.label_files`.
+      real_labels: The JSON file of ImageNet-ReaL, which adds a second top-1.
+    """
+
+    dataset: str | None = None
+    data_dir: str | None = None
+    split: str | None = None
+    labels: str | None = None
+    real_labels: str | None = None
+
+
+def open_dataset(choice: DatasetChoice, trained: TrainedModel) -> Source:
+    """Opens the images and labels for one model.
+
+    Raises:
+      UsageError: If nothing says which dataset it is, or the labels are of another kind than the
+        model's.
+      InputError: If the dataset cannot be read or its classes are not the model's.
+    """
+    choice = _completed(choice, trained)
+    if trained.multi_label and (choice.labels or choice.real_labels):
+        raise UsageError(
+            f"--labels and --real-labels give one label an image, and {trained.path} was trained"
+            " for several"
+        )
+    classes = trained.class_names or [str(i) for i in range(trained.model.num_classes)]
+    assert choice.dataset is not None  # by `_completed`
+    if choice.labels:
+        folder = open_labelled_folder(choice.dataset, choice.labels, classes)
+        if folder is not None:
+            return folder
+    source = open_eval_source(
+        choice.dataset,
+        data_dir=choice.data_dir,
+        split=choice.split,
+        class_names=trained.class_names,
+    )
+    _check_kind(source, trained)
+    if choice.labels:
+        return relabel(source, choice.labels, classes)
+    _check_classes(source, trained, list(classes))
+    return source
+
+
+def _completed(choice: DatasetChoice, trained: TrainedModel) -> DatasetChoice:
+    """The choice, with the dataset of the model's own training if the user names none."""
+    if choice.dataset is not None:
+        return choice
+    if "dataset" not in trained.config:
+        raise UsageError(f"{trained.path} does not say its dataset; --dataset is needed")
+    data = trained.config["data"]
+    return dataclasses.replace(
+        choice,
+        dataset=trained.config["dataset"],
+        data_dir=choice.data_dir or data["dir"],
+        split=choice.split or data["eval_split"],
+    )
+
+
+def _check_kind(source: Source, trained: TrainedModel) -> None:
+    if source.multi_label == trained.multi_label:
+        return
+    raise InputError(
+        f"{source.name} has several labels an image, and {trained.path} was not trained for"
+        " that, or does not say so; choose another --dataset"
+        if source.multi_label
+        else f"{source.name} has one label for each image, and {trained.path} was trained for"
+        " several; choose another --dataset"
+    )
+
+
+def _check_classes(source: Source, trained: TrainedModel, classes: list[str]) -> None:
+    """Raises an InputError unless the dataset has the model's classes in the same order."""
+    names = list(source.class_names)
+    if len(names) == len(classes) and (trained.class_names is None or names == classes):
+        return
+    differing = [pair for pair in zip(classes, names, strict=False) if pair[0] != pair[1]]
+    first = f", the first to differ are {' and '.join(differing[0])}" if differing else ""
+    raise InputError(
+        f"{source.name} has {len(names)} classes, {trained.path} has {len(classes)}{first};"
+        " choose another --dataset, or give its labels with --labels"
+    )
