@@ -54,6 +54,28 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         partial.write_bytes(data)
 
 
+def make_folder(path: str | os.PathLike[str]) -> epath.Path:
+    """Makes a folder and those above it, unless it exists, and returns it.
+
+    Args:
+      path: The folder, local or remote.
+
+    Raises:
+      WriteError: If it cannot be made.
+    """
+    folder = epath.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _write_error(folder, error) from error
+    except Exception as error:
+        # Every remote file system has errors of its own, and its library may be missing.
+        if not is_remote(folder):
+            raise
+        raise _write_error(folder, error) from error
+    return folder
+
+
 @contextlib.contextmanager
 def whole(
     target: str | os.PathLike[str], *, overwrite: bool = False, last: str | None = None

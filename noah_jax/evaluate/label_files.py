@@ -92,9 +92,7 @@ def relabel(source: Source, path: str, class_names: Sequence[str]) -> Source:
     return _RelabelledSource(source, [(indices[name], label) for name, label in labels.items()])
 
 
-def read_real_labels(
-    source: Source, path: str | None, num_classes: int
-) -> list[list[int]] | None:
+def read_real_labels(source: Source, path: str | None, num_classes: int) -> list[list[int]] | None:
     """Reads the correct labels of every image from ImageNet-ReaL's JSON file.
 
     Args:

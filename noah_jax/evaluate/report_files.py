@@ -11,7 +11,7 @@ from etils import epath
 
 from noah_jax.evaluate.confusion_picture import draw_confusion
 from noah_jax.evaluate.results import MultiLabelResults, SingleLabelResults
-from noah_jax.files import write_bytes, write_text
+from noah_jax.files import make_folder, write_bytes, write_text
 
 
 def write_report(
@@ -57,9 +57,7 @@ def _write_classes(
     write_text(folder / "classes.csv", _csv([list(rows[0]), *(row.values() for row in rows)]))
 
 
-def _precision_rows(
-    results: MultiLabelResults, class_names: Sequence[str]
-) -> list[dict[str, Any]]:
+def _precision_rows(results: MultiLabelResults, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """For each class: the images that have it, those that are ignored, its average precision."""
     precisions = results.average_precisions()
     return [

@@ -1,1 +1,1 @@
-"""Where the NOAH head sees a class; `python -m noah_jax.explain --help` says how."""
+"""Shows where the NOAH head sees a class; `python -m noah_jax.explain --help` explains it."""

@@ -4,14 +4,15 @@
     python -m noah_jax.explain --checkpoint runs/mine --image a.jpg b.jpg --classes tench 217 top3
     python -m noah_jax.explain --checkpoint runs/a --checkpoint runs/b --image photos/
 
-This is the head's own attention, no approximation of it: the contributions of all positions (the
-attention times the value) and the bias sum up to the logit. DIR (--output, `explanation` by
-default) gets index.html, which is one file without any outside parts, with every position's
-contribution under the pointer, and a PNG for each image, class and checkpoint. Two checkpoints
-stand side by side on the same colour scale. Only models with the NOAH head have such an attention.
+This is the head's own attention, not an approximation: the contributions of all positions (the
+attention times the value) plus the bias add up to the logit. The folder DIR (--output,
+`explanation` by default) gets index.html, a single file without external parts, which shows the
+contribution of the position under the mouse pointer, and a PNG for each image, class and
+checkpoint. Two checkpoints stand side by side on the same colour scale. Only models with the NOAH
+head have such an attention.
 
-The exit code is 0 if every image is explained, 1 if some could not be read (each is named on
-stderr) and after any other error.
+The exit code is 0 if every image is explained. It is 1 if some images could not be read (they are
+named on standard error) and after an error.
 """
 
 import argparse
@@ -29,36 +30,57 @@ def _parser() -> Parser:
         metavar="PATH",
         action="append",
         required=True,
-        help="a run's or a converted folder, ...; give it twice to compare two",
+        help="a run's or converted folder, RUN/checkpoints/STEP, or a PyTorch file; give it twice"
+        " to compare two models",
     )
-    add("--ema", action="store_true", help="the moving average of the weights")
-    add("--image", metavar="FILE", nargs="+", required=True, help="images, or folders of them")
+    add("--ema", action="store_true", help="use the exponential moving average of the weights")
+    add("--image", metavar="FILE", nargs="+", required=True, help="images, or folders of images")
     add(
         "--classes",
-        metavar="NAME|ID|topK",
+        metavar="NAME|INDEX|topK",
         nargs="+",
         default=["top3"],
-        help="names or numbers; top3 are the three most likely ones of the first checkpoint",
+        help="names or indices of classes; top3, the default, stands for the three most likely"
+        " classes of the first checkpoint",
     )
-    add("--class-names", metavar="FILE", help="a class's name a line, in the order of the labels")
-    add("--output", metavar="DIR", default="explanation", help="made if need be; `explanation`")
+    add(
+        "--class-names",
+        metavar="FILE",
+        help="a text file with the name of one class a line, in the order of the labels",
+    )
+    add(
+        "--output",
+        metavar="DIR",
+        default="explanation",
+        help="the folder for the results, made if it does not exist; `explanation`",
+    )
     add(
         "--overview",
         metavar="FILE.png",
-        help="also write one picture of all images (up to 20) and their classes, blocks merged",
+        help="also write one picture of all images (at most 20) and their classes, with the blocks"
+        " of the head merged",
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Explains what the arguments say; returns the exit code."""
+    """Explains what the command line says; returns the exit code."""
     return run(_explain, _parser(), argv)
 
 
-def _explain(given: argparse.Namespace) -> int:
+def _explain(arguments: argparse.Namespace) -> int:
     from noah_jax.explain.program import explain_all
 
-    return explain_all(given)
+    all_read = explain_all(
+        arguments.checkpoint,
+        arguments.image,
+        classes=arguments.classes,
+        ema=arguments.ema,
+        class_names=arguments.class_names,
+        output=arguments.output,
+        overview=arguments.overview,
+    )
+    return 0 if all_read else 1
 
 
 if __name__ == "__main__":

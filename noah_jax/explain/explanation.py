@@ -1,4 +1,4 @@
-"""What a model's NOAH head sees in one image, in numbers."""
+"""Computes what a model's NOAH head sees in one image."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,27 +8,29 @@ import numpy as np
 
 from noah_jax.data.decoding import decode
 from noah_jax.errors import InputError
+from noah_jax.heads.noah.poca import Contributions
 from noah_jax.inference.trained import TrainedModel
+from noah_jax.models.base import Tree
 from noah_jax.models.images import normalise
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassEvidence:
-    """What one image's logit of one class is made of.
+    """The parts that one image's logit of one class is made of.
 
-    The sum of `contributions` and `bias` is `logit`, but for float32's rounding.
+    `contributions` and `bias` add up to `logit`, apart from float32 rounding.
 
     Attributes:
-      number: of the class.
-      name: of the class.
-      logit: of the class, as the model computes it.
-      probability: of the class, see `TrainedModel.probabilities`.
+      class_index: Index of the class.
+      name: Name of the class.
+      logit: The logit, as the model computes it.
+      probability: Probability of the class, see `TrainedModel.probabilities`.
       attention: float32 `[head_num, rows, columns]`; each block sums to one.
       contributions: float32 `[head_num, rows, columns]`.
       bias: float32 `[head_num]`.
     """
 
-    number: int
+    class_index: int
     name: str
     logit: float
     probability: float
@@ -52,8 +54,8 @@ class Explanation:
     """What one model sees in one image.
 
     Attributes:
-      pixels: uint8 `[height, width, 3]`, what the model was shown.
-      classes: the evidence of each class asked for.
+      pixels: uint8 `[height, width, 3]`, the model's input before it is normalised.
+      classes: The evidence for each of the chosen classes.
     """
 
     pixels: np.ndarray
@@ -64,72 +66,99 @@ class Explainer:
     """Explains images by one model.
 
     Args:
-      trained: the model.
-      names: of its classes.
+      trained: The model.
+      class_names: Names of its classes.
 
     Raises:
-      ValueError: if the model has no NOAH head.
+      InputError: If the model has no NOAH head.
     """
 
-    def __init__(self, trained: TrainedModel, names: Sequence[str]):
+    def __init__(self, trained: TrainedModel, class_names: Sequence[str]):
         model, preprocessing = trained.model, trained.preprocessing
-        kind = model.arguments["head"]
-        if kind != "noah":
+        head = model.arguments["head"]
+        if head != "noah":
             raise InputError(
-                f"{trained.path} is a {model.name} with a {kind} head, which pools or reads a"
+                f"{trained.path} is a {model.name} with a {head} head, which pools or reads a"
                 " class token and has no attention over positions for each class; only models"
                 " with the NOAH head can be explained"
             )
-        self._names = names
-        self._probabilities = trained.probabilities
-        self._weights = jax.device_put((trained.params, trained.stats))
-        self._trained = dataclasses.replace(
-            trained, params=self._weights[0], stats=self._weights[1]
-        )
+        params, stats = jax.device_put((trained.params, trained.stats))
+        self._trained = dataclasses.replace(trained, params=params, stats=stats)
+        self._class_names = class_names
         self._transform = preprocessing.transform()
 
-        def contributions(params, stats, images, classes):
+        def contributions(
+            params: Tree, stats: Tree, images: jax.Array, classes: jax.Array
+        ) -> Contributions:
             images = normalise(images, preprocessing.mean, preprocessing.std)
             return model.contributions(params, stats, images, classes)
 
         self._contributions = jax.jit(contributions, compiler_options=model.evaluation_options())
 
+    @property
+    def path(self) -> str:
+        """The path of the model, as the user named it."""
+        return self._trained.path
+
     def pixels(self, data: bytes, name: str) -> np.ndarray:
-        """What the model is shown of an encoded image; raises a CorruptImageError."""
+        """Decodes an image and prepares it for the model.
+
+        Args:
+          data: The encoded image.
+          name: Name of the image, for messages.
+
+        Returns:
+          uint8 `[height, width, 3]`.
+
+        Raises:
+          CorruptImageError: If the image cannot be decoded.
+        """
         return self._transform(decode(data, name))
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
-        """float32 `[num_classes]`."""
-        # Accelerators would multiply float32 in fewer bits.
+        """Computes the logits of one image, in full float32 precision on every platform.
+
+        Args:
+          pixels: uint8 `[height, width, 3]`, what the method `pixels` returns.
+
+        Returns:
+          float32 `[num_classes]`.
+        """
+        # Accelerators multiply float32 matrices in fewer bits by default.
         with jax.default_matmul_precision("float32"):
             return np.asarray(self._trained.predict(pixels[None]))[0]
 
     def explain(
         self, pixels: np.ndarray, logits: np.ndarray, classes: Sequence[int]
     ) -> Explanation:
-        """The evidence for the chosen classes.
+        """Computes the evidence for chosen classes in one image.
 
         Args:
-          pixels: see `pixels`.
-          logits: see `logits`.
-          classes: their numbers.
+          pixels: uint8 `[height, width, 3]`, what the method `pixels` returns.
+          logits: float32 `[num_classes]`, what the method `logits` returns for these pixels.
+          classes: Indices of the classes.
         """
         with jax.default_matmul_precision("float32"):
-            found = self._contributions(*self._weights, pixels[None], np.array(classes, np.int32))
-        attention, contributions, bias = (np.asarray(x)[0] for x in found)
-        probabilities = np.asarray(self._probabilities(logits))
+            computed = self._contributions(
+                self._trained.params,
+                self._trained.stats,
+                pixels[None],
+                np.array(classes, np.int32),
+            )
+        attention, contributions, bias = (np.asarray(x)[0] for x in computed)
+        probabilities = np.asarray(self._trained.probabilities(logits))
         return Explanation(
             pixels,
             tuple(
                 ClassEvidence(
-                    number=number,
-                    name=self._names[number],
-                    logit=float(logits[number]),
-                    probability=float(probabilities[number]),
+                    class_index=class_index,
+                    name=self._class_names[class_index],
+                    logit=float(logits[class_index]),
+                    probability=float(probabilities[class_index]),
                     attention=attention[:, i],
                     contributions=contributions[:, i],
                     bias=bias[:, i],
                 )
-                for i, number in enumerate(classes)
+                for i, class_index in enumerate(classes)
             ),
         )

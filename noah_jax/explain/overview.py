@@ -1,4 +1,4 @@
-"""One picture of several images: what the head sees of each class, all blocks together."""
+"""Draws one picture of several images: what the head sees of each class, all blocks merged."""
 
 from collections.abc import Sequence
 
@@ -6,23 +6,25 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from noah_jax.explain.explanation import ClassEvidence, Explanation
-from noah_jax.explain.overlay import enlarged, overlay
+from noah_jax.explain.overlay import Kind, enlarge, overlay
 
 MOST_IMAGES = 20
 
 _GAP, _WIDE_GAP = 6, 24
 _FONT, _LINE = 28, 36
-_LEGEND = "yellow: attention; red adds to the logit, blue takes from it; one scale a row"
+_LEGEND = (
+    "yellow: attention; red: adds to the logit; blue: subtracts from it; each row has one scale"
+)
 
 
-def overview(rows: Sequence[tuple[str, Explanation]]) -> Image.Image:
-    """The image, and of every class the merged attention and the merged contributions.
+def draw_overview(rows: Sequence[tuple[str, Explanation]]) -> Image.Image:
+    """Draws each image and, for every class, the merged attention and contributions.
 
     Args:
-      rows: what each is called, and the explanation of one image by one model. The maps of a
-        row, of whatever class, share their colour scales.
+      rows: The name of each row, and the explanation of one image by one model. All maps of a row
+        share one colour scale for attention and one for contributions.
     """
-    pictures = [_row(name, explanation) for name, explanation in rows]
+    pictures = [_draw_row(name, explanation) for name, explanation in rows]
     width = max(picture.width for picture in pictures)
     height = sum(picture.height + _WIDE_GAP for picture in pictures) + _LINE
     whole = Image.new("RGB", (width, height), "white")
@@ -34,35 +36,34 @@ def overview(rows: Sequence[tuple[str, Explanation]]) -> Image.Image:
     return whole
 
 
-def _row(name: str, explanation: Explanation) -> Image.Image:
-    attention = max(float(x.merged_attention.max()) for x in explanation.classes) or 1.0
-    contribution = max(float(np.abs(x.merged_contributions).max()) for x in explanation.classes)
-    image = enlarged(explanation.pixels)
+def _draw_row(name: str, explanation: Explanation) -> Image.Image:
+    classes = explanation.classes
+    attention = max(float(x.merged_attention.max()) for x in classes) or 1.0
+    contribution = max(float(np.abs(x.merged_contributions).max()) for x in classes) or 1.0
+    image = enlarge(explanation.pixels)
     pair = 2 * image.width + _GAP
     picture = Image.new(
         "RGB",
-        (
-            image.width + len(explanation.classes) * (pair + _WIDE_GAP),
-            image.height + 2 * _LINE,
-        ),
+        (image.width + len(classes) * (pair + _WIDE_GAP), image.height + 2 * _LINE),
         "white",
     )
 
-    def place(left: int, line: int, caption: str, width: int) -> None:
-        strip = Image.new("RGB", (width, _LINE), "white")
+    def write(left: int, line: int, caption: str, width: int) -> None:
+        strip = Image.new("RGB", (width, _LINE), "white")  # cuts off what is too long
         ImageDraw.Draw(strip).text((0, 0), caption, fill="black", font=_font())
         picture.paste(strip, (left, line * _LINE))
 
-    place(0, 0, name, image.width)
+    write(0, 0, name, image.width)
     picture.paste(image, (0, 2 * _LINE))
-    for number, evidence in enumerate(explanation.classes):
-        left = image.width + _WIDE_GAP + number * (pair + _WIDE_GAP)
-        place(left, 0, _caption(evidence), pair)
-        for kind, values, largest in (
+    for position, evidence in enumerate(classes):
+        left = image.width + _WIDE_GAP + position * (pair + _WIDE_GAP)
+        write(left, 0, _caption(evidence), pair)
+        maps: list[tuple[Kind, np.ndarray, float]] = [
             ("attention", evidence.merged_attention, attention),
-            ("contribution", evidence.merged_contributions, contribution or 1.0),
-        ):
-            place(left, 1, kind, image.width)
+            ("contribution", evidence.merged_contributions, contribution),
+        ]
+        for kind, values, largest in maps:
+            write(left, 1, kind, image.width)
             picture.paste(overlay(explanation.pixels, values, largest, kind), (left, 2 * _LINE))
             left += image.width + _GAP
     return picture
@@ -72,5 +73,5 @@ def _caption(evidence: ClassEvidence) -> str:
     return f"{evidence.name}, {100 * evidence.probability:.1f} %, logit {evidence.logit:.1f}"
 
 
-def _font() -> ImageFont.FreeTypeFont:
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(_FONT)

@@ -1,9 +1,8 @@
-"""One HTML page for many images and classes, without any outside parts."""
+"""Renders the explanations of many images as one HTML page without external parts."""
 
 import base64
 import html
 import importlib.resources
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +11,9 @@ import numpy as np
 from PIL import Image
 
 from noah_jax.explain.explanation import ClassEvidence, Explanation
-from noah_jax.explain.overlay import Scale, common_scale
+from noah_jax.explain.overlay import Scale, common_scale, encode_png
 
-# Width of a map on the page in pixels, as in page.html.
-_WIDTH = 196
+_WIDTH = 196  # of a map in pixels; page.html has the same number
 
 
 def render_page(
@@ -23,12 +21,16 @@ def render_page(
     models: Sequence[str],
     explanations: Sequence[Sequence[Explanation]],
 ) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
-      images: what each is called.
-      models: what each is called.
-      explanations: of each image by each model; of an image all have the same classes.
+      images: Names of the images.
+      models: Names of the models.
+      explanations: For each image its explanation by each model; those of one image have the same
+        classes.
+
+    Returns:
+      The page in HTML.
     """
     styles: list[str] = []
     data: list[dict[str, Any]] = []
@@ -40,7 +42,7 @@ def render_page(
         for evidence in zip(*(x.classes for x in by_model), strict=True):
             scale = common_scale(evidence)
             body.append(
-                f"<h3>{html.escape(evidence[0].name)} (class {evidence[0].number})</h3>"
+                f"<h3>{html.escape(evidence[0].name)} (class {evidence[0].class_index})</h3>"
                 f"{_legend(scale)}<div class='models'>"
             )
             for i, (model, own) in enumerate(zip(models, evidence, strict=True)):
@@ -50,16 +52,15 @@ def render_page(
         body.append("</section>")
     template = importlib.resources.files("noah_jax.explain") / "page.html"
     page = template.read_text("utf-8")
-    # The data last: what stands in it is not to be replaced.
+    # The data comes last, because a class name in it may look like a placeholder.
     page = page.replace("@@IMAGES@@", "\n".join(styles)).replace("@@BODY@@", "\n".join(body))
     before, after = page.rsplit("@@DATA@@", 1)
     return before + json.dumps(data, separators=(",", ":")).replace("</", "<\\/") + after
 
 
 def _image_style(number: int, pixels: np.ndarray) -> str:
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG", optimize=True)
-    uri = base64.b64encode(png.getvalue()).decode()
+    png = encode_png(Image.fromarray(pixels), optimize=True)
+    uri = base64.b64encode(png).decode()
     height = round(_WIDTH * pixels.shape[0] / pixels.shape[1])
     return (
         f".i{number} {{ height: {height}px; background-image: url(data:image/png;base64,{uri}); }}"
@@ -115,7 +116,7 @@ def _model(model: str, evidence: ClassEvidence, image: str, number: int) -> str:
 
 
 def _numbers(evidence: ClassEvidence, scale: Scale) -> dict[str, Any]:
-    """What the page's script draws; every float32 exactly, by its shortest decimal."""
+    """The numbers that the page's script draws; decimals that give each float32 exactly."""
 
     def blocks(maps: np.ndarray) -> list[list[float]]:
         return [[float(str(x)) for x in block.ravel()] for block in maps]

@@ -1,1 +1,1 @@
-"""Models for use without this package; `python -m noah_jax.export --help` says how."""
+"""Exports models for use without this package; `python -m noah_jax.export --help` explains it."""

@@ -3,21 +3,22 @@
     python -m noah_jax.export --checkpoint runs/quickstart --output exported
     python -m noah_jax.export --checkpoint runs/mine/checkpoints/5000 --ema --output exported
 
-DIR gets
+The folder DIR gets
 
-    model.stablehlo        `jax.export`'s serialisation of images -> logits, weights included, for
-                           CPU, TPU and CUDA and any number of images
-    model.json             what goes in and comes out: preprocessing, classes, versions
-    weights.safetensors    the weights by their paths here (`params/layer1/0/conv1/kernel`)
+    model.stablehlo        the function from images to logits as `jax.export` serialises it, with
+                           the weights, for CPU, TPU and CUDA and any number of images
+    model.json             its input and output: preprocessing, classes, versions
+    weights.safetensors    the weights by their paths in this package
+                           (`params/layer1/0/conv1/kernel`)
     README.md              the model card: provenance, metrics, configuration, how to run it
 
-and is made whole or not at all. To run it: `pip install jax flatbuffers`, then
+and appears whole or not at all. To run it: `pip install jax flatbuffers`, then
 
     f = jax.export.deserialize(pathlib.Path("DIR/model.stablehlo").read_bytes()).call
-    logits = f(images)  # uint8 [batch, height, width, 3]; normalising is part of it
+    logits = f(images)  # uint8 [batch, height, width, 3]; it normalises them itself
 
-The exported program is run here before it is written, on two batches of different sizes, and must
-give the model's logits. The exit code is 0, or 1 after an error.
+Before it is written, the exported program is run here on two batches of different sizes, and its
+logits must agree with the model's. The exit code is 0, or 1 after an error.
 """
 
 import argparse
@@ -30,21 +31,26 @@ from noah_jax.cli import Parser, run
 def _parser() -> Parser:
     parser = Parser("python -m noah_jax.export", __doc__)
     add = parser.add_argument
-    add("--checkpoint", metavar="PATH", required=True, help="a run's or a converted folder, ...")
-    add("--ema", action="store_true", help="the moving average of the weights")
-    add("--output", metavar="DIR", required=True, help="a new folder")
+    add(
+        "--checkpoint",
+        metavar="PATH",
+        required=True,
+        help="a run's or converted folder, RUN/checkpoints/STEP, or a PyTorch file",
+    )
+    add("--ema", action="store_true", help="use the exponential moving average of the weights")
+    add("--output", metavar="DIR", required=True, help="a new or empty folder")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exports what the arguments say; returns the exit code."""
+    """Exports what the command line says; returns the exit code."""
     return run(_export, _parser(), argv)
 
 
-def _export(given: argparse.Namespace) -> int:
-    from noah_jax.export.artifact import export
+def _export(arguments: argparse.Namespace) -> int:
+    from noah_jax.export.program import export
 
-    export(given.checkpoint, given.output, ema=given.ema)
+    export(arguments.checkpoint, arguments.output, ema=arguments.ema)
     return 0
 
 

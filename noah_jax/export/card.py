@@ -1,4 +1,4 @@
-"""The model card of an exported model."""
+"""Writes the model card of an exported model."""
 
 import json
 from collections.abc import Iterator
@@ -8,28 +8,43 @@ from etils import epath
 
 from noah_jax.inference.trained import TrainedModel
 from noah_jax.models.published import published
-from noah_jax.runs import run_dir as workdirs
+from noah_jax.runs.run_dir import CHECKPOINTS
 
 
-def model_card(trained: TrainedModel, facts: dict[str, Any]) -> str:
-    """Markdown for people: provenance, metrics, configuration, how to run it."""
-    return "\n".join(_lines(trained, facts)) + "\n"
+def model_card(trained: TrainedModel, description: dict[str, Any]) -> str:
+    """Returns the card in Markdown: how to run the model, provenance, metrics, configuration.
+
+    Args:
+      trained: The model.
+      description: What `noah_jax.export.program.describe` returns.
+    """
+    sections = (
+        _introduction(trained),
+        _use(trained, description),
+        _provenance(trained, description),
+        _metrics(trained, description),
+        _configuration(trained, description),
+    )
+    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
-def _lines(trained: TrainedModel, facts: dict[str, Any]) -> Iterator[str]:
-    model, preprocessing = trained.model, trained.preprocessing
-    height, width = preprocessing.size
+def _introduction(trained: TrainedModel) -> Iterator[str]:
+    model = trained.model
     head = model.arguments["head"]
     yield f"# {model.name}"
     yield ""
     yield (
-        f"An image classifier of {model.num_classes} classes and {model.num_params:,} parameters,"
-        f" with the {'NOAH' if head == 'noah' else head} head, exported from noah_jax."
+        f"An image classifier with {model.num_classes} classes, {model.num_params:,} parameters"
+        f" and the {'NOAH' if head == 'noah' else head} head, exported from noah_jax."
     )
-    yield ""
+
+
+def _use(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str]:
+    model, preprocessing = trained.model, trained.preprocessing
+    height, width = preprocessing.size
     yield "## Use"
     yield ""
-    yield "With `pip install jax flatbuffers pillow`; this package is not needed."
+    yield "`pip install jax flatbuffers pillow` is all it needs."
     yield ""
     yield "```python"
     yield "import pathlib, jax.export, numpy, PIL.Image, PIL.ImageOps"
@@ -47,72 +62,75 @@ def _lines(trained: TrainedModel, facts: dict[str, Any]) -> Iterator[str]:
     )
     yield (
         f"Images are RGB, uint8, {resized} ({preprocessing.interpolation}, as Pillow does it), and"
-        f" the central {width} x {height} are cut out. The program takes any number of them,"
-        f" `[batch, {height}, {width}, 3]`, normalises them itself (mean"
-        f" {_numbers(preprocessing.mean)}, standard deviation {_numbers(preprocessing.std)}) and"
-        f" gives logits `[batch, {model.num_classes}]`. It holds"
-        f" {', '.join(facts['platforms'])}; `model.json` has all this for programs."
+        f" the central {width} x {height} pixels are cut out. The program takes any number of"
+        f" them, `[batch, {height}, {width}, 3]`, normalises them itself (mean"
+        f" {_join(preprocessing.mean)}, standard deviation {_join(preprocessing.std)}) and"
+        f" returns logits `[batch, {model.num_classes}]`. It runs on"
+        f" {', '.join(description['platforms'])}. `model.json` has all this for programs."
     )
-    yield ""
+
+
+def _provenance(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str]:
+    weights = "the moving average of the weights" if trained.ema else "the weights"
     yield "## Provenance"
     yield ""
-    weights = "the moving average of the weights" if trained.ema else "the weights"
     yield f"- from `{trained.path}`, {weights} after step {trained.step}"
     for key, value in trained.metadata.get("source", {}).items():
         if isinstance(value, str | int):
             yield f"- source {key}: `{value}`"
     if trained.config:
         yield f"- trained on `{trained.config['dataset']}` with seed {trained.config['seed']}"
-    yield f"- exported by JAX {facts['jax_version']}"
-    yield ""
+    yield f"- exported by JAX {description['jax_version']}"
+
+
+def _metrics(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str]:
+    """The metrics of exactly these weights, if the training recorded them."""
     yield "## Metrics"
     yield ""
-    yield from _metrics(trained)
-    yield ""
-    yield (
-        "The exported program's logits are within"
-        f" {facts['difference_from_the_model']:.1e} of their standard deviation of the model's own"
-        " (random images, on the machine that exported it)."
-    )
-    yield ""
-    yield "## Configuration"
-    yield ""
-    yield "```json"
-    yield json.dumps(trained.config or {"model": facts["arguments"]}, indent=2)
-    yield "```"
-
-
-def _metrics(trained: TrainedModel) -> Iterator[str]:
-    """What was measured of these very weights, or that nothing was."""
-    found = _recorded(trained)
-    if found is None:
-        yield "None are recorded of these weights; `python -m noah_jax.evaluate` measures them."
+    recorded = _recorded(trained)
+    if recorded is None:
+        yield ("None are recorded for these weights; `python -m noah_jax.evaluate` measures them.")
     else:
         columns = {"mAP": "map", "CF1": "cf1", "OF1": "of1"}
         if not trained.multi_label:
             columns = {"top-1": "top1", "top-5": "top5"}
-        percentages = " | ".join(f"{found[key]:.2f} %" for key in columns.values())
+        percentages = " | ".join(f"{recorded[key]:.2f} %" for key in columns.values())
         yield f"| {' | '.join(columns)} | loss | images |"
         yield "|---" * (len(columns) + 2) + "|"
-        yield f"| {percentages} | {found['loss']:.4f} | {found['examples']:,} |"
+        yield f"| {percentages} | {recorded['loss']:.4f} | {recorded['examples']:,} |"
     name = trained.model.name
     if "source" in trained.metadata and name in published():
         yield ""
         yield f"Published for {name}: top-1 {published()[name].top1} % on ImageNet-1k."
+    yield ""
+    yield (
+        "The exported program's logits differ from the model's own by at most"
+        f" {description['difference_from_the_model']:.1e} of their standard deviation (random"
+        " images, on the machine that exported it)."
+    )
+
+
+def _configuration(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str]:
+    yield "## Configuration"
+    yield ""
+    yield "```json"
+    yield json.dumps(trained.config or {"model": description["arguments"]}, indent=2)
+    yield "```"
 
 
 def _recorded(trained: TrainedModel) -> dict[str, Any] | None:
     """The evaluation that the training recorded at the checkpoint's step."""
     folder = epath.Path(trained.path)
-    if trained.path.endswith(f"/{workdirs.CHECKPOINTS}/{trained.step}"):
+    if trained.path.endswith(f"/{CHECKPOINTS}/{trained.step}"):
         folder = folder.parent.parent
     path = folder / "metrics.jsonl"
     split = "eval_ema" if trained.ema else "eval"
     lines = path.read_text().splitlines() if path.exists() else []
+    # A run that was killed may have left half a line.
     rows = [json.loads(line) for line in lines if line.endswith("}")]
     rows = [row for row in rows if (row["step"], row["split"]) == (trained.step, split)]
     return rows[-1] if rows else None
 
 
-def _numbers(values: tuple[float, ...]) -> str:
+def _join(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)

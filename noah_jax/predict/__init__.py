@@ -1,1 +1,1 @@
-"""Classes of single images; `python -m noah_jax.predict --help` says how."""
+"""Classifies single images; `python -m noah_jax.predict --help` explains it."""

@@ -4,13 +4,14 @@
     python -m noah_jax.predict photos/ more/ --checkpoint runs/converted --top 3
     find photos -name '*.png' | python -m noah_jax.predict - --checkpoint runs/mine --json
 
-Folders stand for all the images in them, at any depth; `-` for the paths on stdin, a line each.
-Images are prepared as in the training's own evaluation. --json prints one object a line, with
-file, class, name and probability; otherwise a line of text for each image. Probabilities add up to
-one; of a model trained for several labels an image each class has its own instead.
+A folder stands for all images in it, at any depth, and `-` for the paths on standard input, one a
+line. Images are prepared as in the training's own evaluation. The output is one line of text for
+each image or, with --json, one JSON object a line with file, class, name and probability. The
+probabilities add up to one; if the model was trained for several labels an image, each class has
+its own.
 
-The exit code is 0 if every image was classified, 1 if some could not be read (each is named on
-stderr, the others are classified all the same) and after any other error.
+The exit code is 0 if every image was classified. It is 1 if some images could not be read (they
+are named on standard error, and the others are classified all the same) and after an error.
 """
 
 import argparse
@@ -24,25 +25,44 @@ def _parser() -> Parser:
     parser = Parser("python -m noah_jax.predict", __doc__)
     add = parser.add_argument
     add("paths", metavar="PATH", nargs="+", help="images, folders, or - for paths on stdin")
-    add("--checkpoint", metavar="PATH", required=True, help="a run's or a converted folder, ...")
-    add("--ema", action="store_true", help="the moving average of the weights")
-    add("--top", type=positive, default=5, metavar="K", help="how many classes; 5")
-    add("--class-names", metavar="FILE", help="a class's name a line, in the order of the labels")
+    add(
+        "--checkpoint",
+        metavar="PATH",
+        required=True,
+        help="a run's or converted folder, RUN/checkpoints/STEP, or a PyTorch file",
+    )
+    add("--ema", action="store_true", help="use the exponential moving average of the weights")
+    add("--top", type=positive, default=5, metavar="K", help="number of classes to print; 5")
+    add(
+        "--class-names",
+        metavar="FILE",
+        help="a text file with the name of one class a line, in the order of the labels",
+    )
     add("--batch", type=positive, default=64, metavar="N", help="images at a time; 64")
-    add("--threads", type=positive, metavar="N", help="that decode; by default one a core")
-    add("--json", action="store_true", help="JSON lines")
+    add("--threads", type=positive, metavar="N", help="decoding threads; by default one a core")
+    add("--json", action="store_true", help="print JSON lines")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Classifies what the arguments say; returns the exit code."""
+    """Classifies what the command line says; returns the exit code."""
     return run(_predict, _parser(), argv)
 
 
-def _predict(given: argparse.Namespace) -> int:
+def _predict(arguments: argparse.Namespace) -> int:
     from noah_jax.predict.program import predict_all
 
-    return predict_all(given)
+    all_read = predict_all(
+        arguments.paths,
+        arguments.checkpoint,
+        ema=arguments.ema,
+        top=arguments.top,
+        class_names=arguments.class_names,
+        batch_size=arguments.batch,
+        num_threads=arguments.threads,
+        as_json=arguments.json,
+    )
+    return 0 if all_read else 1
 
 
 if __name__ == "__main__":

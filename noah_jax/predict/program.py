@@ -1,6 +1,5 @@
-"""What `python -m noah_jax.predict` does once its command line is parsed."""
+"""Classifies image files and prints a line for each."""
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,8 +10,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from noah_jax import console
-from noah_jax.compilation import enable_compilation_cache
-from noah_jax.config import default_config
+from noah_jax.compilation import DEFAULT_CACHE, enable_compilation_cache
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.image_files import FileSource, find_images
@@ -20,42 +18,42 @@ from noah_jax.errors import InputError
 from noah_jax.inference.runner import Inference
 from noah_jax.inference.trained import TrainedModel, load_one
 
-_WIDEST = 60  # characters of a path up to which the columns stand in line
+_WIDEST = 60  # characters of a path up to which the columns stay aligned
 
 
 def predict(
     trained: TrainedModel,
     paths: Sequence[str],
     *,
-    names: Sequence[str],
+    class_names: Sequence[str],
     top: int,
     batch_size: int,
     corrupt_images: CorruptImages,
     num_threads: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The most likely classes of each image, in order; corrupt ones are left out.
+    """Finds the most likely classes of each image, in order.
 
     Args:
-      trained: the model.
-      paths: of the image files.
-      names: of the classes.
-      top: how many classes.
-      batch_size: images at a time.
-      corrupt_images: what to do about images that cannot be read.
-      num_threads: that decode; `None` is one for every core.
+      trained: The model.
+      paths: Paths of the image files.
+      class_names: Names of the classes.
+      top: Number of classes.
+      batch_size: Images at a time.
+      corrupt_images: Records the images that cannot be read; they are left out.
+      num_threads: Threads that decode; `None` is one for every core.
 
     Yields:
       `{"file": ..., "classes": [{"class": 3, "name": ..., "probability": 0.9}, ...]}`, the most
-      likely class first. Of a model for several labels each probability is a class's own.
+      likely class first. For the probabilities see `TrainedModel.probabilities`.
 
     Raises:
-      ValueError: if a logit is not finite.
+      InputError: If a logit is not finite.
     """
     count = min(top, trained.model.num_classes)
 
     def best(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
         del labels
-        # By the logits: probabilities that round to one another are in no order.
+        # Ranked by logits, because different logits may round to the same probability.
         classes = jax.lax.top_k(logits, count)[1]
         probabilities = jnp.take_along_axis(trained.probabilities(logits), classes, axis=-1)
         finite = jnp.isfinite(logits).all(-1)
@@ -64,57 +62,79 @@ def predict(
     batch_size = max(1, min(batch_size, len(paths)))
     inference = Inference(trained.model, trained.preprocessing, best, batch_size=batch_size)
     source = DecodedSource(FileSource(paths))
-    for indices, found in inference.run(
+    for indices, values in inference.run(
         trained, source, corrupt_images=corrupt_images, num_threads=num_threads
     ):
         for index, classes, probabilities, finite in zip(
             indices.tolist(),
-            found["classes"].tolist(),
-            found["probabilities"].tolist(),
-            found["finite"].tolist(),
+            values["classes"].tolist(),
+            values["probabilities"].tolist(),
+            values["finite"].tolist(),
             strict=True,
         ):
             if not finite:
                 raise InputError(f"{paths[index]}: the logits of {trained.path} are not finite")
             ranked = [
-                {"class": number, "name": names[number], "probability": probability}
-                for number, probability in zip(classes, probabilities, strict=True)
+                {"class": class_index, "name": class_names[class_index], "probability": probability}
+                for class_index, probability in zip(classes, probabilities, strict=True)
             ]
             yield {"file": paths[index], "classes": ranked}
 
 
-def predict_all(given: argparse.Namespace) -> int:
-    """Classifies the images and prints what they are; 1 if some could not be read.
+def predict_all(
+    paths: Sequence[str],
+    checkpoint: str,
+    *,
+    ema: bool = False,
+    top: int = 5,
+    class_names: str | None = None,
+    batch_size: int = 64,
+    num_threads: int | None = None,
+    as_json: bool = False,
+) -> bool:
+    """Classifies images and prints a line for each.
+
+    Args:
+      paths: Images, folders of images, and `-` for the paths on standard input.
+      checkpoint: Path of the model, see `noah_jax.inference.trained.load_one`.
+      ema: Use the exponential moving average of the weights.
+      top: Number of classes to print.
+      class_names: A text file with the name of one class a line.
+      batch_size: Images at a time.
+      num_threads: Threads that decode; `None` is one for every core.
+      as_json: Print one JSON object a line.
+
+    Returns:
+      Whether all images could be read.
 
     Raises:
-      ValueError, OSError, CheckpointError: if the model or a list of names does not fit, or
-        there are no images.
+      NoahError: If the model or the class names do not fit, or there are no images.
     """
-    paths = find_images(list(_expand(given.paths)))
-    if not paths:
+    files = find_images(list(_expand(paths)))
+    if not files:
         raise InputError("there are no paths on stdin")
-    trained = load_one(given.checkpoint, ema=given.ema)
-    names = trained.display_names(given.class_names)
-    enable_compilation_cache(default_config().compilation_cache)
+    trained = load_one(checkpoint, ema=ema)
+    names = trained.display_names(class_names)
+    enable_compilation_cache(DEFAULT_CACHE)
     corrupt_images = CorruptImages("replace", tell=console.warn)
-    width = min(_WIDEST, max(map(len, paths)))
+    width = min(_WIDEST, max(map(len, files)))
     results = predict(
         trained,
-        paths,
-        names=names,
-        top=given.top,
-        batch_size=given.batch,
+        files,
+        class_names=names,
+        top=top,
+        batch_size=batch_size,
         corrupt_images=corrupt_images,
-        num_threads=given.threads,
+        num_threads=num_threads,
     )
-    # Where the results go to the terminal they are progress enough.
-    quiet = True if sys.stdout.isatty() else None
-    for result in tqdm(results, total=len(paths), unit=" images", disable=quiet, leave=False):
-        print(json.dumps(result) if given.json else _row(result, width))
+    # Results that scroll by on a terminal show the progress themselves.
+    no_bar = True if sys.stdout.isatty() else None
+    for result in tqdm(results, total=len(files), unit=" images", disable=no_bar, leave=False):
+        print(json.dumps(result) if as_json else _row(result, width))
     sys.stdout.flush()
     if corrupt_images:
-        console.warn(f"{len(corrupt_images)} of {len(paths)} images could not be read, named above")
-    return 1 if corrupt_images else 0
+        console.warn(f"{len(corrupt_images)} of {len(files)} images could not be read, see above")
+    return not corrupt_images
 
 
 def _expand(paths: Sequence[str]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from PIL import Image
 from noah_jax import load_model
 from noah_jax.data.sources import open_eval_source
 from noah_jax.evaluate.__main__ import main
-from noah_jax.evaluate.labels import real_labels
+from noah_jax.evaluate.label_files import read_real_labels
 from tests.helpers import ROOT
 
 CLASSES = ("ant", "bee", "cat")
@@ -119,7 +119,8 @@ def test_real_labels(tiny_run, class_folders, tmp_path, capsys):
     (row,) = _evaluate(capsys, *arguments, "--real-labels", real)
     assert (row["real_top1"], row["real_examples"], row["examples"]) == (80.0, 5, 6)
     source = open_eval_source(str(tmp_path / "data"))
-    assert real_labels(source, str(real), 3)[4] == sets[0]  # cat/a0.png
+    labels = read_real_labels(source, str(real), 3)
+    assert labels is not None and labels[4] == sets[0]  # cat/a0.png
     real.write_text(json.dumps(sets[:-1]))
     assert main([*arguments, "--real-labels", str(real)]) == 1
     assert "has 5 images" in capsys.readouterr().err

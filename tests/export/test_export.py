@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from noah_jax import create_model, load_model
 from noah_jax.export.__main__ import main
-from noah_jax.export.artifact import PLATFORMS
+from noah_jax.export.stablehlo import PLATFORMS
 from noah_jax.heads.noah import poca as head
 
 # Runs the artifact where neither this package nor Flax can be imported.

@@ -58,7 +58,7 @@ def test_damaged_images_are_named_and_skipped(tiny_run, images, tmp_path, capsys
     out = capsys.readouterr()
     assert [json.loads(line)["file"] for line in out.out.splitlines()] == [paths[0], paths[3]]
     assert str(damaged) in out.err and f"{missing} cannot be decoded: No such file" in out.err
-    assert out.err.splitlines()[-1] == "warning: 2 of 4 images could not be read, named above"
+    assert out.err.splitlines()[-1] == "warning: 2 of 4 images could not be read, see above"
 
 
 def test_names_of_a_file(tiny_run, images, tmp_path, capsys):
