@@ -3,10 +3,10 @@
     python scripts/tutorial.py
     python scripts/tutorial.py --workdir /tmp/tutorial --quick
 
-Trains a small ResNet with the NOAH head on the embedded sample for one epoch and says what it does,
-each time with the command that does the same; about three minutes on two CPU cores. Everything it
-makes lies in --workdir (runs/tutorial); started again there, it goes on where it was or uses the
-trained model. --quick takes a tiny Mixer and a few steps, in which it learns little.
+Trains a small ResNet with the NOAH head on the embedded sample for one epoch, then uses it. Every
+step prints what it does and the command that does the same. It takes about three minutes on two
+CPU cores. All results lie in --workdir (runs/tutorial); a second start continues there, or uses the
+trained model. --quick trains a tiny Mixer for a few steps, in which it learns little.
 
 The exit code is 0, or that of the first program that fails.
 """
@@ -40,19 +40,19 @@ from noah_jax.predict.__main__ import main as predict
 from noah_jax.train import main as train
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-IMAGES = 4  # written to files, the first ones of the test images
+IMAGES = 4  # the number of test images that become files
 
 
 class _Failed(Exception):
-    """A program failed and has said why; holds its exit code."""
+    """Raised if a program failed, after it printed the reason; holds the exit code."""
 
 
 def tutorial(workdir: pathlib.Path, *, quick: bool) -> None:
-    """All steps, one after another.
+    """Runs all steps, one after another.
 
     Args:
-      workdir: made if need be.
-      quick: train a tiny Mixer for a few steps in place of a ResNet for an epoch.
+      workdir: The folder for all results; made if it does not exist.
+      quick: Train a tiny Mixer for a few steps instead of a ResNet for an epoch.
     """
     trained = str(workdir / "run")
 
@@ -69,7 +69,7 @@ def tutorial(workdir: pathlib.Path, *, quick: bool) -> None:
     # This program's main takes the whole command line.
     _program(lambda words: train(["train", *words]), "-m noah_jax.train", arguments)
 
-    _say("2. Evaluate every test image once; the report has accuracy by class and confusions.")
+    _say("2. Evaluate. Every test image counts once; the report has the accuracy of each class.")
     arguments = ["--checkpoint", trained, "--report", str(workdir / "report")]
     _program(evaluate, "-m noah_jax.evaluate", arguments)
 
@@ -77,14 +77,15 @@ def tutorial(workdir: pathlib.Path, *, quick: bool) -> None:
     images = _write_images(folder)
     _say(
         f"3. Predict. The first {IMAGES} test images are now files in {folder}, named after what",
-        "they show. Their three most likely classes are",
+        "they show. These are the three most likely classes of each:",
     )
     arguments = [str(folder), "--checkpoint", trained, "--top", "3"]
     _program(predict, "-m noah_jax.predict", arguments)
 
     _say(
-        "4. Convert. The weights go into a file with the names and layouts that the original has",
-        "in PyTorch, and from there back into a folder. It may not tell the image size, we do.",
+        "4. Convert. The weights go into a file with the names and layouts of the original PyTorch",
+        "code, and from there back into a folder. Such a file may not contain the image size, so",
+        "the command gives it.",
     )
     file, back = str(workdir / "weights.safetensors"), str(workdir / "converted")
     name = "convert_torch_weights.py"
@@ -97,16 +98,16 @@ def tutorial(workdir: pathlib.Path, *, quick: bool) -> None:
     _say(f"The logits of the {IMAGES} images are the same before and after, bit for bit.")
 
     _say(
-        "5. Explain. For every class the head has an attention of its own over the positions of",
-        "the last feature map, here 4 x 4; what they contribute adds up to the class's logit.",
+        "5. Explain. The head has a separate attention for every class over the positions of the",
+        "last feature map, here 4 x 4. The contributions of all positions add up to the logit.",
     )
     output = ["--output", str(workdir / "explanation"), "--overview", str(workdir / "overview.png")]
     arguments = ["--checkpoint", trained, "--image", str(folder), *output]
     _program(explain, "-m noah_jax.explain", arguments)
 
-    _say("6. Export: one artifact, weights and all, that JAX runs without this package.")
+    _say("6. Export. The result is one file with the weights, which JAX runs without this package.")
     if importlib.util.find_spec("flatbuffers") is None:
-        _say("It needs flatbuffers, which is not installed: pip install -e '.[export]'")
+        _say("This needs flatbuffers, which is not installed: pip install -e '.[export]'")
         return
     exported = workdir / "exported"
     if not exported.exists():
@@ -130,7 +131,7 @@ def _write_images(folder: pathlib.Path) -> list[str]:
 
 
 def _pixels(trained: str, files: Sequence[str]) -> np.ndarray:
-    """The images as the model is shown them, uint8 `[images, height, width, 3]`."""
+    """The images as the model's input, uint8 `[images, height, width, 3]`."""
     transform = load_one(trained).preprocessing.transform()
     return np.stack([transform(decode(pathlib.Path(file).read_bytes(), file)) for file in files])
 
@@ -152,7 +153,7 @@ def _say(*lines: str) -> None:
 
 
 def _program(main: Callable[[list[str]], int], name: str, arguments: list[str]) -> None:
-    """Runs a program in this process, which spares its start; raises if it fails."""
+    """Runs a program in this process, which saves its start-up time; raises if it fails."""
     print(f"$ python {name} {shlex.join(arguments)}", flush=True)
     if code := main(arguments):
         raise _Failed(code)
@@ -161,17 +162,18 @@ def _program(main: Callable[[list[str]], int], name: str, arguments: list[str]) 
 def main(argv: Sequence[str] | None = None) -> int:
     """Walks through everything; returns the exit code."""
     parser = Parser("python scripts/tutorial.py", __doc__)
-    parser.add_argument("--workdir", metavar="DIR", default="runs/tutorial")
-    parser.add_argument("--quick", action="store_true")
+    add = parser.add_argument
+    add("--workdir", metavar="DIR", default="runs/tutorial", help="folder for all results")
+    add("--quick", action="store_true", help="train a tiny model for a few steps")
     return run(_tutorial, parser, argv)
 
 
-def _tutorial(given: argparse.Namespace) -> int:
+def _tutorial(arguments: argparse.Namespace) -> int:
     try:
-        tutorial(pathlib.Path(given.workdir), quick=given.quick)
+        tutorial(pathlib.Path(arguments.workdir), quick=arguments.quick)
     except _Failed as failed:
         return failed.args[0]
-    _say(f"All that was made lies in {given.workdir}; README.md tells the rest.")
+    _say(f"All results lie in {arguments.workdir}. README.md explains the rest.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""scripts/tutorial.py from its first to its last step, as a user starts it."""
+"""Runs scripts/tutorial.py from its first to its last step, as a user starts it."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def test_the_tutorial(tmp_path):
     assert Image.open(tmp_path / "overview.png").height > 4 * 224
     assert "Loaded from" in said[-3] and float(said[-3].split()[-4]) < 1e-3
 
-    # What fails is told by the program that fails, and nothing follows.
+    # A program that fails prints the reason, and the tutorial stops there.
     (tmp_path / "run/config.json").write_text("{}")
     ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert ran.returncode == 1 and ran.stderr.count("\n") == 1

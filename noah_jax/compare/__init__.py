@@ -1,1 +1,1 @@
-"""Compares heads on the same data; `python -m noah_jax.compare --help` says how."""
+"""Compares heads on the same data; `python -m noah_jax.compare --help` explains it."""

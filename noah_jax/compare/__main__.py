@@ -1,67 +1,81 @@
-"""Compares heads honestly: the same data in the same order, several seeds, intervals.
+"""Compares heads fairly: the same data in the same order, several seeds, confidence intervals.
 
     python -m noah_jax.compare
-    python -m noah_jax.compare --config configs/quickstart.py --seeds 0 1 2 --heads linear noah
-    python -m noah_jax.compare --config configs/deit.py:deit_tiny_patch16_224 --workdir gs://...
+    python -m noah_jax.compare --config quickstart.py --seeds 0 1 2 --heads linear noah
+    python -m noah_jax.compare --config deit.py:deit_tiny_patch16_224 --workdir gs://...
 
-Trains every configuration with every head and seed, each by `python -m noah_jax.train` in a
-process of its own, in a folder of WORKDIR. For a seed the heads see the same images in the same
-order with the same augmentation, so their difference is paired. Prints, and writes to WORKDIR,
-a table of means and standard deviations over the seeds and of the paired differences from the
-first head with their 95 % intervals (Student's t), and draws the curves. Started again, it goes
-on where it was. Further --config.KEY=VALUE go to every training.
+Trains every configuration with every head and seed. Each training is a process of its own
+(`python -m noah_jax.train`) with a folder of its own in WORKDIR. With the same seed, all heads see
+the same images in the same order with the same augmentation, so their differences are paired.
 
-A configuration is FILE or FILE:VARIANT; its heads are the variants `linear` and `noah`, or
-VARIANT and `noah_VARIANT`. By default: a small ResNet, DeiT and Mixer on the embedded sample.
+Prints a table, and writes it to WORKDIR together with the training curves. The table has the mean
+and standard deviation over the seeds and, for each head but the first, the mean difference from
+the first head with its 95 % confidence interval (Student's t). The same command continues where an
+earlier one stopped. `--config.KEY=VALUE` sets a key in every training.
+
+A configuration is FILE or FILE:VARIANT. Its heads are the variants `linear` and `noah`, or VARIANT
+and `noah_VARIANT`. The default is a small ResNet, DeiT and Mixer on the embedded sample.
 """
 
 import argparse
-import functools
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from noah_jax.cli import Parser, run
-from noah_jax.compare.program import DEFAULT_CONFIGS, HEADS, compare, table
+from noah_jax.compare.variants import DEFAULT_CONFIGS, HEADS
 from noah_jax.console import fail
 from noah_jax.errors import UsageError
 
 
 def _parser() -> Parser:
     parser = Parser("python -m noah_jax.compare", __doc__)
-    parser.add_argument(
-        "--config", nargs="+", default=list(DEFAULT_CONFIGS), metavar="FILE[:VARIANT]"
+    parser.add_config(
+        nargs="+",
+        default=list(DEFAULT_CONFIGS),
+        help=f"the configurations to train; {' '.join(DEFAULT_CONFIGS)}",
     )
-    parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=HEADS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--workdir", default="runs/compare")
-    parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add(
+        "--heads",
+        nargs="+",
+        default=list(HEADS),
+        choices=HEADS,
+        help="the heads to compare with the first of them; linear noah",
+    )
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds; 0 1 2")
+    add("--workdir", default="runs/compare", help="the folder for all results; runs/compare")
     return parser
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Compares what the command line says; returns the exit code."""
-    overrides = [word for word in argv[1:] if word.startswith("--config.")]
-    others = [word for word in argv[1:] if word not in overrides]
-    return run(functools.partial(_compare, overrides), _parser(), others)
+    return run(_compare, _parser(), argv)
 
 
-def _compare(overrides: list[str], given: argparse.Namespace) -> int:
-    if given.rest:
-        raise UsageError(f"unexpected argument {given.rest[0]!r}; see --help")
-    for what, values in (("--heads", given.heads), ("--seeds", given.seeds)):
+def _compare(arguments: argparse.Namespace) -> int:
+    for flag, values in (("--heads", arguments.heads), ("--seeds", arguments.seeds)):
         if len(set(values)) < len(values):
-            raise UsageError(f"{what} names one twice: {' '.join(map(str, values))}")
-    try:
-        rows = compare(given.config, given.heads, given.seeds, given.workdir, overrides)
-    except subprocess.CalledProcessError as error:
-        from noah_jax.train.watchdog import RESTARTABLE
+            raise UsageError(f"{flag} repeats a value: {' '.join(map(str, values))}")
+    from noah_jax.compare.program import compare
+    from noah_jax.compare.summary import format_table
+    from noah_jax.train.watchdog import RESTARTABLE
 
-        fail(f"a training failed (exit code {error.returncode}); the same command goes on there")
+    try:
+        rows = compare(
+            arguments.config,
+            arguments.heads,
+            arguments.seeds,
+            arguments.workdir,
+            arguments.overrides,
+        )
+    except subprocess.CalledProcessError as error:
+        fail(f"a training failed (exit code {error.returncode}); the same command continues it")
         return RESTARTABLE if error.returncode == RESTARTABLE else 1
-    print(table(rows, given.heads))
-    print(f"written to {given.workdir}: compare.json, compare.md, curves.png", file=sys.stderr)
+    print(format_table(rows, arguments.heads))
+    print(f"written to {arguments.workdir}: compare.json, compare.md, curves.png", file=sys.stderr)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

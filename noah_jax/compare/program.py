@@ -1,229 +1,172 @@
-"""Trains several heads on the same data and compares them with paired intervals."""
+"""Trains several heads on the same data, each in a process of its own, and compares them."""
 
 import json
 import os
-import pathlib
-import statistics
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from noah_jax.compare.summary import Record, draw_curves, format_table, summarise
+from noah_jax.compare.variants import folder_name, variant_for
 from noah_jax.config import parse_command_line
 from noah_jax.errors import UsageError
+from noah_jax.files import write_bytes, write_text
+from noah_jax.runs.run_dir import check_config, read_results
 
-HEADS = ("linear", "noah")
-DEFAULT_CONFIGS = ("configs/quickstart.py", "configs/sample.py:deit", "configs/sample.py:mixer")
-_MEASURES = {"top1": "top-1", "map": "mAP"}
-# What a head may change besides the model's name; all else must be alike.
-_OF_THE_HEAD = ("model.name", "model.head_drop_rate", "model.head_num", "model.key_ratio")
-
-
-def variant_for(config: str, head: str) -> str:
-    """`FILE:VARIANT` of a configuration with a head."""
-    file, _, variant = config.partition(":")
-    backbone = variant.removeprefix("noah_")
-    if backbone in ("", *HEADS):
-        return f"{file}:{head}"
-    return f"{file}:{backbone if head == 'linear' else 'noah_' + backbone}"
+# Keys that may differ between the heads; all others must be equal.
+_KEYS_OF_THE_HEAD = frozenset(
+    {"model.name", "model.head_drop_rate", "model.head_num", "model.key_ratio", "try_next"}
+)
 
 
-def resolve(config: str, heads: list[str], overrides: list[str]) -> list[dict[str, Any]]:
-    """The configuration with each head, flat, in the order of `heads`.
+class Training(NamedTuple):
+    """One training that is needed.
+
+    Attributes:
+      config: The configuration, as the user named it.
+      head: One of `noah_jax.compare.variants.HEADS`.
+      seed: The seed.
+      expected: The configuration that the run's folder must have, as nested dicts.
+    """
+
+    config: str
+    head: str
+    seed: int
+    expected: dict[str, Any]
+
+
+def compare(
+    configs: Sequence[str],
+    heads: Sequence[str],
+    seeds: Sequence[int],
+    workdir: str,
+    overrides: Sequence[str] = (),
+) -> list[Record]:
+    """Trains what is not trained yet, writes the results and returns the rows of the table.
+
+    Args:
+      configs: Configurations, `FILE` or `FILE:VARIANT`.
+      heads: Heads, see `noah_jax.compare.variants.HEADS`; differences are from the first.
+      seeds: Seeds; each configuration is trained with every head and seed.
+      workdir: The folder for the runs' folders and the results, local or `gs://`.
+      overrides: `--config.KEY=VALUE` arguments for every training.
+
+    Returns:
+      A row for each configuration and head, see `noah_jax.compare.summary.summarise`.
 
     Raises:
-      UsageError: if there is no such configuration, it has no such head, or the heads differ
-        in more than the head.
+      UsageError: If a configuration does not fit, before anything is trained.
+      InputError: If a folder holds another run.
+      WriteError: If the results cannot be written.
+      subprocess.CalledProcessError: If a training fails; it has printed the reason.
     """
-    from flax.traverse_util import flatten_dict
+    resolved = {config: resolve(config, heads, overrides) for config in configs}
+    trainings = [
+        Training(config, head, seed, unflatten_dict({**flat, "seed": seed}, sep="."))
+        for config in configs
+        for seed in seeds
+        for head, flat in zip(heads, resolved[config], strict=True)
+    ]
+    root = epath.Path(workdir)
+    runs = [
+        _run(training, root, overrides, f"[{number}/{len(trainings)}]")
+        for number, training in enumerate(trainings, 1)
+    ]
+    rows = summarise(runs, heads)
+    write_text(root / "compare.json", json.dumps({"rows": rows, "runs": runs}, indent=2) + "\n")
+    write_text(root / "compare.md", format_table(rows, heads) + "\n")
+    write_bytes(root / "curves.png", draw_curves(runs))
+    return rows
 
-    found = []
+
+def resolve(
+    config: str, heads: Sequence[str], overrides: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Loads a configuration with each head, as flat dicts in the order of `heads`.
+
+    Raises:
+      UsageError: If there is no such configuration, if it has no such head, or if the heads
+        differ in more than the head.
+    """
+    resolved = []
     for head in heads:
         variant = variant_for(config, head)
         parsed, _ = parse_command_line(["compare", f"--config={variant}", *overrides])
         flat = flatten_dict(json.loads(parsed.to_json_best_effort()), sep=".")
         name = flat["model.name"]
         if name.startswith("noah_") != (head == "noah"):
-            raise UsageError(f"--config {variant} should have the {head} head, but is of {name}")
-        found.append(flat)
-    for other in found[1:]:
+            raise UsageError(
+                f"--config {variant} should have the {head} head, but its model is {name}"
+            )
+        resolved.append(flat)
+    for other in resolved[1:]:
         differing = [
             key
-            for key in sorted(found[0].keys() | other.keys())
-            if found[0].get(key) != other.get(key) and key not in (*_OF_THE_HEAD, "try_next")
+            for key in sorted(resolved[0].keys() | other.keys())
+            if resolved[0].get(key) != other.get(key) and key not in _KEYS_OF_THE_HEAD
         ]
         if differing:
             raise UsageError(
                 f"the heads of {config} differ in more than the head: {', '.join(differing[:4])};"
-                " set them alike with --config.KEY=VALUE"
+                " set these keys to the same values with --config.KEY=VALUE"
             )
-    return found
+    return resolved
 
 
-def train_command(config: str, head: str, seed: int, workdir: str, extra: list[str]) -> list[str]:
-    """The training program's command line."""
+def _run(training: Training, root: epath.Path, overrides: Sequence[str], progress: str) -> Record:
+    """Trains if it is needed, and returns the results with the curve."""
+    folder = root / folder_name(training.config, training.head, training.seed)
+    results = _read_run(folder, training.expected)
+    if results is None:
+        print(f"{progress} {folder}", file=sys.stderr, flush=True)
+        command = train_command(training, os.fspath(folder), overrides)
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        results = _read_run(folder, training.expected)
+        assert results is not None  # the training ended well
+    print(
+        f"{progress} {results['model']}, seed {training.seed}: {results['value']:.2f} %",
+        file=sys.stderr,
+        flush=True,
+    )
+    return {
+        "config": training.config,
+        "head": training.head,
+        "seed": training.seed,
+        **results,
+    }
+
+
+def train_command(training: Training, workdir: str, overrides: Sequence[str]) -> list[str]:
+    """Returns the command line that trains in a folder."""
     return [
         *(sys.executable, "-m", "noah_jax.train"),
-        *("--config", variant_for(config, head), f"--workdir={workdir}", *extra),
-        f"--config.seed={seed}",
+        *("--config", variant_for(training.config, training.head), f"--workdir={workdir}"),
+        *overrides,
+        f"--config.seed={training.seed}",
     ]
 
 
-def differences(reference: list[float], other: list[float]) -> dict[str, float]:
-    """Mean of the paired differences, and half the width of its 95 % interval.
-
-    The interval is Student's t's for n - 1 degrees of freedom; NaN for a single pair.
-    """
-    from scipy import stats
-
-    paired = [b - a for a, b in zip(reference, other, strict=True)]
-    n = len(paired)
-    half = float("nan")
-    if n > 1:
-        half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(paired) / n**0.5
-    return {"mean": statistics.fmean(paired), "half_width": half}
-
-
-def summarise(runs: list[dict[str, Any]], heads: list[str]) -> list[dict[str, Any]]:
-    """One row for every configuration and head, from the runs' results."""
-    rows = []
-    for config in dict.fromkeys(r["config"] for r in runs):
-        reference: list[float] = []
-        for head in heads:
-            mine = [r for r in runs if r["config"] == config and r["head"] == head]
-            values = [r["value"] for r in mine]
-            row = {
-                "config": config,
-                "head": head,
-                "model": mine[0]["model"],
-                "num_params": mine[0]["num_params"],
-                "seeds": [r["seed"] for r in mine],
-                "measure": mine[0]["measure"],
-                "values": values,
-                "mean": statistics.fmean(values),
-                "std": statistics.stdev(values) if len(mine) > 1 else float("nan"),
-            }
-            if head == heads[0]:
-                reference = values
-            else:
-                row["difference"] = differences(reference, values)
-            rows.append(row)
-    return rows
-
-
-def table(rows: list[dict[str, Any]], heads: list[str]) -> str:
-    """The rows in Markdown."""
-    measures = sorted({_MEASURES[row["measure"]] for row in rows}, reverse=True)
-    lines = [
-        f"| model | parameters | seeds | {' or '.join(measures)} | difference from {heads[0]},"
-        " 95 % interval |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        difference = ""
-        if "difference" in row:
-            mean, half = row["difference"]["mean"], row["difference"]["half_width"]
-            difference = f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
-        lines.append(
-            f"| {row['model']} | {row['num_params']:,} | {len(row['seeds'])}"
-            f" | {row['mean']:.2f} ± {row['std']:.2f} % | {difference} |"
-        )
-    return "\n".join(lines).replace("± nan ", "").replace(" (+nan to +nan)", "")
-
-
-def draw_curves(runs: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """What is measured over the epochs: a panel for each configuration, a colour for each head."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    configs = list(dict.fromkeys(r["config"] for r in runs))
-    figure, axes = pyplot.subplots(
-        1, len(configs), figsize=(4.5 * len(configs), 3.5), squeeze=False, layout="constrained"
-    )
-    for axis, config in zip(axes[0], configs, strict=True):
-        labelled = set()
-        mine = [r for r in runs if r["config"] == config]
-        for one in mine:
-            head = one["head"]
-            epochs, values = zip(*one["curve"], strict=True)
-            label = None if head in labelled else one["model"]
-            labelled.add(head)
-            color = f"C{HEADS.index(head)}"
-            axis.plot(epochs, values, color=color, alpha=0.8, label=label, marker=".")
-        axis.set(title=config, xlabel="epoch", ylabel=f"{_MEASURES[mine[0]['measure']]} (%)")
-        axis.legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def _folder(config: str, head: str, seed: int) -> str:
-    name = config.replace(".py", "").removeprefix("configs/")
-    for mark in ":/\\.":
-        name = name.replace(mark, "-")
-    return f"{name.strip('-')}-{head}-seed{seed}"
-
-
-def _results(directory: Any, expected: dict[str, Any]) -> dict[str, Any] | None:
-    """Results and curve of a finished run of the expected configuration; None: to be trained."""
-    from noah_jax.runs.run_dir import check_config, read_results
-
-    # Raises a ValueError if it is a run of something else.
-    check_config(directory, expected)
-    results = read_results(directory)
-    if results is None:
-        return None
-    lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
-    lines = [line for line in lines if line["split"] in ("train", "eval")]
-    epochs = {line["step"]: line["epoch"] for line in lines if line["split"] == "train"}
-    last_step, last_epoch = max(epochs.items(), default=(results["step"], expected["epochs"]))
-    per_step = last_epoch / last_step
-    measure = "map" if "map" in results else "top1"
-    curve = [(line["step"] * per_step, line[measure]) for line in lines if line["split"] == "eval"]
-    return {**results, "measure": measure, "value": results[measure], "curve": curve}
-
-
-def compare(
-    configs: list[str], heads: list[str], seeds: list[int], workdir: str, overrides: list[str]
-) -> list[dict[str, Any]]:
-    """Trains what is not trained yet; returns the rows of the table.
+def _read_run(folder: epath.Path, expected: dict[str, Any]) -> Record | None:
+    """Reads the results and the curve of a finished run; `None` if it is not finished.
 
     Raises:
-      UsageError: if the configurations do not fit, before anything is trained.
-      ValueError: if a folder holds another run.
-      subprocess.CalledProcessError: if a training fails; it has said why.
+      InputError: If the folder holds a run of another configuration.
     """
-    from etils import epath
-    from flax.traverse_util import unflatten_dict
-
-    resolved = {config: resolve(config, heads, overrides) for config in configs}
-    root = epath.Path(workdir)
-    planned = [
-        (config, head, seed, unflatten_dict({**flat, "seed": seed}, sep="."))
-        for config in configs
-        for seed in seeds
-        for head, flat in zip(heads, resolved[config], strict=True)
+    check_config(folder, expected)
+    results = read_results(folder)
+    if results is None:
+        return None
+    metrics = (folder / "metrics.jsonl").read_text().splitlines()
+    lines = [line for line in map(json.loads, metrics) if line["split"] in ("train", "eval")]
+    epochs = {line["step"]: line["epoch"] for line in lines if line["split"] == "train"}
+    last_step, last_epoch = max(epochs.items(), default=(results["step"], expected["epochs"]))
+    epochs_per_step = last_epoch / last_step
+    measure = "map" if "map" in results else "top1"
+    curve = [
+        (line["step"] * epochs_per_step, line[measure]) for line in lines if line["split"] == "eval"
     ]
-    runs = []
-    for number, (config, head, seed, expected) in enumerate(planned, 1):
-        directory = root / _folder(config, head, seed)
-        found = _results(directory, expected)
-        if found is None:
-            print(f"[{number}/{len(planned)}] {directory}", file=sys.stderr, flush=True)
-            command = train_command(config, head, seed, os.fspath(directory), overrides)
-            subprocess.run(command, check=True, stdout=sys.stderr)
-            found = _results(directory, expected)
-        print(
-            f"[{number}/{len(planned)}] {found['model']}, seed {seed}: {found['value']:.2f} %",
-            file=sys.stderr,
-            flush=True,
-        )
-        runs.append({"config": config, "head": head, "seed": seed, **found})
-    rows = summarise(runs, heads)
-    (root / "compare.json").write_text(json.dumps({"rows": rows, "runs": runs}, indent=2) + "\n")
-    (root / "compare.md").write_text(table(rows, heads) + "\n")
-    if "://" in workdir:
-        print(f"{workdir} is no local folder: no curves are drawn", file=sys.stderr)
-    else:
-        draw_curves(runs, pathlib.Path(workdir) / "curves.png")
-    return rows
+    return {**results, "measure": measure, "value": results[measure], "curve": curve}

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
-from noah_jax.compare import program as compare
 from noah_jax.compare.__main__ import main
+from noah_jax.compare.program import resolve
+from noah_jax.compare.summary import format_table, paired_difference, summarise
+from noah_jax.compare.variants import DEFAULT_CONFIGS, variant_for
 from noah_jax.errors import UsageError
 from tests.helpers import ROOT
 
@@ -25,13 +27,13 @@ QUICKSTART = str(ROOT / "configs/quickstart.py")
     ],
 )
 def test_the_variants_of_the_heads(config, linear, noah):
-    assert compare.variant_for(config, "linear") == linear
-    assert compare.variant_for(config, "noah") == noah
+    assert variant_for(config, "linear") == linear
+    assert variant_for(config, "noah") == noah
 
 
 @pytest.mark.parametrize("config", ["quickstart.py", "sample.py:deit", "resnet.py:noah_resnet18"])
 def test_the_heads_of_the_configurations_differ_in_the_head_alone(config):
-    linear, noah = compare.resolve(str(ROOT / "configs" / config), ["linear", "noah"], [])
+    linear, noah = resolve(str(ROOT / "configs" / config), ["linear", "noah"], [])
     assert noah["model.name"] == "noah_" + linear["model.name"]
     assert noah["seed"] == linear["seed"] and noah["batch_size"] == linear["batch_size"]
 
@@ -48,20 +50,29 @@ def test_heads_that_differ_in_more_are_refused(tmp_path):
     path = tmp_path / "unfair.py"
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(UsageError, match="differ in more than the head: epochs"):
-        compare.resolve(str(path), ["linear", "noah"], [])
-    assert compare.resolve(str(path), ["linear", "noah"], ["--config.epochs=1"])
-    with pytest.raises(UsageError, match="should have the linear head, but is of noah_resnet18"):
-        compare.resolve(str(path), ["linear"], ["--config.model.name=noah_resnet18"])
+        resolve(str(path), ["linear", "noah"], [])
+    assert resolve(str(path), ["linear", "noah"], ["--config.epochs=1"])
+    with pytest.raises(
+        UsageError, match="should have the linear head, but its model is noah_resnet18"
+    ):
+        resolve(str(path), ["linear"], ["--config.model.name=noah_resnet18"])
 
 
 def test_the_interval_is_students():
     # The sleep data of Student (1908), whose interval every textbook has.
     first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
     second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
-    found = compare.differences(first, second)
+    found = paired_difference(first, second)
     assert found["mean"] == pytest.approx(1.58)
     assert found["mean"] - found["half_width"] == pytest.approx(0.7001142, abs=1e-6)
-    assert math.isnan(compare.differences([1.0], [2.0])["half_width"])
+    assert math.isnan(paired_difference([1.0], [2.0])["half_width"])
+    assert paired_difference([1.0, 2.0], [2.0, 3.0]) == {"mean": 1.0, "half_width": 0.0}
+
+
+def test_the_packaged_configurations_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for config in DEFAULT_CONFIGS:
+        assert resolve(config, ["linear", "noah"])[1]["model.name"].startswith("noah_")
 
 
 def test_the_table():
@@ -78,18 +89,18 @@ def test_the_table():
         for head, values in {"linear": [50.0, 52.0], "noah": [51.0, 53.2]}.items()
         for seed, top1 in enumerate(values)
     ]
-    rows = compare.summarise(runs, ["linear", "noah"])
-    lines = compare.table(rows, ["linear", "noah"]).splitlines()
+    rows = summarise(runs, ["linear", "noah"])
+    lines = format_table(rows, ["linear", "noah"]).splitlines()
     assert lines[2] == "| linear | 1,000 | 2 | 51.00 ± 1.41 % |  |"
     assert lines[3] == "| noah | 1,000 | 2 | 52.10 ± 1.56 % | +1.10 (-0.17 to +2.37) |"
-    single = compare.summarise([run for run in runs if run["seed"] == 0], ["linear", "noah"])
-    lines = compare.table(single, ["linear", "noah"]).splitlines()
+    single = summarise([run for run in runs if run["seed"] == 0], ["linear", "noah"])
+    lines = format_table(single, ["linear", "noah"]).splitlines()
     assert lines[3] == "| noah | 1,000 | 1 | 51.00 % | +1.00 |"
 
 
 def test_end_to_end_and_again(tmp_path, monkeypatch, capfd):
     config = str(ROOT / "configs/sample.py") + ":mixer"
-    command = ["compare", "--config", config, "--seeds", "5", "--workdir", str(tmp_path)]
+    command = ["--config", config, "--seeds", "5", "--workdir", str(tmp_path)]
     command += ["--config.epochs=0.0192", "--config.optim.warmup_epochs=0"]
     command += ["--config.model.depth=1", "--config.eval_batch_size=500"]
     assert main(command) == 0
@@ -117,13 +128,13 @@ def test_end_to_end_and_again(tmp_path, monkeypatch, capfd):
     [
         (["--config", "configs/none.py"], "the configuration file cannot be read"),
         (["--config.epoch=1"], "the configuration has no key epoch; did you mean epochs?"),
-        (["--seeds", "1", "1"], "--seeds names one twice: 1 1"),
-        (["stray"], "unexpected argument 'stray'"),
+        (["--seeds", "1", "1"], "--seeds repeats a value: 1 1"),
+        (["stray"], "unrecognized arguments: stray"),
     ],
 )
 def test_mistakes(arguments, message, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert main(["compare", *arguments]) == 1
+    assert main(arguments) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -134,5 +145,5 @@ def test_a_failed_training_is_told(tmp_path, monkeypatch, capsys):
         raise subprocess.CalledProcessError(75, command)
 
     monkeypatch.setattr(subprocess, "run", fail)
-    assert main(["compare", "--config", QUICKSTART, "--workdir", str(tmp_path)]) == 75
-    assert "exit code 75); the same command goes on there" in capsys.readouterr().err
+    assert main(["--config", QUICKSTART, "--workdir", str(tmp_path)]) == 75
+    assert "exit code 75); the same command continues it" in capsys.readouterr().err
