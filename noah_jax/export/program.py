@@ -16,7 +16,7 @@ from noah_jax.export.card import model_card
 from noah_jax.export.stablehlo import PLATFORMS, check_exported, export_forward
 from noah_jax.files import whole
 from noah_jax.inference.trained import TrainedModel, load_one
-from noah_jax.runs.destination import free
+from noah_jax.runs.destination import free_destination
 
 ARTIFACT, DESCRIPTION = "model.stablehlo", "model.json"
 WEIGHTS, CARD = "weights.safetensors", "README.md"
@@ -41,7 +41,7 @@ def export(source: str, destination: str, *, ema: bool = False) -> None:
         raise MissingPackageError(
             "jax.export needs flatbuffers, which is not installed; pip install 'noah-jax[export]'"
         )
-    target = free(destination, folder=True)
+    target = free_destination(destination, folder=True)
     trained = load_one(source, ema=ema)
     exported = export_forward(trained)
     difference = check_exported(trained, exported)

@@ -96,7 +96,7 @@ class Inference:
         for number, (mask, batch) in enumerate(batches):
             with raise_if_out_of_memory(f"a batch of {self._batch_size} images"):
                 values = self._step(*weights, batch)
-            in_flight.append((number, mask, values))
+            in_flight.append((number, np.asarray(mask), values))
             if len(in_flight) > _IN_FLIGHT:
                 yield self._fetch(*in_flight.popleft())
         while in_flight:
