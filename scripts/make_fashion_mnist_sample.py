@@ -3,9 +3,9 @@
     apt-get install dataset-fashion-mnist
     python scripts/make_fashion_mnist_sample.py
 
-Takes the first 1,000 training and the first 200 test images of each of the ten classes, in
-the order of the original files, and prepares them with TFDS as lossless PNG in ArrayRecord
-under `noah_jax/data/sample`: the path that ImageNet takes. Needs no TensorFlow.
+Takes the first 1,000 training and the first 200 test images of each of the ten classes, in the
+order of the original files. TFDS prepares them as lossless PNG in ArrayRecord format under
+`noah_jax/data/sample`, so the sample is read in the same way as ImageNet. Needs no TensorFlow.
 """
 
 from noah_jax.cli import show_help
@@ -19,10 +19,14 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+
+Examples = Iterator[tuple[int, dict[str, Any]]]  # index and features of each image
 
 PACKAGE_DATA = os.path.join(os.path.dirname(os.path.dirname(__file__)), "noah_jax/data/sample")
 CLASSES = [
@@ -40,7 +44,7 @@ CLASSES = [
 
 
 def read_idx(path: str) -> np.ndarray:
-    """An array of bytes in LeCun's IDX format, gzipped."""
+    """Reads an array of bytes in LeCun's IDX format, gzipped."""
     with gzip.open(path) as file:
         data = file.read()
     dims = data[3]
@@ -53,7 +57,7 @@ class FashionMnistSample(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, source: str, **kwargs):
+    def __init__(self, source: str, **kwargs: Any) -> None:
         self._source = source
         super().__init__(**kwargs)
 
@@ -73,14 +77,14 @@ class FashionMnistSample(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
         del dl_manager
         return {
             "train": self._generate_examples("train", 1000),
             "test": self._generate_examples("t10k", 200),
         }
 
-    def _generate_examples(self, prefix: str, per_class: int):
+    def _generate_examples(self, prefix: str, per_class: int) -> Examples:
         images = read_idx(os.path.join(self._source, f"{prefix}-images-idx3-ubyte.gz"))
         labels = read_idx(os.path.join(self._source, f"{prefix}-labels-idx1-ubyte.gz"))
         chosen = [np.flatnonzero(labels == c)[:per_class] for c in range(len(CLASSES))]

@@ -2,10 +2,10 @@
 
     python scripts/make_torchvision_vectors.py
 
-Needs PyTorch and torchvision. What was drawn stands in each array's name: operation,
-photograph and parameters, divided by slashes. `draws/WIDTH,HEIGHT` has a row per random box:
-left, top, right, bottom, then what torchvision drew for it, filled up with NaN: area and
-logarithm of the aspect of every try, and after the last one top and left, if it fitted.
+Needs PyTorch and torchvision. The name of each array has the operation, the photograph and the
+parameters, separated by slashes. The array `draws/WIDTH,HEIGHT` has a row for each random box:
+left, top, right, bottom, and the values that torchvision drew for it, padded with NaN. These are
+area and logarithm of the aspect ratio for every try and, if the last try fitted, top and left.
 """
 
 from noah_jax.cli import show_help
@@ -36,18 +36,18 @@ JITTERS = (
 )
 CENTRES = ((41, 50), (43, 47), (38, 55), (47, 45), (33, 41))  # of images of SIZE
 IMAGES = ((500, 375), (64, 1000), (640, 30), (9, 7), (1, 1))  # width, height
-MOST_DRAWS = 22  # two for each of ten tries, and the place
+MAX_DRAWS = 22  # two for each of ten tries, and two for the position
 
 
 def random_boxes(width: int, height: int, count: int = 40) -> np.ndarray:
-    """Rows as the module says, `[count, 4 + MOST_DRAWS]`."""
+    """Draws random boxes; returns the rows described above, `[count, 4 + MAX_DRAWS]`."""
     image = Image.new("RGB", (width, height))
-    rows = np.full((count, 4 + MOST_DRAWS), np.nan)
+    rows = np.full((count, 4 + MAX_DRAWS), np.nan)
     uniform, randint = torch.Tensor.uniform_, torch.randint
     for row in rows:
-        drawn = []
+        drawn: list[float] = []
 
-        def record(tensor, drawn=drawn):
+        def record(tensor: torch.Tensor, drawn: list[float] = drawn) -> torch.Tensor:
             drawn.append(tensor.item())
             return tensor
 

@@ -66,6 +66,8 @@ def _read_rows(file: epath.Path) -> list[tuple[str, list[str]]]:
     """Returns path and labels of each image, labels with their `-`."""
     try:
         rows = list(csv.reader(io.StringIO(file.read_text())))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file} is not a CSV file: {error}") from error
     if not rows or [cell.strip() for cell in rows[0]] != _HEADER:

@@ -15,7 +15,7 @@ from PIL import Image
 from noah_jax.data.jpeg import decode_jpeg, read_header
 from noah_jax.data.source import Label, Source
 from noah_jax.data.transforms import TrainTransform
-from noah_jax.errors import CorruptImageError
+from noah_jax.errors import CorruptImageError, one_line
 
 DecodedImage = tuple[np.ndarray, Label]  # uint8 `[height, width, 3]`, and the label
 
@@ -49,7 +49,7 @@ def _decode_by_pillow(data: bytes, name: str) -> np.ndarray:
         reason = f"its {len(data):,} bytes are no image that Pillow can read"
         raise CorruptImageError(name, reason if data else "it is empty") from error
     except Exception as error:  # corrupt bytes make decoders raise errors of any kind
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error, 200)
         raise CorruptImageError(name, reason) from error
 
 

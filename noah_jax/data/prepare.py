@@ -1,10 +1,10 @@
 """Writes a dataset as TFDS keeps it: ArrayRecord shards, features, label names; no TensorFlow.
 
-A set is made in a folder beside its place, `.VERSION.partial`, which takes the name `VERSION`
-when everything is there, and a shard has another name until it is whole. So a run that is
-killed at any moment leaves nothing that looks finished, and the next one writes only the shards
-that are missing. Which shard holds what depends on the data alone: a resumed set is byte for
-byte that of an undisturbed run.
+A dataset is written to a folder beside its place, `.VERSION.partial`, which is renamed to
+`VERSION` when everything is there, and each shard appears whole or not at all. A run that is
+killed at any moment therefore leaves nothing that looks finished, and the next run writes only
+the shards that are missing. The contents of a shard depend on the data alone: a resumed dataset
+is byte for byte that of an undisturbed run.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -29,11 +30,13 @@ from tqdm import tqdm
 
 from noah_jax.data.folders import FolderSource
 from noah_jax.data.source import SAMPLE
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, NoahError, WriteError
+from noah_jax.files import is_remote, whole, write_text
 
-IMAGES_PER_SHARD = 1250  # of ImageNet's average size: 140 MB, 1025 shards
+IMAGES_PER_SHARD = 1250  # 140 MB of ImageNet's images; ImageNet has 1025 such shards
 _PLAN = ".plan.json"
 _FORMAT = tfds.core.FileFormat.ARRAY_RECORD
+_RESUME = "the same command goes on from here"
 
 Encode = Callable[[str, bytes, int], bytes]
 
@@ -43,10 +46,10 @@ class Split:
     """A split that is to be written.
 
     Attributes:
-      name: its name.
-      num_images: how many images there must be.
-      shards: for each shard what makes its records, serialised `tf.train.Example`s.
-      origin: what the records are made of, to know it again when a run resumes.
+      name: Name of the split.
+      num_images: Number of images that it must have.
+      shards: For each shard a function that makes its records, serialised `tf.train.Example`s.
+      origin: Describes the data that the records are made of. A run that resumes compares it.
     """
 
     name: str
@@ -58,11 +61,17 @@ class Split:
 def describe_images(
     name: str, version: str, class_names: Sequence[str], *, homepage: str | None = None
 ) -> tuple[tfds.core.DatasetInfo, Encode]:
-    """A set with the features of TFDS's imagenet2012: `image`, `label` and `file_name`.
+    """Describes a dataset with the features of TFDS's imagenet2012: `image`, `label`, `file_name`.
+
+    Args:
+      name: Name of the dataset.
+      version: Its version.
+      class_names: Names of its classes.
+      homepage: URL of its home page.
 
     Returns:
-      The set's description, and `encode(file_name, image, label)`, which makes a record with
-      the image's bytes as they are.
+      The dataset's description, and `encode(file_name, image, class_index)`, which makes a record
+      with the image's bytes unchanged.
     """
     features = tfds.features.FeaturesDict(
         {
@@ -83,25 +92,32 @@ def describe_images(
     )
     serializer = ExampleSerializer(features.get_serialized_info())
 
-    def encode(file_name: str, image: bytes, label: int) -> bytes:
-        example = {"image": io.BytesIO(image), "label": label, "file_name": file_name}
+    def encode(file_name: str, image: bytes, class_index: int) -> bytes:
+        example = {"image": io.BytesIO(image), "label": class_index, "file_name": file_name}
         proto = serializer.get_tf_example(features.encode_example(example))
-        return proto.SerializeToString(deterministic=True)  # or a map's order is by chance
+        # Otherwise the order of the features in a record would be random.
+        return proto.SerializeToString(deterministic=True)
 
     return info, encode
 
 
 def plan_folders(path: str, name: str) -> tuple[tfds.core.DatasetInfo, list[Split]]:
-    """Class folders, `PATH/train/CLASS/image` and `PATH/val/...`, as a set of another name.
+    """Plans a dataset made of class folders, `PATH/train/CLASS/image` and `PATH/val/...`.
 
-    The splits (train, and what there is of val, validation and test), the labels and the order
-    of the images are those of the folders as `open_sources` reads them.
+    The splits (train, and those of val, validation and test that exist), the labels and the
+    order of the images are those of the folders as `open_sources` reads them.
+
+    Args:
+      path: The folder.
+      name: Name of the dataset.
 
     Raises:
-      ValueError: if `name` is no name for a set or the folders do not fit.
+      InputError: If `name` cannot be a dataset's name, or the folders do not fit.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or name == SAMPLE:
-        raise InputError(f"{name!r} is no name for a set; use lower case and _, such as my_images")
+        raise InputError(
+            f"{name!r} is no name for a dataset; use lower case and _, such as my_images"
+        )
     root = epath.Path(path).expanduser()
     if not (root / "train").is_dir():
         raise InputError(f"{path} has no folder train/, with CLASS/image files in it")
@@ -115,88 +131,110 @@ def plan_folders(path: str, name: str) -> tuple[tfds.core.DatasetInfo, list[Spli
 
 
 def folder_split(name: str, source: FolderSource, encode: Encode) -> Split:
-    """A split with the images of class folders, in their order."""
+    """Plans a split with the images of class folders, in their order."""
     paths = [source.describe(index) for index in range(len(source))]
-    digest = hashlib.sha256("\n".join(os.path.relpath(p, source.name) for p in paths).encode())
+    names = "\n".join(os.path.relpath(path, source.name) for path in paths)
+    checksum = hashlib.sha256(names.encode()).hexdigest()
 
     def records(indices: Iterable[int]) -> Iterator[bytes]:
         for index in indices:
-            image, label = source[index]
-            yield encode(os.path.basename(paths[index]), image, label)
+            image, class_index = source[index]
+            yield encode(source.file_name(index), image, class_index)
 
     return Split(
         name,
         len(source),
         [functools.partial(records, part) for part in shard_parts(range(len(source)))],
-        origin=f"{len(source):,} images, SHA-256 of their names {digest.hexdigest()}",
+        origin=f"{len(source):,} images, SHA-256 of their names {checksum}",
     )
 
 
-def shard_parts(items: Sequence) -> list[Sequence]:
-    """Consecutive parts of about equal length, one for a shard."""
+def shard_parts(items: Sequence[Any]) -> list[Sequence[Any]]:
+    """Cuts a sequence into consecutive parts of about equal length, one for each shard."""
     count = -(-len(items) // IMAGES_PER_SHARD)
     bounds = [len(items) * i // count for i in range(count + 1)]
     return [items[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def prepare(info: tfds.core.DatasetInfo, splits: Sequence[Split], data_dir: str) -> pathlib.Path:
-    """Writes a set, or what an earlier run left to write, into TFDS's `data_dir`.
+    """Writes a dataset, or the part of it that an earlier run has not written.
 
     Args:
-      info: the set's description; its splits and file format are filled in.
-      splits: what to write.
-      data_dir: a local folder.
+      info: Description of the dataset; its splits and its file format are filled in.
+      splits: The splits to write.
+      data_dir: A local folder, TFDS's `data_dir`.
 
     Returns:
-      The set's folder, `DATA_DIR/NAME/VERSION`.
+      The dataset's folder, `DATA_DIR/NAME/VERSION`.
 
     Raises:
-      ValueError: if something else is there, or a split comes to another count of images.
-      OSError: if the disk is full or cannot be written.
+      InputError: If something else is there, or a split has another number of images.
+      WriteError: If the disk is full or cannot be written.
     """
-    if "://" in data_dir:
-        raise InputError(f"{data_dir} is no local folder; prepare locally, then copy the set there")
+    if is_remote(data_dir):
+        raise InputError(
+            f"{data_dir} is no local folder; prepare locally, then copy the dataset there"
+        )
     target = pathlib.Path(data_dir).expanduser() / info.full_name
     if target.exists():
         _check_prepared(target, splits)
         print(f"{target} is prepared already", flush=True)
         return target
     partial = target.with_name(f".{target.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with _only_run(partial):
-        _check_plan(partial, splits)
-        info.set_file_format(_FORMAT, override=True, override_if_initialized=True)
-        info.set_splits(
-            tfds.core.splits.SplitDict([_write_split(info.name, s, partial) for s in splits])
-        )
-        info.write_to_directory(partial)
-        partial.rename(target)
-        (target / _PLAN).unlink()
+    with _write_errors(partial):
+        partial.mkdir(parents=True, exist_ok=True)
+        with lock(partial):
+            _check_plan(partial, splits)
+            info.set_file_format(_FORMAT, override=True, override_if_initialized=True)
+            info.set_splits(
+                tfds.core.splits.SplitDict([_write_split(info.name, s, partial) for s in splits])
+            )
+            info.write_to_directory(partial)
+            partial.rename(target)
+            (target / _PLAN).unlink()
     counts = ", ".join(f"{split.name} {split.num_images:,}" for split in splits)
-    print(f"{target} is whole: {counts}", flush=True)
+    print(f"{target} is complete: {counts}", flush=True)
     return target
 
 
 def _check_prepared(target: pathlib.Path, splits: Sequence[Split]) -> None:
-    instead = "choose another --data-dir or remove it"
+    """Checks that a folder holds the dataset that is to be written."""
+    advice = "choose another --data-dir or remove it"
     if not (target / "dataset_info.json").is_file():
-        raise InputError(f"{target} exists and is no prepared set; {instead}")
-    (target / _PLAN).unlink(missing_ok=True)  # of a run killed after its last step but one
+        raise InputError(f"{target} exists and is no prepared dataset; {advice}")
+    # A run that is killed between its last two operations leaves the plan.
+    (target / _PLAN).unlink(missing_ok=True)
     try:
         info = tfds.builder_from_directory(target).info
-    except Exception as error:  # whatever damaged files make TFDS raise
-        raise InputError(f"{target} holds a set that cannot be read; {instead}") from error
+    except Exception as error:  # TFDS raises errors of many kinds for corrupt files
+        raise InputError(f"{target} holds a dataset that cannot be read; {advice}") from error
     if info.file_format != _FORMAT:
-        raise InputError(f"{target} holds a set in {info.file_format.value} format; {instead}")
-    there = {name: split.num_examples for name, split in info.splits.items()}
-    wanted = {split.name: split.num_images for split in splits}
-    if there != wanted:
-        raise InputError(f"{target} holds another set ({there}, not {wanted}); {instead}")
+        raise InputError(f"{target} holds a dataset in {info.file_format.value} format; {advice}")
+    actual = {name: split.num_examples for name, split in info.splits.items()}
+    expected = {split.name: split.num_images for split in splits}
+    if actual != expected:
+        raise InputError(f"{target} holds another dataset ({actual}, not {expected}); {advice}")
 
 
 @contextlib.contextmanager
-def _only_run(partial: pathlib.Path) -> Iterator[None]:
-    """Holds a lock that ends with the process, however it ends."""
+def _write_errors(partial: pathlib.Path) -> Iterator[None]:
+    """Turns errors of the operating system into a WriteError that says how to go on."""
+    try:
+        yield
+    except NoahError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WriteError(f"{partial} cannot be written ({reason}); {_RESUME}") from error
+
+
+@contextlib.contextmanager
+def lock(partial: pathlib.Path) -> Iterator[None]:
+    """Holds a lock on a folder; the lock ends with the process, however that ends.
+
+    Raises:
+      InputError: If another process holds it.
+    """
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         try:
@@ -209,20 +247,20 @@ def _only_run(partial: pathlib.Path) -> Iterator[None]:
 
 
 def _check_plan(partial: pathlib.Path, splits: Sequence[Split]) -> None:
-    """Makes sure that the shards that are there are of the same data."""
+    """Checks that the shards of an earlier run are made of the same data."""
     plan = {split.name: [split.origin, len(split.shards)] for split in splits}
     path = partial / _PLAN
     if not path.exists():
-        path.with_suffix(".new").write_text(json.dumps(plan, indent=1))
-        path.with_suffix(".new").replace(path)
+        write_text(path, json.dumps(plan, indent=1))
     elif json.loads(path.read_text()) != plan:
         raise InputError(
-            f"{partial} holds an unfinished set that was made of other data (see its {_PLAN});"
+            f"{partial} holds an unfinished dataset that was made of other data (see its {_PLAN});"
             " remove it or choose another --data-dir"
         )
 
 
 def _write_split(name: str, split: Split, folder: pathlib.Path) -> tfds.core.SplitInfo:
+    """Writes the shards of a split that are missing."""
     template = tfds.core.ShardedFileTemplate(
         dataset_name=name,
         split=split.name,
@@ -230,58 +268,57 @@ def _write_split(name: str, split: Split, folder: pathlib.Path) -> tfds.core.Spl
         filetype_suffix=_FORMAT.file_suffix,
     )
     paths = template.sharded_filepaths(len(split.shards))
-    lengths = [_num_records(path) for path in paths]  # None where there is work to do
-    done = sum(length or 0 for length in lengths)
-    if done:
+    lengths = {}
+    for index, path in enumerate(paths):
+        if (length := _num_records(path)) is not None:
+            lengths[index] = length
+    if done := sum(lengths.values()):
         print(f"{split.name}: going on after {done:,} images", flush=True)
     with tqdm(
         total=split.num_images, initial=done, desc=split.name, unit=" images", mininterval=1
     ) as bar:
         for index, records in enumerate(split.shards):
-            if lengths[index] is None:
+            if index not in lengths:
                 lengths[index] = _write_shard(paths[index], records(), bar)
-    if sum(lengths) != split.num_images:
+    if (total := sum(lengths.values())) != split.num_images:
         raise InputError(
-            f"{split.name} must have {split.num_images:,} images, {sum(lengths):,} were found in"
+            f"{split.name} must have {split.num_images:,} images, {total:,} were found in"
             f" {split.origin}; nothing is finished: get the whole data, remove {folder} and start"
             " again"
         )
     return tfds.core.SplitInfo(
         name=split.name,
-        shard_lengths=lengths,
+        shard_lengths=[lengths[index] for index in range(len(paths))],
         num_bytes=sum(path.stat().length for path in paths),
         filename_template=template,
     )
 
 
 def _write_shard(path: epath.Path, records: Iterable[bytes], bar: tqdm) -> int:
-    """Writes a shard, whole or not at all; returns how many records it has."""
-    partial = path.with_name(f"{path.name}.partial")
+    """Writes a shard, whole or not at all; returns its number of records."""
     count = 0
-    try:
-        with contextlib.closing(ArrayRecordWriter(os.fspath(partial), "group_size:1")) as writer:
-            for record in records:
-                writer.write(record)
-                count += 1
-                bar.update()
-    except RuntimeError as error:  # the writer's word for a full disk
-        raise OSError(f"{error}; the same command goes on from here") from error
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    if _num_records(partial) != count:
-        raise OSError(f"{partial} was not written whole; is the disk full?")
-    partial.replace(path)
+    with whole(path) as partial:
+        try:
+            with contextlib.closing(ArrayRecordWriter(str(partial), "group_size:1")) as writer:
+                for record in records:
+                    writer.write(record)
+                    count += 1
+                    bar.update()
+        except RuntimeError as error:  # raised by the writer if the disk is full
+            raise WriteError(f"{error}; {_RESUME}") from error
+        if _num_records(partial) != count:
+            raise WriteError(f"{path} was not written whole; is the disk full? {_RESUME}")
     return count
 
 
-def _num_records(path: epath.Path) -> int | None:
-    """How many records a shard has; None if it is not there or damaged."""
-    if not path.exists():
+def _num_records(path: os.PathLike[str]) -> int | None:
+    """Returns the number of records in a shard; `None` if it is missing or corrupt."""
+    if not os.path.exists(path):
         return None
     try:
         reader = ArrayRecordReader(os.fspath(path))
         count = reader.num_records()
         reader.close()
-    except RuntimeError:  # the reader's word for damage
+    except RuntimeError:  # raised by the reader for a corrupt file
         return None
     return count

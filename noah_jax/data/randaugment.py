@@ -1,7 +1,7 @@
-"""RandAugment (Cubuk et al., 2020, arXiv:1909.13719) on PIL images, as timm has it.
+"""RandAugment (Cubuk et al., 2020, arXiv:1909.13719) on PIL images, as in timm.
 
-The 15 operations are those of timm's "increasing" set, where a larger magnitude always
-changes more. timm writes the settings as one word: `rand-m9-mstd0.5-inc1` is
+The 15 operations are those of timm's "increasing" set, in which a larger magnitude always
+changes an image more. timm writes the settings as one word: `rand-m9-mstd0.5-inc1` is
 `RandAugment(num_ops=2, magnitude=9.0, magnitude_std=0.5)`.
 """
 
@@ -24,20 +24,20 @@ _MAX_DEGREES = 30.0
 _MAX_SHEAR = 0.3
 _MAX_SHIFT = 0.45  # of the image's width or height
 _MAX_ENHANCEMENT = 0.9
-_MAX_ADDED = 110  # to dark pixels
+_MAX_ADDED = 110  # levels added to dark pixels
 
-Fill = tuple[int, int, int]
+Fill = tuple[int, int, int]  # a colour, in levels of 0..255
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation with everything that was drawn for it.
+    """One operation with its random choices.
 
     Attributes:
-      name: one of `OPERATIONS`.
-      magnitude: in 0..10.
-      negated: whether it goes the other way: to the left, darker; means nothing to
-        operations without a sign.
+      name: One of `OPERATIONS`.
+      magnitude: Strength in 0..10.
+      negated: Whether the operation goes the other way, such as to the left or darker.
+        Operations without a direction ignore it.
       interpolation: "bilinear" or "bicubic", for operations that move pixels.
     """
 
@@ -52,13 +52,13 @@ class RandAugment:
     """The distribution that operations are drawn from.
 
     Attributes:
-      num_ops: operations drawn for an image, with replacement.
-      magnitude: mean of their magnitudes, in 0..10.
-      magnitude_std: standard deviation of the magnitudes, which are then clipped to 0..10.
-      probability: that a drawn operation is applied.
+      num_ops: Number of operations drawn for an image, with replacement.
+      magnitude: Mean of the magnitudes, in 0..10.
+      magnitude_std: Standard deviation of the magnitudes, which are clipped to 0..10.
+      probability: Probability that a drawn operation is applied.
 
     Raises:
-      ValueError: if a value is out of its range.
+      InputError: If a value is out of its range.
     """
 
     num_ops: int = 2
@@ -66,25 +66,25 @@ class RandAugment:
     magnitude_std: float = 0.5
     probability: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_ops < 1:
-            raise InputError(f"RandAugment's num_ops must be at least 1, got {self.num_ops}")
+            raise InputError(f"data.rand_augment.num_ops must be at least 1, got {self.num_ops}")
         for name, top in (("magnitude", MAX_MAGNITUDE), ("probability", 1.0)):
             if not 0 <= getattr(self, name) <= top:
                 raise InputError(
-                    f"RandAugment's {name} must be in 0..{top:g}, got {getattr(self, name)}"
+                    f"data.rand_augment.{name} must be in 0..{top:g}, got {getattr(self, name)}"
                 )
         if not 0 <= self.magnitude_std < math.inf:
             raise InputError(
-                f"RandAugment's magnitude_std must not be negative, got {self.magnitude_std}"
+                f"data.rand_augment.magnitude_std must not be negative, got {self.magnitude_std}"
             )
 
     def draw(self, random: np.random.Generator, interpolation: str) -> tuple[Operation, ...]:
-        """The operations for one image, in the order they are applied.
+        """Draws the operations for one image, in the order in which they are applied.
 
         Args:
-          random: source of the choices.
-          interpolation: "bilinear", "bicubic" or, for each operation anew, "random".
+          random: Generator of the random choices.
+          interpolation: "bilinear", "bicubic", or "random", which draws one for each operation.
         """
         names = random.integers(len(OPERATIONS), size=self.num_ops)
         return tuple(
@@ -100,18 +100,18 @@ class RandAugment:
 
 
 def mean_color(mean: Sequence[float]) -> Fill:
-    """The fill of the original: the mean of the pixels, given in 0..1, in 0..255."""
+    """Returns the original's fill: the mean of the pixels, given in 0..1, in levels of 0..255."""
     red, green, blue = (min(255, round(255 * value)) for value in mean)
     return red, green, blue
 
 
 def rand_augment(image: Image.Image, operations: tuple[Operation, ...], fill: Fill) -> Image.Image:
-    """Applies drawn operations.
+    """Applies operations to an image.
 
     Args:
       image: RGB image.
-      operations: what to do, in this order.
-      fill: the colour of pixels that come from beyond the image.
+      operations: The operations, in this order.
+      fill: Colour of the pixels that come from beyond the image.
     """
     for operation in operations:
         image = OPERATIONS[operation.name](image, operation, fill)
@@ -142,7 +142,7 @@ def _rotate(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image
 
 def _posterize(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
     bits = 4 - int(operation.magnitude / MAX_MAGNITUDE * 4)
-    # Not ImageOps.posterize: it refuses to keep 0 bits, a black image, as magnitude 10 asks.
+    # ImageOps.posterize refuses to keep 0 bits (a black image), which magnitude 10 asks for.
     mask = 0xFF & ~(0xFF >> bits)
     return image.point([value & mask for value in range(256)] * 3)
 
@@ -199,7 +199,7 @@ def _translate_y(image: Image.Image, operation: Operation, fill: Fill) -> Image.
     return _affine(image, operation, fill, shift=(0.0, pixels))
 
 
-# By timm's names.
+# The keys are timm's names.
 OPERATIONS: dict[str, Callable[[Image.Image, Operation, Fill], Image.Image]] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,

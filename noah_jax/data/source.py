@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 from etils import epath
 
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, ReadError, one_line
+from noah_jax.files import is_remote
 
 SAMPLE = "fashion_mnist_sample"  # the dataset that is part of this package
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -80,8 +81,16 @@ class AbsentSource:
 
 
 def read_bytes(path: str) -> bytes:
-    """Reads a whole file, local or `gs://`."""
-    if "://" in path:
-        return epath.Path(path).read_bytes()
-    with open(path, "rb") as file:  # takes half the time of epath
-        return file.read()
+    """Reads a whole file, local or `gs://`.
+
+    Raises:
+      ReadError: If the file cannot be read.
+    """
+    try:
+        if is_remote(path):
+            return epath.Path(path).read_bytes()
+        with open(path, "rb") as file:  # takes half the time of epath
+            return file.read()
+    except OSError as error:
+        reason = error.strerror or one_line(error, 200)
+        raise ReadError(f"the image {path} cannot be read: {reason}") from error

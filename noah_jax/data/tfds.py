@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from noah_jax.data.source import SAMPLE, Source
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, one_line
 
 _SAMPLE_DIR = os.path.join(os.path.dirname(__file__), "sample")
 # VOC's labels without the objects that its authors call difficult.
@@ -109,7 +109,7 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     except (tfds.core.DatasetNotFoundError, ValueError):
         pass  # It is not prepared, or cannot be a name: the catalogue below tells which.
     except Exception as error:  # TFDS raises errors of many kinds for corrupt files
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(f"{name} under {where} cannot be read: {reason}") from error
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
@@ -121,7 +121,7 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     try:
         builder.download_and_prepare()
     except Exception as error:  # each dataset's preparation fails in ways of its own
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(
             f"{name} is not prepared under {where} and preparing it failed:"
             f" {type(error).__name__}: {reason} (python -m noah_jax.prepare prepares imagenet2012;"

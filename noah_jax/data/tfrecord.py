@@ -1,8 +1,8 @@
-"""TFDS preparations in TFRecord format, read without TensorFlow.
+"""Reads datasets that TFDS prepared in TFRecord format, without TensorFlow.
 
-The format: for each record its length (8 bytes, little-endian), a checksum of these (4 bytes),
-the record, a checksum of it (4 bytes). The records are the same `tf.train.Example`s that an
-ArrayRecord preparation holds.
+A TFRecord file has for each record its length (8 bytes, little-endian), a checksum of the length
+(4 bytes), the record, and a checksum of the record (4 bytes). The records are the same
+`tf.train.Example`s as in ArrayRecord format.
 """
 
 import functools
@@ -15,24 +15,25 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from noah_jax.data.prepare import Split
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, one_line
 
 
 def plan_conversion(folder: str) -> tuple[tfds.core.DatasetInfo, list[Split]]:
-    """A TFRecord preparation as a set to be written: the same records, shards and splits.
+    """Plans a dataset with the records, shards and splits of one in TFRecord format.
 
     Args:
-      folder: where its `dataset_info.json` is, `DATA_DIR/NAME/VERSION`, local or `gs://`.
+      folder: Folder of the dataset's `dataset_info.json`, `DATA_DIR/NAME/VERSION`, local or
+        `gs://`.
 
     Raises:
-      ValueError: if there is none, or shards of it are missing.
+      InputError: If there is no such dataset, or some of its shards are missing.
     """
     try:
         info = tfds.builder_from_directory(folder).info
-    except Exception as error:  # whatever a folder of another kind makes TFDS raise
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # TFDS raises errors of many kinds for other folders
         raise InputError(
-            f"{folder} is no set that TFDS prepared (DATA_DIR/NAME/VERSION): {reason}"
+            f"{folder} is no dataset that TFDS prepared (DATA_DIR/NAME/VERSION):"
+            f" {one_line(error, 200)}"
         ) from error
     if info.file_format != tfds.core.FileFormat.TFRECORD:
         raise InputError(f"{folder} is stored as {info.file_format.value}, not as tfrecord")
@@ -40,7 +41,7 @@ def plan_conversion(folder: str) -> tuple[tfds.core.DatasetInfo, list[Split]]:
     for name, split in info.splits.items():
         paths = [epath.Path(path) for path in split.filepaths]
         if missing := [path for path in paths if not path.exists()]:
-            raise InputError(f"{missing[0]} is missing; prepare or copy the set again")
+            raise InputError(f"{missing[0]} is missing; prepare or copy the dataset again")
         size = sum(path.stat().length for path in paths)
         splits.append(
             Split(
@@ -54,10 +55,10 @@ def plan_conversion(folder: str) -> tuple[tfds.core.DatasetInfo, list[Split]]:
 
 
 def read_tfrecord(path: epath.Path) -> Iterator[bytes]:
-    """The records of a file, each checked.
+    """Reads the records of a file and compares each with its checksum.
 
     Raises:
-      ValueError: if one is truncated or damaged; says at which byte.
+      InputError: If a record is truncated or corrupt; says at which byte.
     """
     offset = 0
     with path.open("rb") as file:
@@ -69,13 +70,13 @@ def read_tfrecord(path: epath.Path) -> Iterator[bytes]:
 
 
 def _checked(data: bytes, size: int, path: epath.Path, offset: int) -> bytes:
-    """The first `size` bytes, if the checksum after them is theirs."""
+    """Returns the first `size` bytes if they fit the checksum that follows them."""
     content = data[:size]
     crc = google_crc32c.value(content)
     masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
     if data[size:] != struct.pack("<I", masked):
-        kind = "damaged" if len(data) == size + 4 else "truncated"
+        problem = "corrupt" if len(data) == size + 4 else "truncated"
         raise InputError(
-            f"{os.fspath(path)} is {kind} at the record at byte {offset:,}; copy it again"
+            f"{os.fspath(path)} is {problem} at the record at byte {offset:,}; copy it again"
         )
     return content

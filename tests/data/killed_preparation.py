@@ -1,11 +1,13 @@
-"""Preparations that are killed: a program of its own, which has no threads when it forks.
+"""Prepares a dataset and is killed, again and again.
 
     python killed_preparation.py CLASS_FOLDERS DATA_DIR
 
-prepares the folders as `my_images` again and again, each time in a new process that is killed
-at a later change or opening of a file. Every fifth is then finished and kept as
-`DATA_DIR/resumedN`. Last comes a preparation that is killed every few files until it is whole,
-`DATA_DIR/my_images/1.0.0`. Prints how many were killed of either kind.
+prepares the folders as `my_images`, each time in a new process that is killed at a later opening
+or change of a file. Every fifth preparation is then finished and kept as `DATA_DIR/resumedN`. The
+last preparation is killed every few files until it is complete, `DATA_DIR/my_images/1.0.0`. Prints
+how many processes were killed at first, and how many in the last preparation.
+
+This is a program, not a test, because it forks and must have no threads then.
 """
 
 import os
@@ -26,7 +28,7 @@ def main(folders: str, data_dir: str) -> None:
     target = pathlib.Path(data_dir) / info.full_name
 
     def killed(at: int | None) -> bool:
-        """Prepares in a new process, which is killed at an event, if it gets there."""
+        """Prepares in a new process; returns whether it was killed at that event."""
         pid = os.fork()
         if pid == 0:
             code = 1
@@ -41,7 +43,7 @@ def main(folders: str, data_dir: str) -> None:
                 os._exit(code)
         status = os.waitpid(pid, 0)[1]
         assert status in (0, signal.SIGKILL), status
-        # It is whole or not there.
+        # The dataset is complete or not there.
         assert target.exists() or status != 0
         assert not target.exists() or (target / "dataset_info.json").exists()
         return status != 0

@@ -1,8 +1,10 @@
-"""Decoding of ordinary, odd and corrupt images, and what becomes of the corrupt ones."""
+"""Decoding of ordinary, unusual and corrupt images; batches without the corrupt ones."""
 
 import io
 import pathlib
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -31,6 +33,15 @@ def _photograph(golden, name: str) -> bytes:
     return (pathlib.Path(golden) / "images" / name).read_bytes()
 
 
+def test_tfds_is_imported_only_for_its_datasets(class_folders):
+    code = (
+        "import sys; import noah_jax.data.batches, noah_jax.data.image_files, noah_jax.data.setup;"
+        "from noah_jax.data.sources import open_sources; open_sources(sys.argv[1]);"
+        "sys.exit('tensorflow_datasets' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, class_folders], check=True)
+
+
 def test_decoding_is_bit_equal_to_the_original(golden):
     with np.load(golden / "preprocess.npz") as arrays:
         decoded = decode(_photograph(golden, "china.jpg"))
@@ -40,7 +51,7 @@ def test_decoding_is_bit_equal_to_the_original(golden):
 def test_the_exif_rotation_is_ignored(golden):
     data = _photograph(golden, "rocket_exif.jpg")
     with Image.open(io.BytesIO(data)) as raw:
-        assert raw.getexif()[0x0112] != 1  # it asks for a rotation
+        assert raw.getexif()[0x0112] != 1  # the file asks for a rotation
         assert decode(data).shape[1::-1] == raw.size
 
 
@@ -104,7 +115,7 @@ def test_jpegs_are_decoded_as_pillow_does(golden, kind):
 
 
 @pytest.mark.parametrize("kind", JPEGS)
-def test_no_row_below_is_needed(golden, kind):
+def test_rows_below_the_crop_are_not_needed(golden, kind):
     data = _jpeg(golden, **JPEGS[kind])
     header = read_header(data)
     if kind in ("cmyk", "rgb"):
@@ -113,9 +124,9 @@ def test_no_row_below_is_needed(golden, kind):
     assert header[:2] == (93, 131) and (header.height_at is None) == (kind == "progressive")
     whole = decode(data)
     for rows in range(1, 132):
-        part = decode_jpeg(data, header, rows=rows)
-        assert len(part) == (131 if header.height_at is None else min(rows + 8, 131))
-        np.testing.assert_array_equal(part[:rows], whole[:rows])
+        top = decode_jpeg(data, header, rows=rows)
+        assert len(top) == (131 if header.height_at is None else min(rows + 8, 131))
+        np.testing.assert_array_equal(top[:rows], whole[:rows])
 
 
 def test_crops_are_those_of_whole_images(golden):
@@ -130,12 +141,12 @@ def test_crops_are_those_of_whole_images(golden):
 
 def test_only_pillow_decides_what_is_corrupt(golden):
     data = _jpeg(golden)
-    # Bytes between a segment and the next marker: libjpeg warns, Pillow reads on.
+    # Bytes between a segment and the next marker: libjpeg warns, and Pillow goes on reading.
     start = data.index(b"\xff\xda")
     odd = data[:start] + b"\x00\x00\x00" + data[start:] + b"more"
     expected = np.asarray(Image.open(io.BytesIO(odd)).convert("RGB"))
     np.testing.assert_array_equal(decode(odd), expected)
-    # Truncated files are refused even where all that is missing lies below the crop.
+    # A truncated file is refused even if only rows below the crop are missing.
     top = TrainTransform("random_resized", (8, 8), area=(0.01, 0.02))
     for length in (len(data) // 2, len(data) - 40, 30):
         with pytest.raises(CorruptImageError, match="cannot be decoded"):
@@ -145,7 +156,7 @@ def test_only_pillow_decides_what_is_corrupt(golden):
                 decode_and_transform(data[:length], top, np.random.default_rng(seed))
 
 
-def test_the_error_survives_a_way_between_processes():
+def test_the_error_can_be_pickled():
     error = pickle.loads(pickle.dumps(CorruptImageError("a.jpg", "it is empty")))
     assert (error.name, str(error)) == ("a.jpg", "a.jpg cannot be decoded: it is empty")
 
@@ -173,7 +184,7 @@ def test_corrupt_images_raise_one_named_error(data, reason):
     assert e.value.name == "/a/b.jpg"
 
 
-def test_no_memory_is_no_corruption(monkeypatch):
+def test_a_lack_of_memory_is_not_a_corrupt_image(monkeypatch):
     def fail(*unused):
         raise MemoryError
 
@@ -190,24 +201,24 @@ def test_sources_say_which_image_it_is(class_folders):
     assert train.describe(5) == f"image 5 of {SAMPLE}/1.0.0:train"
 
 
-def test_every_corrupt_image_is_told_once():
-    told = []
-    corrupt_images = CorruptImages("replace", told.append)
+def test_every_corrupt_image_is_named_once():
+    lines = []
+    corrupt_images = CorruptImages("replace", lines.append)
     for name in ("a", "b", "a"):
         corrupt_images.add(CorruptImageError(name, "truncated"))
     assert len(corrupt_images) == 2
-    assert told == [
+    assert lines == [
         "corrupt image 1: a cannot be decoded: truncated",
         "corrupt image 2: b cannot be decoded: truncated",
     ]
     with pytest.raises(CorruptImageError, match="a cannot be decoded: truncated"):
-        CorruptImages("stop", told.append).add(CorruptImageError("a", "truncated"))
+        CorruptImages("stop", lines.append).add(CorruptImageError("a", "truncated"))
     with pytest.raises(ValueError, match="one of replace, stop, got 'skip'"):
-        CorruptImages("skip", told.append)
+        CorruptImages("skip", lines.append)
 
 
 class _Encoded:
-    """A source whose image i is filled with i and has label i; some are corrupt."""
+    """A source whose image i is filled with i and has the class index i; some are corrupt."""
 
     multi_label = False
 
@@ -244,29 +255,29 @@ def _replacing() -> CorruptImages:
     return CorruptImages("replace", lambda text: None)
 
 
-def test_the_next_image_stands_in_for_a_corrupt_one():
+def test_the_next_image_replaces_a_corrupt_one():
     corrupt_images = _replacing()
     batches = _train(_Encoded(24, (4, 5, 23)), corrupt_images)
     labels = np.concatenate([batch["label"] for batch in batches])
-    shown = np.concatenate([permutation(3, epoch, 24) for epoch in range(3)])
-    stand_in = {4: 6, 5: 6, 23: 0}
-    assert labels.tolist() == [stand_in.get(index, index) for index in shown]
+    sampled = np.concatenate([permutation(3, epoch, 24) for epoch in range(3)])
+    replacements = {4: 6, 5: 6, 23: 0}
+    assert labels.tolist() == [replacements.get(index, index) for index in sampled]
     images = np.concatenate([batch["image"] for batch in batches])
     np.testing.assert_array_equal(images.max((1, 2, 3)), labels)
     assert len(corrupt_images) == 3
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_stand_ins_depend_on_neither_start_nor_hosts(hosts):
+def test_replacements_depend_on_neither_start_nor_hosts(hosts):
     source = _Encoded(21, (0, 7, 20))
     whole = _train(source, _replacing())
-    shares = [
+    per_host = [
         _train(source, _replacing(), start_step=4, process_index=h, process_count=hosts)
         for h in range(hosts)
     ]
     for step, batch in enumerate(whole[4:]):
         for key, values in batch.items():
-            joined = np.concatenate([share[step][key] for share in shares])
+            joined = np.concatenate([batches[step][key] for batches in per_host])
             np.testing.assert_array_equal(joined, values)
 
 
@@ -287,7 +298,7 @@ def test_evaluation_leaves_corrupt_images_out():
     assert len(corrupt_images) == 2
 
 
-def test_a_config_says_to_stop():
+def test_the_policy_stop_raises_the_error():
     stop = CorruptImages("stop", print)
     with pytest.raises(CorruptImageError, match="image 5 cannot be decoded"):
         _train(_Encoded(24, (5,)), stop)
@@ -318,8 +329,8 @@ def test_a_run_survives_corrupt_files(tiny_config, tmp_path, capfd):
             target = tmp_path / "set" / path.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
-    torn = [tmp_path / "set" / name for name in ("train/bee/03.png", "val/ant/00.png")]
-    for path in torn:
+    truncated = [tmp_path / "set" / name for name in ("train/bee/03.png", "val/ant/00.png")]
+    for path in truncated:
         path.write_bytes(path.read_bytes()[:60])
     tiny_config.dataset = str(tmp_path / "set")
     tiny_config.data.crop = "random_resized"
@@ -328,7 +339,7 @@ def test_a_run_survives_corrupt_files(tiny_config, tmp_path, capfd):
     assert results["step"] == 12 and results["examples"] == 20
     err = capfd.readouterr().err
     assert "warning: 2 corrupt image(s), named above: replaced by the next one" in err
-    for path in torn:
+    for path in truncated:
         assert err.count(f"{path} cannot be decoded") == 1
     tiny_config.data.on_corrupt_image = "stop"
     with pytest.raises(CorruptImageError, match=r"bee/03\.png"):

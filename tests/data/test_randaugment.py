@@ -1,4 +1,4 @@
-"""RandAugment's operations against timm's, and what is drawn for them."""
+"""RandAugment's operations against timm's, and the distribution of its draws."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_operations_follow_one_another(golden):
         source = Image.fromarray(arrays["source"])
         invert, rotate = (Operation(name, 9.0, False, "bicubic") for name in ("Invert", "Rotate"))
         rotated = np.asarray(rand_augment(source, (invert, rotate), FILL))
-        # Inverted first, so that the corners have the fill as it is.
+        # The inversion comes first, so it does not invert the fill in the corners.
         assert tuple(rotated[0, 0]) == FILL
         inverted = np.asarray(rand_augment(source, (rotate, invert), FILL))
         np.testing.assert_array_equal(inverted, 255 - arrays["Rotate/9/pos"])
@@ -90,8 +90,8 @@ def test_how_many_and_which_operations_are_drawn():
     counts = np.bincount([len(operations) for operations in drawn])
     np.testing.assert_allclose(counts / 30_000, [0.25, 0.5, 0.25], atol=0.012)
     names = [operation.name for operations in drawn for operation in operations]
-    shares = np.array([names.count(name) for name in OPERATIONS]) / len(names)
-    np.testing.assert_allclose(shares, 1 / 15, atol=0.006)
+    frequencies = np.array([names.count(name) for name in OPERATIONS]) / len(names)
+    np.testing.assert_allclose(frequencies, 1 / 15, atol=0.006)
     pairs = [operations for operations in drawn if len(operations) == 2]
     same = np.mean([first.name == second.name for first, second in pairs])
     assert same == pytest.approx(1 / 15, abs=0.012)  # with replacement

@@ -1,4 +1,4 @@
-"""The compiled resize, against Pillow's."""
+"""The compiled resize against Pillow's."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def _by_pillow(pixels, size, interpolation, box, flip):
 
 @pytest.fixture(scope="module")
 def noise():
-    # The hardest image there is: neighbours differ most, and the bicubic filter overshoots.
+    # The hardest case: neighbours differ most, and the bicubic filter overshoots.
     return np.random.default_rng(0).choice([0, 1, 128, 254, 255], (300, 400, 3)).astype(np.uint8)
 
 
@@ -33,18 +33,18 @@ def test_bit_equal_to_pillow(noise, interpolation, size):
         box = tuple(int(edge) for edge in (left, top, left + width, top + height))
         to = size or tuple(int(side) for side in random.integers(1, 450, 2))
         expected = _by_pillow(noise, to, interpolation, box, flip=i % 2 == 1)
-        ours = resize(noise, to, interpolation, box=box, flip=i % 2 == 1)
-        np.testing.assert_array_equal(ours, expected, err_msg=f"{box} to {to}")
+        actual = resize(noise, to, interpolation, box=box, flip=i % 2 == 1)
+        np.testing.assert_array_equal(actual, expected, err_msg=f"{box} to {to}")
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_either_pass_comes_first_where_pillow_has_it_first(noise, interpolation):
-    # 100 rows fewer: down first where that is more than twice the columns that go.
+    # The image loses 100 rows; the vertical pass comes first if it loses fewer than 50 columns.
     for width in range(40, 160):
         box = (0, 0, width, 200)
         expected = _by_pillow(noise, (100, 100), interpolation, box, flip=False)
-        ours = resize(noise, (100, 100), interpolation, box=box)
-        np.testing.assert_array_equal(ours, expected, err_msg=f"{width}")
+        actual = resize(noise, (100, 100), interpolation, box=box)
+        np.testing.assert_array_equal(actual, expected, err_msg=f"{width}")
 
 
 def test_strided_pixels_and_no_box(noise):
@@ -53,11 +53,11 @@ def test_strided_pixels_and_no_box(noise):
         np.testing.assert_array_equal(resize(pixels, (64, 48), "bicubic"), expected)
 
 
-def test_compiles_where_nothing_can_be_kept(monkeypatch):
+def test_compiles_without_a_folder_for_the_cache(monkeypatch):
     def njit(*, nogil, cache=False):
         if cache:
             raise RuntimeError("no locator available")
         return lambda function: ("compiled", function, nogil)
 
     monkeypatch.setattr(module.numba, "njit", njit)
-    assert module._compiled(len) == ("compiled", len, True)
+    assert module.compiled(len) == ("compiled", len, True)

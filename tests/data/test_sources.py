@@ -18,7 +18,7 @@ from noah_jax.data.transforms import TrainTransform, make_eval_transform
 
 
 class _Numbers:
-    """A source whose image i is filled with i."""
+    """A decoded source whose image i is filled with i."""
 
     cached = False
     label_shape = ()
@@ -102,17 +102,17 @@ def test_any_prepared_tfds_set_works_by_name(tmp_path):
         (dict(name=SAMPLE, eval_split="dev"), "no split 'dev'; it has train, test"),
     ],
 )
-def test_absent_data(arguments, message):
+def test_data_that_is_not_there(arguments, message):
     with pytest.raises(ValueError, match=message):
         open_sources(**arguments)
 
 
 def test_a_corrupt_set_is_named(tmp_path):
-    (tmp_path / "torn" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "broken" / "1.0.0").mkdir(parents=True)
     for name in ("dataset_info.json", "features.json"):
-        (tmp_path / "torn" / "1.0.0" / name).write_text("{")
-    with pytest.raises(ValueError, match=r"torn under .* cannot be read"):
-        open_sources("torn", data_dir=str(tmp_path))
+        (tmp_path / "broken" / "1.0.0" / name).write_text("{")
+    with pytest.raises(ValueError, match=r"broken under .* cannot be read"):
+        open_sources("broken", data_dir=str(tmp_path))
 
 
 def test_bad_folders(tmp_path):
@@ -132,7 +132,7 @@ def test_order_is_a_permutation_per_seed_and_epoch():
     assert sorted(first) == list(range(1000))
     for other in (permutation(0, 1, 1000), permutation(1, 0, 1000)):
         assert (other != first).mean() > 0.98
-    # Frozen: another NumPy, or a change here, must not reorder a run that resumes.
+    # These values are frozen, because another NumPy must not reorder a run that resumes.
     assert permutation(5, 2, 10).tolist() == FROZEN_ORDER
     assert image_random(5, 2, 7).random() == pytest.approx(FROZEN_RANDOM, abs=1e-15)
 
@@ -146,7 +146,7 @@ def test_every_image_once_per_epoch_and_batches_full():
     seen = np.concatenate([b["image"][:, 0, 0, 0] for b in batches])
     assert sorted(seen[:24]) == sorted(seen[24:]) == list(range(24))
     assert (seen[:24] != seen[24:]).any()
-    # An epoch that ends within a batch is joined by the next one.
+    # If an epoch ends within a batch, the next epoch fills the batch.
     batches = _take(_Numbers(20), total_steps=5)
     assert all(len(b["label"]) == 8 for b in batches)
     seen = np.concatenate([b["image"][:, 0, 0, 0] for b in batches])
@@ -159,13 +159,13 @@ def _indices(sampler: Sampler, step: int) -> tuple[set[int], list[int]]:
     return {epoch for epoch, _ in rows}, [index for _, index in rows]
 
 
-def test_the_rest_of_an_epoch_can_be_dropped():
+def test_an_incomplete_last_batch_can_be_dropped():
     sampler = Sampler(seed=3, length=20, batch_size=8, drop_last=True)
     assert sampler.epoch_length == 16
     epochs, first = zip(*(_indices(sampler, step) for step in range(4)), strict=True)
     assert epochs == ({0}, {0}, {1}, {1})
     assert [*first[0], *first[1]] == permutation(3, 0, 20)[:16].tolist()
-    # Of a set that is smaller than a batch nothing would be left.
+    # Otherwise a dataset smaller than a batch would have no batch at all.
     assert Sampler(seed=3, length=7, batch_size=8, drop_last=True).epoch_length == 7
 
 
@@ -182,7 +182,7 @@ def test_repeated_augmentation_as_the_original_spreads_it():
         for process in range(4):
             expected = stream[process::4][step * 12 : (step + 1) * 12]
             np.testing.assert_array_equal(groups[process], expected)
-            # Copies never mix with one another.
+            # Copies of an image are never mixed with one another.
             assert len(set(groups[process])) == 12
         for row in range(48):
             _, index, rng = sampler.at(step, row)
@@ -213,20 +213,20 @@ def test_a_resumed_stream_is_the_same(start):
 def test_the_order_does_not_depend_on_the_hosts(hosts):
     transform = TrainTransform("pad", (4, 4), pad=2)
     whole = _take(_Numbers(21), transform)
-    shares = [
+    per_host = [
         _take(_Numbers(21), transform, process_index=h, process_count=hosts) for h in range(hosts)
     ]
     for step, batch in enumerate(whole):
-        joined = np.concatenate([share[step]["image"] for share in shares])
+        joined = np.concatenate([batches[step]["image"] for batches in per_host])
         np.testing.assert_array_equal(joined, batch["image"])
     with pytest.raises(ValueError, match="divisible by the 3 hosts"):
         _take(_Numbers(21), process_count=3)
 
 
-def test_a_large_batch_is_made_of_parts():
+def test_a_large_batch_is_made_of_chunks():
     transform = TrainTransform("pad", (4, 4), pad=2)
     small = _take(_Numbers(200), transform, total_steps=26)
-    large = _take(_Numbers(200), transform, total_steps=2, batch_size=104)  # three or four parts
+    large = _take(_Numbers(200), transform, total_steps=2, batch_size=104)  # three or four chunks
     for key in ("image", "label"):
         joined = np.concatenate([batch[key] for batch in large])
         np.testing.assert_array_equal(joined, np.concatenate([batch[key] for batch in small]))
@@ -234,7 +234,7 @@ def test_a_large_batch_is_made_of_parts():
 
 @pytest.mark.parametrize("name", [pytest.param(SAMPLE, marks=pytest.mark.slow), "folder"])
 def test_worker_processes_change_nothing(name, class_folders, monkeypatch):
-    # Processes share the threads: three workers of which each prepares every third part.
+    # Three worker processes; each prepares every third chunk.
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     train, _ = open_sources(SAMPLE if name == SAMPLE else f"folder:{class_folders}")
     source = DecodedSource(train)
@@ -271,7 +271,7 @@ def test_memory_stays_flat_over_epochs(class_folders):
         return resident()
 
     before = read(epochs=5)
-    # 20 epochs of 60 images are 180 MB: of what is kept of a third of them we would hear.
+    # 20 epochs of 60 images take 180 MB; keeping a third of them would fail here.
     assert read(epochs=20) - before < 60e6
 
 

@@ -1,4 +1,4 @@
-"""Crops, resizes, colour jitter and the transforms made of them."""
+"""Crops, resizes and colour jitter, and the transforms that are made of them."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ def _photograph(golden, name: str = "china.jpg") -> np.ndarray:
 
 
 class _Replayed:
-    """A generator that gives what torchvision drew."""
+    """A random generator that returns the values torchvision drew."""
 
     def __init__(self, draws: np.ndarray):
         self._draws = iter(draws[~np.isnan(draws)])
@@ -89,28 +89,28 @@ def test_random_boxes_are_torchvisions_given_its_draws(golden, width_height):
 
 def test_the_distribution_of_random_boxes():
     random = np.random.default_rng(0)
-    side, area, ratio = 1000, (0.1, 0.3), (0.67, 1.5)  # no try of these is ever refused
+    side, area, ratio = 1000, (0.1, 0.3), (0.67, 1.5)  # every draw of these fits
     boxes = np.array(
         [geometry.draw_crop((side, side), random, area=area, ratio=ratio) for _ in range(20_000)]
     )
     left, top, right, bottom = boxes.T
     width, height = right - left, bottom - top
     assert boxes.min() >= 0 and boxes.max() <= side
-    shares = width * height / side**2
+    fractions = width * height / side**2
     aspects = np.log(width / height)
-    places = np.stack([left / (side - width), top / (side - height)])
+    positions = np.stack([left / (side - width), top / (side - height)])
     for values, (low, high) in (
-        (shares, area),
+        (fractions, area),
         (aspects, np.log(ratio)),
-        (places[0], (0, 1)),
-        (places[1], (0, 1)),
+        (positions[0], (0, 1)),
+        (positions[1], (0, 1)),
     ):
-        # A uniform distribution's moments, to four of their standard errors.
+        # The moments of a uniform distribution, within four standard errors.
         spread = (high - low) / math.sqrt(12)
         assert values.mean() == pytest.approx((low + high) / 2, abs=4 * spread / math.sqrt(20_000))
         assert values.std() == pytest.approx(spread, rel=0.02)
         assert values.min() > low - 0.005 and values.max() < high + 0.005
-    assert abs(np.corrcoef([shares, aspects, *places]) - np.eye(4)).max() < 0.03
+    assert abs(np.corrcoef([fractions, aspects, *positions]) - np.eye(4)).max() < 0.03
 
 
 @pytest.mark.parametrize("ratio", [(3 / 4, 4 / 3), (3.0, 4.0), (0.2, 0.3)])

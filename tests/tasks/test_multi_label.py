@@ -1,4 +1,4 @@
-"""Images with several labels: losses, measures, sources."""
+"""Images with several labels: losses, metrics, sources."""
 
 import io
 import json
@@ -18,6 +18,7 @@ from noah_jax.config import default_config
 from noah_jax.data.csv_files import CsvSource
 from noah_jax.data.prepare import Split, prepare
 from noah_jax.data.sources import open_sources
+from noah_jax.errors import ReadError
 from noah_jax.evaluate.__main__ import main as evaluate
 from noah_jax.tasks.multi_label import (
     asymmetric_loss,
@@ -39,11 +40,11 @@ def test_the_losses_are_their_formulas():
         plain = asymmetric_loss(logits, targets, gamma_negative=0, margin=0)
         np.testing.assert_allclose(plain, expected, rtol=1e-5)
     shifted = np.maximum(p - 0.05, 0)
-    found = asymmetric_loss(logits, np.zeros(6), gamma_negative=4, margin=0.05)
-    np.testing.assert_allclose(found, -(shifted**4) * np.log1p(-shifted), rtol=1e-5)
-    assert abs(found[0]) < 1e-30 and found[-1] > 2
-    found = asymmetric_loss(logits[:5], np.ones(5), gamma_positive=2)
-    np.testing.assert_allclose(found, (1 - p[:5]) ** 2 * np.logaddexp(0, -logits[:5]), rtol=2e-5)
+    loss = asymmetric_loss(logits, np.zeros(6), gamma_negative=4, margin=0.05)
+    np.testing.assert_allclose(loss, -(shifted**4) * np.log1p(-shifted), rtol=1e-5)
+    assert abs(loss[0]) < 1e-30 and loss[-1] > 2
+    loss = asymmetric_loss(logits[:5], np.ones(5), gamma_positive=2)
+    np.testing.assert_allclose(loss, (1 - p[:5]) ** 2 * np.logaddexp(0, -logits[:5]), rtol=2e-5)
 
 
 def test_gradients_are_finite_everywhere():
@@ -74,7 +75,7 @@ def test_bad_losses():
 
 
 def _slowly(scores, labels):
-    """Average precisions straight from their definitions."""
+    """Computes the average precisions from their definitions."""
     counted = labels >= 0
     scores, labels = scores[counted], labels[counted]
     thresholds = sorted(set(scores), reverse=True)
@@ -101,35 +102,36 @@ def test_average_precision_is_its_definition(seed):
     if seed % 2:
         scores = scores.round()  # many are equal
     labels = random.choice([1, 0, -1], 40, p=[0.3, 0.5, 0.2])
-    found, expected = average_precision(scores, labels), _slowly(scores, labels)
-    assert found == pytest.approx(expected, abs=1e-12)
+    actual, expected = average_precision(scores, labels), _slowly(scores, labels)
+    assert actual == pytest.approx(expected, abs=1e-12)
 
 
 def test_average_precision_by_hand():
     scores, labels = np.array([0.9, 0.8, 0.7, 0.6]), np.array([1, 0, 0, 1])
-    found = average_precision(scores, labels)
-    assert found["exact"] == pytest.approx((1 + 2 / 4) / 2)
-    # Six recalls up to 0.5 at precision 1, five at one half.
-    assert found["voc07"] == pytest.approx((6 + 5 / 2) / 11)
+    actual = average_precision(scores, labels)
+    assert actual["exact"] == pytest.approx((1 + 2 / 4) / 2)
+    # The precision is 1 at the six recalls up to 0.5, and one half at the other five.
+    assert actual["voc07"] == pytest.approx((6 + 5 / 2) / 11)
     assert average_precision(scores, np.ones(4))["voc07"] == 1
     assert np.isnan(average_precision(scores, np.zeros(4))["exact"])
-    # An ignored image is as if it were not there.
+    # An ignored image does not count.
     assert average_precision(scores, np.array([1, -1, 0, 1])) == average_precision(
         scores[[0, 2, 3]], np.array([1, 0, 1])
     )
 
 
-def test_measures_by_hand():
-    #                   class 0           class 1          class 2: nowhere
+def test_metrics_by_hand():
+    #                   class 0           class 1          class 2: absent
     logits = np.array([[+1, +1, -1], [+1, -1, -1], [-1, +1, +1], [-1, +1, -1]], np.float32)
     labels = np.array([[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, -1, 0]])
-    found = measure(logits, labels)
-    # Class 0: predicted 2, right 1, there 2. Class 1: predicted 2 (one ignored), right 1, there 2.
-    assert found["cp"] == found["cr"] == found["cf1"] == pytest.approx(50)
-    # And class 2 is predicted once, which counts in all decisions alone.
-    assert found["op"] == pytest.approx(100 * 2 / 5) and found["or"] == pytest.approx(50)
-    assert found["of1"] == pytest.approx(100 * 2 * 0.4 * 0.5 / 0.9)
-    assert np.isnan(found["per_class"][2]) and found["map"] == np.mean(found["per_class"][:2])
+    metrics = measure(logits, labels)
+    # Class 0: 2 predicted, 1 correct, 2 present. Class 1: 2 predicted (one of them ignored),
+    # 1 correct, 2 present.
+    assert metrics["cp"] == metrics["cr"] == metrics["cf1"] == pytest.approx(50)
+    # Class 2 is predicted once, which counts only in the metrics over all decisions.
+    assert metrics["op"] == pytest.approx(100 * 2 / 5) and metrics["or"] == pytest.approx(50)
+    assert metrics["of1"] == pytest.approx(100 * 2 * 0.4 * 0.5 / 0.9)
+    assert np.isnan(metrics["per_class"][2]) and metrics["map"] == np.mean(metrics["per_class"][:2])
 
 
 def _write_images(folder, count=6):
@@ -149,6 +151,7 @@ def test_csv(tmp_path):
     assert [train[i][1].tolist() for i in range(3)] == [[0, 1, 1], [0, 0, 0], [1, -1, 0]]
     assert train[2][0] == (tmp_path / "images/2.png").read_bytes()
     assert train.describe(0) == str(tmp_path / "images/0.png")
+    assert train.file_name(0) == "0.png"
     assert len(evaluation) == 1 and evaluation[0][1].tolist() == [0, 1, 0]
 
 
@@ -168,6 +171,14 @@ def test_bad_csv(tmp_path, text, message):
         CsvSource(epath.Path(tmp_path / "val.csv"), class_names=["cat"])
 
 
+def test_an_image_that_is_not_there_is_named(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.csv").write_text("image,labels\na.png,cat\n")
+    train, _ = open_sources(f"csv:{tmp_path}")
+    with pytest.raises(ReadError, match=r"the image .*a\.png cannot be read: No such file"):
+        train[0]
+
+
 def test_absent_csv(tmp_path):
     (tmp_path / "train.csv").write_text("image,labels\na.png,cat\n")
     with pytest.raises(ValueError, match=r"has no split 'validation'; it has train"):
@@ -177,7 +188,7 @@ def test_absent_csv(tmp_path):
 
 
 def _coco_features():
-    """What TFDS's `coco` has; its own module needs TensorFlow."""
+    """Returns the features of TFDS's `coco`, whose own module needs TensorFlow."""
     features = tfds.features
     item = {
         "area": np.int64,
@@ -219,7 +230,7 @@ def _prepare(name, features, examples, tmp_path):
     return open_sources(name, data_dir=str(tmp_path))
 
 
-def test_sets_like_coco(tmp_path):
+def test_datasets_like_coco(tmp_path):
     box = tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
     examples = [
         {
@@ -236,7 +247,7 @@ def test_sets_like_coco(tmp_path):
     train, evaluation = _prepare("my_coco", _coco_features(), examples, tmp_path)
     assert train.multi_label and train.class_names == ["person", "bicycle", "car"]
     assert train[0][1].tolist() == [1, 0, 1] and evaluation[1][1].tolist() == [0, 0, 0]
-    assert train[0][0].startswith(b"\xff\xd8")
+    assert train[0][0].startswith(b"\xff\xd8") and train.file_name(0) == "a"
 
 
 def test_voc_ignores_difficult_objects(tmp_path):
@@ -265,7 +276,7 @@ def test_voc_ignores_difficult_objects(tmp_path):
     assert labels.pop("cat") == 1 and labels.pop("dog") == -1 and not any(labels.values())
 
 
-def test_evaluating_a_set_like_voc(multi_label_run, csv_folder, tmp_path, capsys):
+def test_evaluating_a_dataset_like_voc(multi_label_run, csv_folder, tmp_path, capsys):
     labels = tfds.features.Sequence(tfds.features.ClassLabel(names=["green", "red"]))
     features = {"image": tfds.features.Image(), "labels": labels, "labels_no_difficult": labels}
     source = CsvSource(epath.Path(csv_folder) / "val.csv")
@@ -281,10 +292,10 @@ def test_evaluating_a_set_like_voc(multi_label_run, csv_folder, tmp_path, capsys
     capsys.readouterr()
     arguments = ["--dataset", "my_voc", "--data-dir", str(tmp_path), "--json"]
     assert evaluate(["--checkpoint", multi_label_run, *arguments]) == 0
-    found = json.loads(capsys.readouterr().out)
+    actual = json.loads(capsys.readouterr().out)
     results = json.loads((pathlib.Path(multi_label_run) / "results.json").read_text())
     for key in ("map", "map_voc", "map_voc07", "cf1", "of1", "loss"):
-        assert found[key] == pytest.approx(results[key], rel=1e-5), key
+        assert actual[key] == pytest.approx(results[key], rel=1e-5), key
 
 
 def test_ignored_labels_have_no_gradient(multi_label_config):
@@ -309,7 +320,7 @@ def test_mixing_several_labels(multi_label_config):
     assert 0 < weight < 1
 
 
-def test_losses_that_do_not_fit_the_set(multi_label_config, class_folders):
+def test_losses_that_do_not_fit_the_dataset(multi_label_config, class_folders):
     multi_label_config.loss = "softmax"
     with pytest.raises(ValueError, match="have several labels: set loss=sigmoid"):
         build(multi_label_config)

@@ -1,4 +1,4 @@
-"""Training, evaluating and predicting images with several labels, end to end."""
+"""Training, evaluation and prediction with several labels, end to end."""
 
 import csv
 import json
@@ -21,12 +21,12 @@ from noah_jax.tasks.multi_label import average_precision, measure
 
 def test_training_end_to_end(multi_label_run, csv_folder):
     results = json.loads((pathlib.Path(multi_label_run) / "results.json").read_text())
-    # Two halves, each of which tells its own label; a guess has a mAP of about 50 %.
+    # Each half of an image shows one of the labels; guesses have a mAP of about 50 %.
     assert results["map"] > 95 and results["examples"] == 50
     assert {"map_voc", "map_voc07", "cf1", "of1", "ema_map"} <= results.keys()
     assert "top1" not in results
 
-    # What was found is what the loaded weights give, image by image.
+    # The results are those of the loaded weights, image by image.
     logits, labels = _logits(multi_label_run, csv_folder)
     expected = measure(logits, labels)
     for key in ("map", "map_voc", "cf1", "of1"):
@@ -34,7 +34,7 @@ def test_training_end_to_end(multi_label_run, csv_folder):
 
 
 def _logits(run, csv_folder):
-    """Of the images of the evaluation, and their labels."""
+    """Computes the logits of the evaluation images; returns them with the labels."""
     model, params, stats = load_model(run)
     _, source = open_sources(f"csv:{csv_folder}")
     pixels = np.stack([decode(source[i][0]) for i in range(50)])
@@ -43,35 +43,37 @@ def _logits(run, csv_folder):
     return logits, np.stack([source[i][1] for i in range(50)])
 
 
-def _facts(capsys, *arguments):
+def _evaluate(capsys, *arguments):
     assert evaluate([*map(str, arguments), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
-def test_evaluation_is_the_training_own(multi_label_run, csv_folder, tmp_path, capsys):
+def test_evaluation_gives_the_results_of_the_training(
+    multi_label_run, csv_folder, tmp_path, capsys
+):
     results = json.loads((pathlib.Path(multi_label_run) / "results.json").read_text())
-    measures = ("map", "map_voc", "map_voc07", "cp", "cr", "cf1", "op", "or", "of1", "loss")
+    keys = ("map", "map_voc", "map_voc07", "cp", "cr", "cf1", "op", "or", "of1", "loss")
     for ema, prefix in (([], ""), (["--ema"], "ema_")):
         # A batch that does not divide the 50 images; the training has batches of 8.
-        found = _facts(capsys, "--checkpoint", multi_label_run, "--batch", 7, *ema)
-        assert found["examples"] == 50 and "top1" not in found
-        for key in measures:
-            assert found[key] == pytest.approx(results[prefix + key], rel=1e-5), key
-    # Another set of the same classes.
+        actual = _evaluate(capsys, "--checkpoint", multi_label_run, "--batch", 7, *ema)
+        assert actual["examples"] == 50 and "top1" not in actual
+        for key in keys:
+            assert actual[key] == pytest.approx(results[prefix + key], rel=1e-5), key
+    # Another dataset with the same classes.
     (tmp_path / "val.csv").write_text(
         "image,labels\n" + "".join(f"{csv_folder}/val{i}.png,red\n" for i in range(5))
     )
-    found = _facts(capsys, "--checkpoint", multi_label_run, "--dataset", f"csv:{tmp_path}")
-    assert found["examples"] == 5 and found["map"] == 100  # green is nowhere
+    actual = _evaluate(capsys, "--checkpoint", multi_label_run, "--dataset", f"csv:{tmp_path}")
+    assert actual["examples"] == 5 and actual["map"] == 100  # no image is green
 
 
 def test_report_has_average_precisions(multi_label_run, csv_folder, tmp_path, capsys):
     logits, labels = _logits(multi_label_run, csv_folder)
-    found = _facts(capsys, "--checkpoint", multi_label_run, "--report", tmp_path / "report")
+    printed = _evaluate(capsys, "--checkpoint", multi_label_run, "--report", tmp_path / "report")
     assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["classes.csv", "report.json"]
     report = json.loads((tmp_path / "report/report.json").read_text())
     rows = report.pop("classes")
-    assert report == found
+    assert report == printed
     for i, (row, name) in enumerate(zip(rows, ("green", "red"), strict=True)):
         assert (row["name"], row["ignored"]) == (name, int(name == "green"))
         assert row["images"] == (labels[:, i] == 1).sum()
@@ -82,7 +84,7 @@ def test_report_has_average_precisions(multi_label_run, csv_folder, tmp_path, ca
     assert [float(x["average_precision"]) for x in lines] == [x["average_precision"] for x in rows]
 
 
-def test_both_kinds_in_one_table(multi_label_run, tiny_run, capsys):
+def test_both_tasks_in_one_table(multi_label_run, tiny_run, capsys):
     assert evaluate(["--checkpoint", multi_label_run, multi_label_run, tiny_run]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[0][2:] == ["mAP", "mAP-VOC", "mAP-VOC07", "CF1", "OF1", "loss", "images"]
@@ -91,7 +93,7 @@ def test_both_kinds_in_one_table(multi_label_run, tiny_run, capsys):
     assert rows[1][2:4] == [f"{results['map']:.2f}%", f"{results['map_voc']:.2f}%"]
 
 
-def test_models_and_sets_of_another_kind(
+def test_models_and_datasets_of_different_tasks(
     multi_label_run, tiny_run, csv_folder, class_folders, tmp_path, capsys
 ):
     (tmp_path / "val.csv").write_text(f"image,labels\n{csv_folder}/val1.png,ant;bee;cat\n")
@@ -120,8 +122,8 @@ def test_predictions_have_a_probability_of_their_own(multi_label_run, csv_folder
     expected = 1 / (1 + np.exp(-logits))
     for row, own in zip(rows, expected, strict=True):
         assert [x["class"] for x in row["classes"]] == np.argsort(-own).tolist()
-        for found in row["classes"]:
-            assert found["probability"] == pytest.approx(own[found["class"]], rel=1e-4)
+        for predicted in row["classes"]:
+            assert predicted["probability"] == pytest.approx(own[predicted["class"]], rel=1e-4)
     assert expected.sum(1).max() > 1.2  # images with both
 
 
@@ -131,8 +133,8 @@ def test_the_explained_probability_is_its_own_too(multi_label_run, csv_folder):
     path = pathlib.Path(csv_folder) / "val1.png"
     pixels = explainer.pixels(path.read_bytes(), str(path))
     logits = explainer.logits(pixels)
-    found = explainer.explain(pixels, logits, [0, 1]).classes
-    assert [x.probability for x in found] == pytest.approx(1 / (1 + np.exp(-logits)), rel=1e-5)
+    classes = explainer.explain(pixels, logits, [0, 1]).classes
+    assert [x.probability for x in classes] == pytest.approx(1 / (1 + np.exp(-logits)), rel=1e-5)
 
 
 def test_the_card_of_an_exported_model(multi_label_run):

@@ -1,0 +1,52 @@
+"""Does the work of `python -m noah_jax.prepare` once its command line is parsed."""
+
+from collections.abc import Sequence
+
+import tensorflow_datasets as tfds
+
+from noah_jax.console import fail
+from noah_jax.data.imagenet import NAME, imagenet_metadata, plan_imagenet_folders, plan_tars
+from noah_jax.data.prepare import plan_folders, prepare
+from noah_jax.data.tfrecord import plan_conversion
+
+
+def prepare_dataset(
+    *,
+    tar: Sequence[str] | None = None,
+    folder: str | None = None,
+    from_tfrecord: str | None = None,
+    name: str | None = None,
+    data_dir: str | None = None,
+) -> int:
+    """Prepares a dataset from exactly one of `tar`, `folder` and `from_tfrecord`.
+
+    Args:
+      tar: ImageNet's two tar files, the training images first.
+      folder: A folder with class folders.
+      from_tfrecord: The folder of a dataset that TFDS prepared in TFRecord format.
+      name: Name of the dataset made of `folder`; by default imagenet2012.
+      data_dir: The folder for datasets; by default TFDS's own.
+
+    Returns:
+      The exit code: 0, or 1 after Ctrl-C.
+
+    Raises:
+      InputError: If the data do not fit, or something else is in the dataset's place.
+      WriteError: If the disk is full or cannot be written.
+    """
+    try:
+        if tar is not None:
+            train_tar, val_tar = tar
+            info, splits = plan_tars(train_tar, val_tar, imagenet_metadata())
+        elif from_tfrecord is not None:
+            info, splits = plan_conversion(from_tfrecord)
+        elif folder is None:
+            raise ValueError("one of tar, folder and from_tfrecord is needed")
+        elif name in (None, NAME):
+            info, splits = plan_imagenet_folders(folder, imagenet_metadata())
+        else:
+            info, splits = plan_folders(folder, name)
+        prepare(info, splits, data_dir or str(tfds.core.constants.DATA_DIR))
+    except KeyboardInterrupt:
+        return fail("stopped; the same command goes on from here")
+    return 0
