@@ -4,6 +4,7 @@ Both are the same as `python -m noah_jax.NAME ...`.
 """
 
 import difflib
+import functools
 import os
 import runpy
 import sys
@@ -49,8 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"there is no program {name!r}; {hint}")
     cli.set_command(command)
     sys.argv = [f"{command} {name}", *arguments]
+    return cli.exit_code(functools.partial(_run, name))
+
+
+def _run(name: str) -> int:
     runpy.run_module(f"noah_jax.{name}", run_name="__main__", alter_sys=True)
-    return 0
+    return 0  # a program ends by itself, with its exit code
 
 
 def _help(command: str) -> str:

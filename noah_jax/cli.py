@@ -15,6 +15,11 @@ from noah_jax.errors import InputError, MissingPackageError, NoahError, UsageErr
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+# Modules that come with this package, unless it was installed without its dependencies.
+BASE = {
+    *("absl", "etils", "flax", "jax", "ml_collections", "ml_dtypes", "numpy", "orbax"),
+    "safetensors",
+}
 # The extra of this package that brings a module which the head alone does not need.
 EXTRAS = {
     "array_record": "train",
@@ -178,20 +183,30 @@ def run(
 ) -> int:
     """Parses the command line and runs a program on it.
 
-    What a user can mend (`NoahError`) is one line on standard error, and with NOAH_TRACEBACK=1 in
-    the environment a traceback. Any other exception is a bug and always shows its traceback.
-
     Args:
       program: Takes what was parsed and returns the exit code.
       parser: The parser of the command line.
       argv: The arguments, without the program's name; `None` takes those of the process.
 
     Returns:
+      The exit code; see `exit_code`.
+    """
+    return exit_code(lambda: program(parser.parse_args(argv)))
+
+
+def exit_code(program: Callable[[], int]) -> int:
+    """Runs a program to its end, whatever that is.
+
+    What a user can mend (`NoahError`, a missing package) is one line on standard error, and with
+    NOAH_TRACEBACK=1 in the environment a traceback. Any other exception is a bug and always shows
+    its traceback.
+
+    Returns:
       The exit code: the program's own, 1 after an error, 130 after Ctrl-C, 141 if nobody reads
       the output any more (as in `... | head`).
     """
     try:
-        return program(parser.parse_args(argv))
+        return program()
     except NoahError as error:
         if "NOAH_TRACEBACK" in os.environ:
             raise
@@ -210,10 +225,12 @@ def run(
 
 
 def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
-    """Names the extra that brings a module, or returns `None` if no extra does."""
+    """Says how to install a module; returns `None` if this package does not depend on it."""
     module = (error.name or "").partition(".")[0]
-    if module not in EXTRAS:
+    if module in EXTRAS:
+        install = f"noah-jax[{EXTRAS[module]}]"
+    elif module in BASE:
+        install = "noah-jax"
+    else:
         return None
-    return MissingPackageError(
-        f"{module} is not installed; pip install 'noah-jax[{EXTRAS[module]}]'"
-    )
+    return MissingPackageError(f"{module} is not installed; pip install '{install}'")

@@ -11,7 +11,7 @@ import tomllib
 import pytest
 
 import noah_jax
-from noah_jax.cli import EXTRAS
+from noah_jax.cli import BASE, EXTRAS
 from tests.helpers import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -59,10 +59,10 @@ def _distribution(module: str) -> str:
 
 def test_whatever_is_imported_is_declared():
     base = _requirements(None)
-    for module in _imported() - OPTIONAL:
-        extra = EXTRAS.get(module)
-        declared = _requirements(extra) if extra else base
-        assert _distribution(module) in declared, f"{module} is not in the extra {extra}"
+    assert {_distribution(module) for module in BASE} == base
+    for module in _imported() - OPTIONAL - BASE:
+        extra = EXTRAS[module]
+        assert _distribution(module) in _requirements(extra), f"{module} is not in {extra}"
     assert not {_distribution(module) for module in EXTRAS} & base
 
 
