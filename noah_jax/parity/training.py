@@ -32,6 +32,25 @@ FLOAT64_LIMIT = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainingCase:
+    """A golden run of training.
+
+    Attributes:
+      name: Name of a registered model.
+      spec: The model's entry in `models.json.gz`.
+      settings: The model's entry in `train.json`.
+      golden: The model's arrays in `train.npz`, without the name in their keys.
+      salt: Salt of the golden vectors.
+    """
+
+    name: str
+    spec: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    golden: Mapping[str, np.ndarray]
+    salt: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
     """How far one quantity of a training case is from the original's.
 
@@ -63,25 +82,11 @@ class Comparison:
         return self.float64_error is not None and self.float64_error <= FLOAT64_LIMIT
 
 
-def compare_training(
-    name: str,
-    spec: Mapping[str, Any],
-    case: Mapping[str, Any],
-    golden: Mapping[str, np.ndarray],
-    salt: str,
-) -> list[Comparison]:
-    """Trains a model as the golden run was trained, and compares the two.
-
-    Args:
-      name: Name of a registered model.
-      spec: The model's entry in `models.json.gz`.
-      case: The model's entry in `train.json`.
-      golden: The model's arrays in `train.npz`, without the name in their keys.
-      salt: Salt of the golden vectors.
-    """
-    torch_errors = case["torch_float32_deviation"]
+def compare_training(case: TrainingCase) -> list[Comparison]:
+    """Trains a model as the golden run was trained, and compares the two."""
+    torch_errors = case.settings["torch_float32_deviation"]
     comparisons = []
-    for what, error in _errors(name, spec, case, golden, salt, "float32").items():
+    for what, error in _errors(case, "float32").items():
         if what == "first loss":
             comparisons.append(Comparison(what, error, None, FIRST_LOSS_LIMIT))
         else:
@@ -90,20 +95,14 @@ def compare_training(
     if all(row.error <= row.limit for row in comparisons):
         return comparisons
     with jax.enable_x64(True):
-        errors = _errors(name, spec, case, golden, salt, "float64")
+        errors = _errors(case, "float64")
     return [dataclasses.replace(row, float64_error=errors[row.what]) for row in comparisons]
 
 
-def _errors(
-    name: str,
-    spec: Mapping[str, Any],
-    case: Mapping[str, Any],
-    golden: Mapping[str, np.ndarray],
-    salt: str,
-    dtype: str,
-) -> dict[str, float]:
+def _errors(case: TrainingCase, dtype: str) -> dict[str, float]:
+    golden = case.golden
     errors = {}
-    for what, values in _run(name, spec, case, salt, dtype).items():
+    for what, values in _run(case, dtype).items():
         if isinstance(values, dict):
             reference = np.stack([golden[f"{what}/{key}"] for key in values])
             # Golden arrays hold norms and dot products with probes; those of the EMA norms alone.
@@ -119,14 +118,13 @@ def _errors(
     return errors
 
 
-def _run(
-    name: str, spec: Mapping[str, Any], case: Mapping[str, Any], salt: str, dtype: str
-) -> dict[str, Any]:
+def _run(case: TrainingCase, dtype: str) -> dict[str, Any]:
     """Repeats the golden run here; describes every tensor by [norm, dot product with probe]."""
-    model, start = golden_model(name, spec, salt, dtype=dtype)
+    settings = case.settings
+    model, start = golden_model(case.name, case.spec, case.salt, dtype=dtype)
     start = jax.tree.map(lambda x: jnp.asarray(x, dtype), start)
-    table = get_family(name).table
-    optimizer = _optimizer(case, model)
+    table = get_family(case.name).table
+    optimizer = _optimizer(settings, model)
 
     # For five steps, compiling well would take longer than running slowly.
     @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
@@ -137,7 +135,7 @@ def _run(
             logits, stats = model.apply(
                 params, state["stats"], images, train=True, key=jax.random.key(0)
             )
-            smoothing = case["smoothing"]
+            smoothing = settings["smoothing"]
             targets = smooth(labels, logits.shape[-1], smoothing) if smoothing else None
             loss = per_image(logits, labels, targets)["loss"].mean()
             return loss, stats
@@ -146,14 +144,15 @@ def _run(
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {"params": params, "stats": stats}
-        ema = update_ema(state["ema"], new, case["ema"] or 0.0)
+        ema = update_ema(state["ema"], new, settings["ema"] or 0.0)
         return {**new, "opt_state": opt_state, "ema": ema}, loss, grads
 
     state = {**start, "opt_state": optimizer.init(start["params"]), "ema": start}
     losses, norms, first = [], [], None
-    for index in range(case["steps"]):
-        images = golden_images(case["image_size"], case["batch"], f"{salt}step{index}")
-        labels = np.random.RandomState(index).randint(0, case["num_classes"], case["batch"])
+    batch = settings["batch"]
+    for index in range(settings["steps"]):
+        images = golden_images(settings["image_size"], batch, f"{case.salt}step{index}")
+        labels = np.random.RandomState(index).randint(0, settings["num_classes"], batch)
         state, loss, grads = step(state, images, jnp.asarray(labels))
         losses.append(float(loss))
         norms.append(float(optax.global_norm(grads)))
@@ -172,24 +171,24 @@ def _run(
         "grad": summary({"params": first}),
         "change": change(state),
     }
-    if case["ema"]:
+    if settings["ema"]:
         out["ema_change"] = change(state["ema"])
     return out
 
 
-def _optimizer(case: Mapping[str, Any], model: Model) -> optax.GradientTransformation:
+def _optimizer(settings: Mapping[str, Any], model: Model) -> optax.GradientTransformation:
     config = default_config().optim
-    config.name = case["optimizer"]
-    config.weight_decay = case["weight_decay"]
-    config.clip_grad_norm = case["clip_grad_norm"]
-    if case["optimizer"] == "sgd":
-        config.momentum = case["momentum"]
+    config.name = settings["optimizer"]
+    config.weight_decay = settings["weight_decay"]
+    config.clip_grad_norm = settings["clip_grad_norm"]
+    if settings["optimizer"] == "sgd":
+        config.momentum = settings["momentum"]
     else:
-        config.epsilon = case["eps"]
+        config.epsilon = settings["eps"]
     return make_optimizer(
         config,
-        optax.constant_schedule(case["lr"]),
-        decay_all=not case.get("no_decay_bn", True),
+        optax.constant_schedule(settings["lr"]),
+        decay_all=not settings.get("no_decay_bn", True),
         no_decay=model.architecture.no_decay,
     )
 
@@ -213,7 +212,8 @@ def check_training(folder: str, pattern: str) -> Iterator[bool]:
     with read_npz(folder, "train.npz") as arrays:
         for name in names:
             golden = arrays_below(arrays, name)
-            rows = compare_training(name, specs[name], cases[name], golden, salt)
+            case = TrainingCase(name, specs[name], cases[name], golden, salt)
+            rows = compare_training(case)
             for row in rows:
                 torch_error = "-" if row.torch_error is None else f"{row.torch_error:.2e}"
                 verdict = "agrees" if row.agrees else "FAILED"

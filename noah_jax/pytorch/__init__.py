@@ -1,1 +1,1 @@
-"""PyTorch's names and files: reading weights, finding their model, writing them back."""
+"""Reads weights from PyTorch's files, finds their model, and writes weights for PyTorch."""

@@ -1,4 +1,4 @@
-"""Finding members of the families that nobody published, from shapes alone."""
+"""Unpublished members of the families are found from shapes alone."""
 
 import gzip
 import importlib.resources
@@ -230,5 +230,5 @@ def test_variations_of_every_published_model(name, arguments):
     model = create_model(name, num_classes=arguments.get("num_classes"), **sizes)
     found = find_model(files.shape_only_state(model), hint=name)
     assert found.model.name == name and found.model.abstract() == model.abstract()
-    told = {key: found.model.arguments[key] for key in published if key != "width_mult"}
-    assert told == {key: model.arguments[key] for key in told}
+    inferred = {key: found.model.arguments[key] for key in published if key != "width_mult"}
+    assert inferred == {key: model.arguments[key] for key in inferred}

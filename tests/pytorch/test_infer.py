@@ -1,4 +1,4 @@
-"""Finding the model from keys and shapes."""
+"""The model is found from keys and shapes."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from tests.pytorch.files import torch_files as files
 
 
 def _twins() -> dict[str, str]:
-    """Names of the same weights and class count, and the plain one that is chosen."""
+    """Names with the same weights and class count, and the plain name that is chosen."""
     plain = {
         "mixer_b16_224_miil": "mixer_b16_224",
         "resmlp_12_distilled_224": "resmlp_12_224",

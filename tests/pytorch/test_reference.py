@@ -1,4 +1,4 @@
-"""Our models against the PyTorch forward pass, in settings that no golden vector has."""
+"""The models against the PyTorch forward pass, in settings that no golden vector has."""
 
 import jax
 import numpy as np
@@ -51,13 +51,13 @@ def test_pytorch_computes_the_same_logits(name, arguments):
         height += 32
     images = golden_images(128)[:, :height, :width]
     apply = jax.jit(model.apply, static_argnames="train", compiler_options=QUICK)
-    ours = np.asarray(apply(params, stats, images, train=False)[0])
+    actual = np.asarray(apply(params, stats, images, train=False)[0])
     state = {key: tensor.double() for key, tensor in torch_state(model, params, stats).items()}
     with torch.inference_mode():
         pixels = torch.from_numpy(images.astype(np.float64)).permute(0, 3, 1, 2)
-        theirs = torch_forward(model)(state, pixels).numpy()
-    assert ours.shape == theirs.shape and theirs.std() > 0
-    np.testing.assert_allclose(ours, theirs, atol=2e-4 * theirs.std())
+        expected = torch_forward(model)(state, pixels).numpy()
+    assert actual.shape == expected.shape and expected.std() > 0
+    np.testing.assert_allclose(actual, expected, atol=2e-4 * expected.std())
 
 
 def test_a_head_of_the_users_own_is_refused():

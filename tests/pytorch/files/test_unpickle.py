@@ -87,9 +87,12 @@ def test_unknown_objects_are_placeholders(protocol):
     assert back["args"].attributes["act"].name in ("posix.getcwd", "nt.getcwd")
     assert back["counts"].args == ({"a": 2, "b": 1},)
     assert type(back["class"]) is Global and back["class"].name == "argparse.Action"
-    told = plain(back)
-    assert told["args"]["lr"] == 0.1 and told["args"]["out"] == "/runs/1"
-    assert told["counts"] == "<collections.Counter>" and told["class"] == "<argparse.Action>"
+    description = plain(back)
+    assert description["args"]["lr"] == 0.1 and description["args"]["out"] == "/runs/1"
+    assert (
+        description["counts"] == "<collections.Counter>"
+        and description["class"] == "<argparse.Action>"
+    )
 
 
 class Series(list):
