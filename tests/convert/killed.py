@@ -26,7 +26,7 @@ _CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
 
 
 def _kill_at(count: int, parent: str | None) -> None:
-    """Kills this process at the count-th change in the file system, or of a parent's names."""
+    """Kills this process at the count-th change in the file system, or in a parent folder."""
     left = count
 
     def hook(event: str, args: tuple) -> None:

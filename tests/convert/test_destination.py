@@ -53,7 +53,7 @@ def test_overwriting_a_folder(sources, tmp_path, capsys):
     (tmp_path / "link").symlink_to(folder)
     assert main([str(sources[0]), str(tmp_path / "link"), "--overwrite"]) == 0
     assert _classes(folder) == CLASSES[0] and (tmp_path / "link").is_symlink()
-    # A dry run and a failure leave the old one.
+    # A dry run and a failure leave the old folder.
     assert main([str(sources[1]), str(folder), "--overwrite", "--dry-run"]) == 0
     _error(capsys, sources[1], folder, "--overwrite", "--set", "num_classes=7")
     assert _classes(folder) == CLASSES[0] and _names(tmp_path) == ["folder", "link"]
@@ -138,7 +138,7 @@ class _Bucket(MemoryFileSystem):
 
 def test_a_bucket(sources, tmp_path, capsys, monkeypatch):
     bucket = _Bucket()
-    # Not by fsspec's registry, because epath caches what it finds there.
+    # fsspec's registry would not do, because epath caches what it finds there.
     backend = "etils.epath.backend._FileSystemSpecBackend._get_filesystem"
     monkeypatch.setattr(backend, lambda self, name: bucket)
     bucket.mkdir("gs://bucket")
@@ -170,7 +170,7 @@ def test_a_bucket_without_its_library(sources, capsys, monkeypatch):
 
 
 class _Killer:
-    """Converts into a folder, is killed, and looks what is there."""
+    """Converts into a folder in another process, kills it, and looks what is there."""
 
     def __init__(self, folder: pathlib.Path, sources: list[pathlib.Path]):
         self._folder = folder
@@ -187,7 +187,10 @@ class _Killer:
         self.places: list[pathlib.Path] = []
 
     def convert(self, when: str) -> bool:
-        """Whether it was killed; what is there afterwards must be whole, the old or the new."""
+        """Converts once. What is there afterwards must be whole, the old folder or the new one.
+
+        Returns whether the conversion was killed.
+        """
         source, new = next(self._sources)
         self._process.stdin.write(f"{source} {when}\n")
         self._process.stdin.flush()
@@ -208,18 +211,18 @@ def test_a_kill_leaves_the_old_or_the_new(sources, tmp_path):
     killer = _Killer(tmp_path / "folder", sources)
     times = [f"{random.uniform(0.02, 0.5):.3f}" for _ in range(2)]
     print("killed after", times)
-    # Into no folder, then over one.
+    # The first conversions make the folder, the later ones replace it.
     for when in (times[0], "8", "never", "swap1", "swap2", "24", times[1]):
         killed = killer.convert(when)
         assert killed or when in times or when == "never", when
         if when == "swap2":
-            # Neither has the name.
+            # At this moment neither folder has the name.
             assert [place.name.rpartition("-")[0] for place in killer.places] == [
                 ".folder.replaced"
             ]
     killer.convert("never")
     killer.close()
-    # Nothing stays of those that were killed.
+    # Nothing is left of the conversions that were killed.
     assert _names(tmp_path) == ["folder"]
     assert _names(tmp_path / "folder") == ["checkpoints", "model.json"]
     assert json.loads((tmp_path / "folder" / "model.json").read_text())["source"]

@@ -81,7 +81,7 @@ def test_wrong_training_fails(golden, tmp_path, capsys):
     (tmp_path / "train.json").write_text(json.dumps(cases))
     assert parity(["--golden", str(tmp_path), "--train", "--models", name]) == 1
     failed = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "FAILED" in line]
-    # Not the first step, which is before the update.
+    # The first step cannot fail, because its loss and gradients come before the update.
     assert "change" in failed and not {"first", "grad", "grad_norm"} & set(failed)
 
 

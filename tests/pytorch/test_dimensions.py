@@ -33,7 +33,7 @@ def test_published_models_have_no_other_dimensions(golden):
         assert sizes == {} and get_architecture(found).dimensions == architecture.dimensions
 
 
-# name -> arguments that make a model of it which is not registered.
+# Names, and arguments that make unpublished models of them.
 UNPUBLISHED = [
     ("resnet34", dict(width=24, depths=(3, 3, 3, 3), num_classes=10)),
     ("noah_resnet50", dict(width=16, depths=(1, 2, 1, 1), head_num=2, stem="small")),
@@ -49,7 +49,7 @@ UNPUBLISHED = [
         "noah_deit_small_patch16_224",
         dict(width=320, num_heads=5, image_size=128, patch_size=8, mlp_ratio=3),
     ),
-    # Half of 90 channels are no multiple of the published N, 4.
+    # Half of 90 channels is not a multiple of the published N, 4.
     ("noah_deit_tiny_050_patch16_224", dict(width=90, pre_logits=False, head_num=5)),
     ("pvt_tiny_050", dict(widths=(40, 80, 160, 256), mlp_ratios=(8, 8, 4, 2))),
     ("noah_pvt_small", dict(depths=(3, 4, 5, 3), reductions=(8, 4, 2, 2), image_size=128)),
@@ -85,7 +85,7 @@ def test_unpublished_members_of_the_families(name, arguments):
     )
 
 
-# Small ones whose weights are run.
+# Small unpublished models, whose weights are run.
 SMALL = [
     ("noah_resnet18", dict(width=8, depths=(1, 1, 2, 1))),
     ("noah_shufflenetv2_050", dict(widths=(16, 24, 32, 64), depths=(1, 2, 1))),
@@ -121,10 +121,10 @@ def _released() -> dict[str, float]:
     return {row["name"]: row["params_millions"] for row in json.loads(text)}
 
 
-# The released files whose published sizes are not the code's, with arguments that give those
-# sizes. What the files hold is not known; for DeiT-B it is the position embeddings of 384
-# pixels, for the small DeiTs a model without pre_logits. For gMLP no usual dimensions give it;
-# these do, to the two decimals.
+# Released files whose published sizes are not those of the original's code, with arguments that
+# give the published sizes. What the files hold is not known. The size fits DeiT-B with the
+# position embeddings of 384 pixels, and the small DeiTs without pre_logits. No usual dimensions
+# give the size of gMLP; these do, to two decimals.
 RELEASED = [
     ("deit_base_patch16_224", dict(image_size=384)),
     ("deit_tiny_075_patch16_224", dict(pre_logits=False)),
@@ -150,14 +150,14 @@ def test_the_name_is_a_hint():
     model = create_model("resnet18", width=32)
     state = files.shape_only_state(model)
     assert find_model(state).model.name == "resnet18"
-    # One of the same blocks names it, whatever its depths.
+    # The hint names it if it has the same blocks, whatever its depths are.
     named = find_model(state, hint="resnet34.mine")
     assert named.model.name == "resnet34" and named.model.abstract() == model.abstract()
     assert "resnet34 with width=32, depths=(2, 2, 2, 2)" in named.notes[0]
     other = find_model(state, hint="resnet50")
     assert other.model.name == "resnet18"
     assert "called 'resnet50', but its shapes are nearest to resnet18" in other.notes[1]
-    # With a name, what is not the published dimension must be said.
+    # If the caller names the model, unpublished dimensions must be given too.
     given = find_model(state, name="resnet18", arguments={"width": 32}).model
     assert given.abstract() == model.abstract()
     assert find_model(state, name="resnet18").model.arguments["width"] == 64
@@ -211,7 +211,7 @@ def test_ratios_survive_rounding():
         assert all(int(whole * ratio(whole, part)) == part for part in range(1, 3 * whole))
 
 
-# What every published model is varied by, where its family has it.
+# Changes of every published model; a family ignores arguments that it does not have.
 VARIED = [
     dict(depth=7, width_mult=0.65, depths=(1, 2, 3, 1)),
     dict(width=120, width_mult=1.15, widths=(56, 96, 160, 320), patch_size=32, num_classes=11),

@@ -145,7 +145,7 @@ def test_images_that_are_not_square():
     assert model.image_size == (32, 96)
 
 
-# Other libraries' names.
+# Names that other libraries use.
 
 _TIMM_MOBILENETV2 = {
     "conv_stem.weight": "features.0.0.weight",
@@ -189,7 +189,7 @@ def test_two_keys_of_one_name_stay_two():
 
 
 def _foreign(name, changes, **arguments):
-    """The golden state dict of a model by other names."""
+    """The golden state dict of a model under other names."""
     state = files.golden_state(name, **arguments)
     for old, new in changes:
         state = {key.replace(old, new): value for key, value in state.items()}
@@ -197,7 +197,7 @@ def _foreign(name, changes, **arguments):
 
 
 def _timm_mobilenetv2(state):
-    """By timm's names, through the table turned around."""
+    """Renames a state dict to timm's names, by the table read backwards."""
     back = {row.original: row.foreign for row in FAMILIES["mobilenetv2"].renames}
     return {back[key]: value for key, value in state.items()}
 

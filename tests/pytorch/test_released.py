@@ -36,7 +36,7 @@ class _Server(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/file/{{id}}"
 
     def handle_error(self, request, client_address):
-        """Connections that are broken on purpose are no errors."""
+        """Ignores the errors of connections that a test breaks on purpose."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -63,14 +63,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> pathlib.Path:
-    """A small NOAH ResNet that does not say its name."""
+    """A file of a small NOAH ResNet, which does not say the model's name."""
     state = files.golden_state(NAME, width=4, num_classes=5)
     return files.write(tmp_path_factory.mktemp("small") / "in.pth", state, "cnn", NAME)
 
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Bytes count as received by gdown in chunks, by default of more than the small file."""
+    """Makes gdown keep what it received in smaller chunks than the file; the default is larger."""
     pytest.importorskip("gdown")
     monkeypatch.setattr(sys.modules["gdown.download"], "CHUNK_SIZE", 1000)
 

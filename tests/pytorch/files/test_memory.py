@@ -1,4 +1,4 @@
-"""What a conversion needs, beside the file."""
+"""The memory that a conversion needs beside the file."""
 
 import json
 import os
@@ -20,7 +20,7 @@ needs_linux = pytest.mark.skipif(
 
 
 def _file(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """A file of golden weights, which are aligned there as in PyTorch's own files."""
+    """Writes golden weights to a file that aligns them, as PyTorch's own files do."""
     state = files.golden_state(name)
     return files.write(folder / f"{name}.safetensors", state, "safetensors", name)
 
@@ -47,7 +47,7 @@ def test_weights_are_not_copied_on_their_way(tmp_path):
     tree = {"params": loaded.params, "stats": loaded.stats}
     for path, leaf in flatten_dict(tree, sep="/").items():
         assert not leaf.flags.owndata, path
-    # What TensorStore takes is not Python's and does not count here.
+    # TensorStore's memory is not Python's and does not count here.
     tracemalloc.start()
     try:
         save_model(tmp_path / "folder", tree)

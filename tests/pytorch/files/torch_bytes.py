@@ -1,4 +1,4 @@
-"""Pickles and archives as torch.save writes them, made by hand so that they may be wrong."""
+"""Makes pickles and archives as torch.save does, by hand so that they can be wrong."""
 
 import pathlib
 import struct

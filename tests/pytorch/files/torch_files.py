@@ -1,4 +1,4 @@
-"""Whole state dicts as the files that the training programs write, without PyTorch."""
+"""Writes state dicts to files as the training programs do, without PyTorch."""
 
 import pathlib
 import zipfile
@@ -17,7 +17,7 @@ _KINDS = {"float32": "FloatStorage", "int64": "LongStorage", "float64": "DoubleS
 
 
 def golden_state(name: str, **arguments) -> dict[str, np.ndarray]:
-    """The golden weights of a model, with BatchNorm's counters, by the original's names."""
+    """The golden weights of a model, BatchNorm's counters included, by the original's keys."""
     params, stats = create_model(name, **arguments).abstract()
     table = get_family(name).table
     shapes = dict(expected_shapes({"params": params, "stats": stats}, table))
@@ -34,7 +34,7 @@ def shape_only_state(model: Model) -> dict[str, np.ndarray]:
 
 
 def assert_same_model(found, expected):
-    """Same name and weights, and the expected arguments (further ones may be spelt out)."""
+    """Checks that names, weights and the expected arguments are equal; it may have others."""
     assert found.name == expected.name
     assert found.arguments | expected.arguments == found.arguments
     assert found.abstract() == expected.abstract()
@@ -46,7 +46,7 @@ def empty_state(shapes: dict) -> dict[str, np.ndarray]:
 
 
 class _Writer:
-    """Puts tensors into records of an archive and says the pickle that finds them."""
+    """Puts tensors into records of an archive, and makes the pickle that refers to them."""
 
     def __init__(self, archive: zipfile.ZipFile):
         self._archive = archive
@@ -70,7 +70,7 @@ def _args(name: str) -> bytes:
 
 
 # format -> the pickle of a file with the state dict `s` of the model `name`, by the writer `w`.
-# Where there is a moving average it is half of it.
+# A moving average, if the format has one, is half the state dict.
 WRAPPERS = {
     "bare": lambda w, s, name: w.state(s),
     "cnn": lambda w, s, name: tb.dictionary(
@@ -101,7 +101,7 @@ def _half(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def write(path: pathlib.Path, state: dict[str, np.ndarray], kind: str, name: str) -> pathlib.Path:
-    """A file of one of `FORMATS`; `name` is what it calls its model."""
+    """Writes a file of one of `FORMATS`; `name` is what the file calls its model."""
     if kind == "safetensors":
         save_file(state, path)
         return path
