@@ -56,6 +56,11 @@ def set_command(command: str) -> None:
     _started_by = f"{command} "
 
 
+def as_typed(text: str) -> str:
+    """A help text with `python -m noah_jax.NAME` as the user started the program."""
+    return text.replace(_MODULE, _started_by)
+
+
 class Parser(argparse.ArgumentParser):
     """Parses the command line of a program; raises where argparse would print and exit.
 
@@ -67,8 +72,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str | None = None, **arguments: Any) -> None:
         super().__init__(
-            prog=prog.replace(_MODULE, _started_by),
-            description=description and description.replace(_MODULE, _started_by),
+            prog=as_typed(prog),
+            description=description and as_typed(description),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             **arguments,
@@ -172,7 +177,7 @@ def show_help(text: str) -> None:
     For programs that import what takes seconds before they parse.
     """
     if "--help" in sys.argv or "-h" in sys.argv:
-        print(text.strip().replace(_MODULE, _started_by))
+        print(as_typed(text.strip()))
         raise SystemExit(0)
 
 

@@ -1,11 +1,11 @@
-"""XLA compiler options, and the cache that keeps compiled programs between runs."""
+"""Sets XLA's compiler options, and the cache that keeps compiled programs between runs."""
 
 import os
 
 DEFAULT_CACHE = "~/.cache/noah_jax/compilation"
 
-# For programs that run a few times: compiling them well takes longer than running them
-# badly (the initialisation of ResNet-18 on a CPU: 18 s against 3 s, the same numbers).
+# For programs that run a few times only: compiling them well takes longer than running them badly
+# (initialising ResNet-18 on a CPU takes 18 s optimised and 3 s like this, with the same numbers).
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 
 
@@ -13,11 +13,11 @@ def enable_compilation_cache(folder: str | None, *, shared: str | None = None) -
     """Keeps compiled programs between runs, unless JAX's own setting already says where.
 
     Args:
-      folder: where; `None` or empty for nowhere.
-      shared: where instead, if there are several processes and `folder` is the default: only
-        the first writes there and all read.
+      folder: The folder of the cache; `None` or empty for no cache.
+      shared: The folder to take instead if there are several processes and `folder` is the
+        default. The first process writes there and all read.
     """
-    import jax  # takes a second, which no `--help` should wait for
+    import jax  # here, because it takes a second, which no `--help` should wait for
 
     if shared and jax.process_count() > 1 and folder == DEFAULT_CACHE:
         folder = shared

@@ -1,6 +1,6 @@
-"""Names of a package whose modules are imported when a name is first used.
+"""Makes the names of a package importable without importing their modules before they are used.
 
-JAX and Flax take seconds to import: no command line should wait for them to print its help.
+JAX and Flax take seconds to import, and no command line should wait for them to print its help.
 """
 
 import importlib
@@ -9,11 +9,15 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's `__getattr__`.
+    """Makes the `__getattr__` of a package (PEP 562).
 
     Args:
-      package: its `__name__`.
-      homes: the module that defines each name.
+      package: The `__name__` of the package.
+      homes: For each name the module that defines it.
+
+    Returns:
+      A function that imports the module of a name and returns what it has of that name; it raises
+      an AttributeError for other names.
     """
 
     def get(name: str) -> Any:

@@ -103,7 +103,7 @@ COMMAND = (
 )
 
 
-@pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "benchmark"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_help_names_the_command_that_was_typed(program, no_heavy_modules, tmp_path):
     typed = _run(["-c", COMMAND, program, "--help"], no_heavy_modules, cwd=tmp_path)
     assert typed.returncode == 0 and typed.stderr == ""

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from noah_jax.cli import Parser, positive, run
+from noah_jax.cli import Parser, as_typed, positive, run
 from noah_jax.errors import UsageError
 
 _PROGRAM = "python -m noah_jax.benchmark"
@@ -168,7 +168,9 @@ def _parser(name: str) -> Parser:
 def _overview() -> str:
     """Returns the help of the program with the options of every benchmark."""
     assert __doc__ is not None
-    return "\n".join([__doc__.strip(), *(f"\n{_parser(n).format_help()}" for n in BENCHMARKS)])
+    return "\n".join(
+        [as_typed(__doc__.strip()), *(f"\n{_parser(n).format_help()}" for n in BENCHMARKS)]
+    )
 
 
 if __name__ == "__main__":
