@@ -125,7 +125,7 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         raise InputError(
             f"{name} is not prepared under {where} and preparing it failed:"
             f" {type(error).__name__}: {reason} (python -m noah_jax.prepare prepares imagenet2012;"
-            " TFDS prepares many other sets with TensorFlow only: pip install tensorflow"
+            " TFDS prepares many other datasets with TensorFlow only: pip install tensorflow"
             " importlib_resources where you prepare them)"
         ) from error
     return builder

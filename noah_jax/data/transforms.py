@@ -107,7 +107,9 @@ class TrainTransform:
                     f"data.approximate_decode needs crop=random_resized, got data.crop={self.crop}"
                 )
             if importlib.util.find_spec("cv2") is None:
-                raise InputError("data.approximate_decode needs OpenCV: pip install -e '.[fast]'")
+                raise InputError(
+                    "data.approximate_decode needs OpenCV: pip install 'noah-jax[fast]'"
+                )
 
     def draw(self, image_size: tuple[int, int], random: np.random.Generator) -> TrainChoices:
         """Draws the random choices for an image of `(width, height)` pixels."""

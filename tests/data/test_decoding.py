@@ -315,7 +315,7 @@ def test_the_policy_stop_raises_the_error():
         )
 
 
-def test_a_set_without_images_ends():
+def test_a_dataset_without_images_is_an_error():
     with pytest.raises(ValueError, match="8 images in a row cannot be decoded; the last: image"):
         _train(_Encoded(8, tuple(range(8))), _replacing())
     with pytest.raises(ValueError, match="100 images in a row"):

@@ -63,7 +63,7 @@ def test_class_folders(class_folders):
     assert label == 1 and np.asarray(image)[..., 1].min() >= 100
 
 
-def test_any_prepared_tfds_set_works_by_name(tmp_path):
+def test_any_prepared_tfds_dataset_works_by_name(tmp_path):
     import tensorflow_datasets as tfds
 
     class TinySet(tfds.core.GeneratorBasedBuilder):
@@ -107,7 +107,7 @@ def test_data_that_is_not_there(arguments, message):
         open_sources(**arguments)
 
 
-def test_a_corrupt_set_is_named(tmp_path):
+def test_a_corrupt_dataset_is_named(tmp_path):
     (tmp_path / "broken" / "1.0.0").mkdir(parents=True)
     for name in ("dataset_info.json", "features.json"):
         (tmp_path / "broken" / "1.0.0" / name).write_text("{")
@@ -194,7 +194,7 @@ def test_repeated_augmentation_as_the_original_spreads_it():
         Sampler(seed=3, length=1000, batch_size=48, repeats=0)
 
 
-def test_a_small_set_can_be_repeated():
+def test_a_small_dataset_can_be_repeated():
     assert Sampler(seed=3, length=200, batch_size=8, repeats=3).epoch_length == 200
 
 
