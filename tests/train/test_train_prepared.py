@@ -30,7 +30,7 @@ def test_training_on_a_prepared_set_is_training_on_its_folders(tmp_path):
             shutil.copy(photograph, folder)
     script = "scripts/prepare_imagenet.py"
     said = _run(script, "--folder", folders, "--name", "my_images", "--data-dir", prepared)
-    assert said == f"{prepared}/my_images/1.0.0 is whole: train 7, val 7\n"
+    assert said == f"{prepared}/my_images/1.0.0 is complete: train 7, val 7\n"
     for workdir, *data in (
         (tmp_path / "a", f"--config.dataset=folder:{folders}"),
         (tmp_path / "b", "--config.dataset=my_images", f"--config.data.dir={prepared}"),
