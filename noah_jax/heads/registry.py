@@ -10,6 +10,7 @@ from noah_jax.errors import InputError
 from noah_jax.heads.linear import make_linear_head
 from noah_jax.heads.noah.module import make_noah_head
 from noah_jax.heads.spec import HeadInit, HeadSpec
+from noah_jax.nn.dropout import Key
 
 HeadMaker = Callable[[HeadSpec, int, HeadInit, nnx.Rngs], nnx.Module]
 
@@ -62,6 +63,6 @@ def make_head(
     return HEADS[spec.kind](spec, in_features, init.get(spec.kind, HeadInit()), rngs)
 
 
-def apply_head(head: Any, features: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
+def apply_head(head: Any, features: jax.Array, *, train: bool, key: Key | None) -> jax.Array:
     """Computes the logits, or returns the features if there is no head."""
     return features if head is None else head(features, train=train, key=key)

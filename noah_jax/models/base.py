@@ -1,12 +1,12 @@
-"""The one boundary between Flax modules and the rest: a model as two pure functions.
+"""A model as two pure functions: the one boundary between Flax modules and everything else.
 
-Beyond this file parameters and statistics are nested dicts of arrays.
+Beyond this file, parameters and statistics are nested dicts of arrays.
 """
 
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,38 +15,37 @@ from flax import nnx
 
 from noah_jax.errors import InputError
 from noah_jax.heads.noah.poca import Contributions
+from noah_jax.models.backbone import Backbone
 from noah_jax.models.family import Architecture
 from noah_jax.models.images import check_images, normalise
 from noah_jax.nn.dropout import Key
+from noah_jax.nn.modules import Tree, split_module, state_to_tree, tree_to_state
 
-Tree = dict[str, Any]
-
-# XLA hands matrix products on CPUs to YNNPACK, with which evaluation takes 1.05 to 1.9 times as
-# long as with XLA's own (batch 8); nothing in a layer keeps them from it.
+# On CPUs, XLA delegates matrix products to YNNPACK, which makes evaluation 1.05 to 1.9 times
+# slower at batch 8. Only a compiler option turns it off.
 _ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 class Model:
-    """An architecture; its weights live outside, in plain nested dicts.
+    """A backbone with its head. Its weights live outside, in nested dicts.
 
     `model.init(key) -> params, stats` and
-    `model.apply(params, stats, images, train=..., key=...) -> logits, stats` are pure and
-    can be jitted, differentiated and sharded.
+    `model.apply(params, stats, images, train=..., key=...) -> logits, stats` are pure
+    functions that can be jitted, differentiated and sharded. `noah_jax.create_model` makes one.
 
     Attributes:
-      name: the registered name.
-      arguments: every argument of `create_model` that made it, defaults included.
-      num_classes: number of classes.
-      image_size: `(height, width)` the model is made for, in pixels.
-      architecture: what the registry knows of it, such as the recipe's weight decay.
-      mean: the architecture's per-channel mean of the images in 0..1, which the input is
-        normalised by.
-      std: per-channel standard deviation likewise.
+      name: The registered name.
+      arguments: Every argument of `create_model` that made the model, defaults included.
+      num_classes: Number of classes.
+      image_size: `(height, width)` of the images the model is made for, in pixels.
+      architecture: The published settings, such as the recipe's weight decay.
+      mean: Per-channel mean that normalises the input, for pixels in 0..1.
+      std: Per-channel standard deviation that normalises the input, for pixels in 0..1.
     """
 
     def __init__(
         self,
-        build: Callable[[nnx.Rngs], nnx.Module],
+        build: Callable[[nnx.Rngs], Backbone],
         *,
         name: str,
         arguments: dict[str, Any],
@@ -62,37 +61,51 @@ class Model:
         self.architecture = architecture
         self.mean = architecture.mean
         self.std = architecture.std
-        abstract = nnx.eval_shape(lambda: build(_Rngs(jax.random.key(0))))
-        self._graphdef, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
-        self._abstract = (params, stats)
+        abstract = nnx.eval_shape(lambda: build(_rngs(jax.random.key(0))))
+        self._graphdef, *self._abstract = split_module(abstract)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        return (
+            f"<Model {self.name}: {self.num_params:,} parameters, {self.num_classes} classes,"
+            f" images of {height}x{width} pixels>"
+        )
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
-        """Fresh float32 parameters and statistics, drawn from `key`."""
-        _, params, stats = nnx.split(self._build(_Rngs(key)), nnx.Param, nnx.BatchStat)
-        return _to_dict(params), _to_dict(stats)
+        """Draws fresh weights.
+
+        Args:
+          key: Random key.
+
+        Returns:
+          float32 parameters and BatchNorm statistics, each nested dicts of arrays. The statistics
+          are `{}` for models without BatchNorm.
+        """
+        _, params, stats = split_module(self._build(_rngs(key)))
+        return state_to_tree(params), state_to_tree(stats)
 
     def abstract(self) -> tuple[Tree, Tree]:
         """Parameters and statistics as `jax.ShapeDtypeStruct`s, without computing them."""
+        params, stats = self._abstract
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-            (_to_dict(self._abstract[0]), _to_dict(self._abstract[1])),
+            (state_to_tree(params), state_to_tree(stats)),
         )
 
     @property
     def num_params(self) -> int:
-        """How many parameters there are; statistics do not count."""
+        """Number of parameters; statistics do not count."""
         return sum(x.size for x in jax.tree.leaves(self.abstract()[0]))
 
     @property
     def position_grids(self) -> dict[str, tuple[int, int]]:
         """Rows and columns of every learnt position embedding, by its path in the parameters."""
-        module = nnx.merge(self._graphdef, *self._abstract)
-        return getattr(module, "position_grids", {})
+        return getattr(self._abstract_module(), "position_grids", {})
 
     def evaluation_options(self) -> dict[str, str] | None:
-        """What `jax.jit(..., compiler_options=)` of an evaluation should get on this platform.
+        """The `compiler_options` of `jax.jit` with which this platform evaluates fastest.
 
-        The numbers are the same without it, evaluation on CPUs is slower.
+        `predict` has them already. Without them the numbers are the same, but CPUs are slower.
         """
         if jax.default_backend() == "cpu" and _compiles_with_options():
             return dict(_ON_CPU)
@@ -107,26 +120,26 @@ class Model:
         train: bool,
         key: Key | None = None,
     ) -> tuple[jax.Array, Tree]:
-        """Logits and the new statistics.
+        """Computes the logits and the new statistics.
 
         Args:
-          params: the parameters.
-          stats: BatchNorm's running statistics; `{}` for models without.
-          images: normalised, `[batch, height, width, 3]`.
-          train: whether to train: batch statistics, dropout, stochastic depth.
-          key: random key of dropout and stochastic depth; needed to train with them. For a part
-            of a batch a `noah_jax.nn.dropout.MicroBatchKey`, which gives the masks of the whole.
+          params: The parameters.
+          stats: BatchNorm's running statistics; `{}` for models without BatchNorm.
+          images: Normalised images, `[batch, height, width, 3]`.
+          train: Whether to train: batch statistics, dropout, stochastic depth.
+          key: Random key of dropout and stochastic depth; needed to train with them. A
+            `noah_jax.nn.dropout.MicroBatchKey` gives a micro-batch the masks of the whole batch.
 
         Returns:
-          float32 logits `[batch, num_classes]` (the feature map if the model is made for
-          `features_only`), and the statistics (unchanged unless training).
+          float32 logits `[batch, num_classes]` (the last feature map if the model was created
+          with `features_only`), and the statistics (unchanged unless training).
 
         Raises:
-          ValueError: on images of another rank or channel count.
+          InputError: If the images have another shape, or the weights belong to another model.
         """
         module = self._merge(params, stats)
         logits = module(check_images(images), train=train, key=key)
-        return logits, _to_dict(nnx.state(module, nnx.BatchStat)) if train else stats
+        return logits, state_to_tree(nnx.state(module, nnx.BatchStat)) if train else stats
 
     def predict(
         self,
@@ -155,7 +168,7 @@ class Model:
           float32 logits `[batch, num_classes]`.
 
         Raises:
-          ValueError: If the images have another shape or dtype, or the weights belong to another
+          InputError: If the images have another shape or dtype, or the weights belong to another
             model.
         """
         mean = None if mean is None else tuple(mean)
@@ -195,25 +208,25 @@ class Model:
         return self.apply(params, stats, images, train=False)[0]
 
     def features(self, params: Tree, stats: Tree, images: jax.Array) -> jax.Array:
-        """The last feature map in evaluation mode, `[batch, *spatial, channels]`."""
+        """Computes the last feature map in evaluation mode, `[batch, *spatial, channels]`."""
         return self._merge(params, stats).features(check_images(images), train=False)
 
     def attention(
         self, params: Tree, stats: Tree, images: jax.Array, classes: jax.Array
     ) -> jax.Array:
-        """Where the NOAH head looks for chosen classes, in evaluation mode.
+        """Computes where the NOAH head looks for chosen classes, in evaluation mode.
 
         Args:
-          params: the parameters.
-          stats: the statistics.
-          images: normalised, `[batch, height, width, 3]`.
-          classes: class indices, `[m]` or `[batch, m]`.
+          params: The parameters.
+          stats: BatchNorm's running statistics.
+          images: Normalised images, `[batch, height, width, 3]`.
+          classes: Class indices, `[m]` or `[batch, m]`.
 
         Returns:
-          float32 `[batch, head_num, m, *spatial]`, sums to one over the spatial dimensions.
+          float32 `[batch, head_num, m, *spatial]`, which sums to one over the spatial dimensions.
 
         Raises:
-          ValueError: if the head has no attention, or on bad classes.
+          InputError: If the head has no attention, or a class does not exist.
         """
         head, features = self._attentive_head(params, stats, images)
         return head.attention(features, classes)
@@ -221,26 +234,26 @@ class Model:
     def contributions(
         self, params: Tree, stats: Tree, images: jax.Array, classes: jax.Array
     ) -> Contributions:
-        """What every position of the last feature map contributes to the logits of chosen classes.
+        """Computes what every position of the last map contributes to the logits of classes.
 
-        Arguments and errors are those of `attention`; see `head.contributions`.
+        Arguments and errors are those of `attention`; see `NOAH.contributions` for the result.
         """
         head, features = self._attentive_head(params, stats, images)
         return head.contributions(features, classes)
 
     def portable(self) -> "Model":
-        """The same model, whose head every platform computes by the same plain operations."""
-        module = nnx.merge(self._graphdef, *self._abstract)
+        """The same model with a head that every platform computes by the same plain operations."""
+        module = self._abstract_module()
         if hasattr(module.head, "implementation"):
             module.head.implementation = "xla"
         other = copy.copy(self)
         other.__dict__.pop("predict_step", None)  # it would call this model
-        other._graphdef = nnx.split(module, nnx.Param, nnx.BatchStat)[0]
+        other._graphdef = split_module(module)[0]
         return other
 
     def _attentive_head(
         self, params: Tree, stats: Tree, images: jax.Array
-    ) -> tuple[nnx.Module, jax.Array]:
+    ) -> tuple[Any, jax.Array]:
         module = self._merge(params, stats)
         if not hasattr(module.head, "attention"):
             what = f"a {type(module.head).__name__}" if module.head is not None else "no"
@@ -250,20 +263,23 @@ class Model:
             )
         return module.head, module.features(check_images(images), train=False)
 
-    def _merge(self, params: Tree, stats: Tree) -> nnx.Module:
+    def _merge(self, params: Tree, stats: Tree) -> Backbone:
         abstract_params, abstract_stats = self._abstract
         return nnx.merge(
             self._graphdef,
-            _from_dict(abstract_params, params, "params"),
-            _from_dict(abstract_stats, stats, "stats"),
+            tree_to_state(abstract_params, params, "params"),
+            tree_to_state(abstract_stats, stats, "stats"),
         )
 
+    def _abstract_module(self) -> Backbone:
+        return nnx.merge(self._graphdef, *self._abstract)
 
-class _Rngs:
-    """What layers need of `nnx.Rngs(params=key)`, with the same keys.
 
-    `nnx.Rngs` counts in an array: under tracing every draw updates a traced variable, whose
-    cost grows with all that was traced before. A large PVT took minutes to trace.
+class _CountingRngs:
+    """The part of `nnx.Rngs(params=key)` that layers use, with the same keys.
+
+    `nnx.Rngs` counts in an array. Under tracing every draw updates a traced variable, at a cost
+    that grows with all that was traced before: a large PVT took minutes to trace.
     """
 
     def __init__(self, key: jax.Array):
@@ -275,6 +291,10 @@ class _Rngs:
         return jax.random.fold_in(self._key, self._count - 1)
 
 
+def _rngs(key: jax.Array) -> nnx.Rngs:
+    return cast(nnx.Rngs, _CountingRngs(key))
+
+
 @functools.cache
 def _compiles_with_options() -> bool:
     """Whether this version of XLA knows `_ON_CPU`, which is experimental."""
@@ -283,38 +303,3 @@ def _compiles_with_options() -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
-
-
-def _to_dict(state: nnx.State) -> Tree:
-    """An NNX state as nested dicts with string keys."""
-    tree: Tree = {}
-    for path, leaf in nnx.to_flat_state(state):
-        node = tree
-        for part in path[:-1]:
-            node = node.setdefault(str(part), {})
-        node[str(path[-1])] = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
-    return tree
-
-
-def _from_dict(abstract: nnx.State, tree: Tree, what: str) -> nnx.State:
-    """Nested dicts back into an NNX state; keys must be exactly those of `abstract`."""
-    flat = {
-        "/".join(str(k.key) for k in path): leaf
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
-    leaves = []
-    for path, variable in nnx.to_flat_state(abstract):
-        name = "/".join(map(str, path))
-        if name not in flat:
-            raise InputError(f"{what} lack {name!r}; they belong to another model")
-        leaf = flat.pop(name)
-        if jnp.shape(leaf) != variable.shape:
-            raise InputError(
-                f"{what} hold {name!r} of shape {jnp.shape(leaf)}, the model has {variable.shape}"
-            )
-        # NumPy arrays would be written to in place.
-        leaf = jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
-        leaves.append((path, variable.replace(leaf)))
-    if flat:
-        raise InputError(f"{what} hold {sorted(flat)}, which the model does not have")
-    return nnx.from_flat_state(leaves)

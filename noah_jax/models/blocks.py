@@ -1,12 +1,12 @@
-"""What DeiT, PVT and the MLP family share.
+"""Blocks, checks and random keys that DeiT, PVT and the MLP family share.
 
-In these blocks a random key of `None` means evaluation: dropout and stochastic depth are
-off. The models turn their mode into such a key once, by `training_key`.
+In these blocks a random key of `None` means evaluation: dropout and stochastic depth are off. The
+models turn their mode into such a key once, with `training_key`.
 """
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.errors import InputError
-from noah_jax.nn import dropout
+from noah_jax.nn.dropout import Key, fold_in, split
 from noah_jax.nn.dtypes import widen
 from noah_jax.nn.layers import (
     Dropout,
@@ -24,29 +24,30 @@ from noah_jax.nn.layers import (
     torch_default_bias,
     torch_default_kernel,
 )
-from noah_jax.nn.remat import run_layer
+from noah_jax.nn.remat import Layer, run_layer
 
-# timm's trunc_normal_(std=0.02) of linears, class token and position embeddings. It cuts at
-# +-2, not at two standard deviations: a plain normal.
+# timm's trunc_normal_(std=0.02) for linears, class token and position embeddings. timm truncates
+# at +-2, which is a hundred standard deviations, so it is a plain normal.
 normal_002 = nnx.initializers.normal(0.02)
 
 
-def class_token(features: int, rngs: nnx.Rngs) -> nnx.Param:
-    """A fresh class token, `[1, 1, features]`."""
+def class_token(features: int, rngs: nnx.Rngs) -> nnx.Param[jax.Array]:
+    """Draws a class token, `[1, 1, features]`."""
     return nnx.Param(normal_002(rngs.params(), (1, 1, features), jnp.float32))
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, by erf.
+    """The exact GELU.
 
-    JAX writes it with erfc, which on CPUs takes three times as long as PyTorch's formula.
+    JAX computes it with erfc, which takes three times as long on CPUs as PyTorch's formula with
+    erf.
     """
     return jax.lax.platform_dependent(
         x, cpu=_erf_gelu, default=functools.partial(jax.nn.gelu, approximate=False)
     )
 
 
-def _erf_gelu(x):
+def _erf_gelu(x: jax.Array) -> jax.Array:
     wide = widen(x)
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
@@ -55,7 +56,7 @@ def patch_grid(size: tuple[int, int], patch_size: int, what: str = "image_size")
     """Rows and columns of patches in an image of `(height, width)` pixels.
 
     Raises:
-      ValueError: if the patches do not tile the image; `what` is the argument to blame.
+      InputError: If the patches do not tile the image; `what` names the argument to blame.
     """
     if any(pixels % patch_size for pixels in size):
         nearest = tuple(max(1, round(pixels / patch_size)) * patch_size for pixels in size)
@@ -67,7 +68,7 @@ def patch_grid(size: tuple[int, int], patch_size: int, what: str = "image_size")
 
 
 def check_image_size(images: jax.Array, image_size: tuple[int, int]) -> None:
-    """Refuses images that are not of the size a model with fixed positions was made for."""
+    """Raises unless images `[batch, height, width, 3]` have the size that the model is made for."""
     if images.shape[1:3] != image_size:
         height, width = images.shape[1:3]
         raise InputError(
@@ -77,14 +78,14 @@ def check_image_size(images: jax.Array, image_size: tuple[int, int]) -> None:
 
 
 def check_rates(**rates: float) -> None:
-    """Refuses rates outside [0, 1)."""
+    """Raises unless all rates lie in [0, 1)."""
     for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise InputError(f"{name} must lie in [0, 1), got {rate}")
 
 
 def check_heads(width: int, num_heads: int) -> None:
-    """Refuses channels that cannot be shared out evenly among the attention heads."""
+    """Raises unless the attention heads divide the channels."""
     if width % num_heads:
         raise InputError(
             f"width {width} does not divide among {num_heads} attention heads: give num_heads too"
@@ -92,17 +93,17 @@ def check_heads(width: int, num_heads: int) -> None:
 
 
 def linear_rates(drop_path_rate: float, depth: int) -> list[float]:
-    """Stochastic depth that rises linearly over the blocks, from 0 to `drop_path_rate`."""
+    """Rates of stochastic depth for each block, rising linearly from 0 to `drop_path_rate`."""
     return [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
 
 
 def training_key(
-    key: jax.Array | None, *, train: bool, drop_rate: float, drop_path_rate: float
-) -> jax.Array | None:
-    """The key of a backbone's randomness, or `None` where it has none.
+    key: Key | None, *, train: bool, drop_rate: float, drop_path_rate: float
+) -> Key | None:
+    """The key for a backbone's blocks: `None` in evaluation, or if nothing in it is random.
 
     Raises:
-      ValueError: if the backbone needs a key to train and there is none.
+      InputError: If the backbone needs a key to train and there is none.
     """
     if not train or not (drop_rate or drop_path_rate):
         return None
@@ -111,40 +112,38 @@ def training_key(
     return key
 
 
-def split_key(key: jax.Array | None, num: int) -> Iterable[jax.Array | None]:
-    """`num` independent keys; `None` stays `None`."""
-    return [None] * num if key is None else dropout.split(key, num)
+def split_key(key: Key | None, num: int) -> Sequence[Key | None]:
+    """Splits a key into `num` independent keys; `None` becomes `num` times `None`."""
+    return [None] * num if key is None else split(key, num)
 
 
-def run_blocks(
-    blocks: Iterable[nnx.Module], x: jax.Array, key: jax.Array | None, *, remat: bool
-) -> jax.Array:
-    """`x` through the blocks, each `block(x, key)` with a key of its own.
+def run_blocks(blocks: Iterable[Layer], x: jax.Array, key: Key | None, *, remat: bool) -> jax.Array:
+    """Applies blocks one after another, each as `block(x, key)` with a key of its own.
 
     Args:
-      blocks: the blocks.
-      x: their input.
-      key: random key, or `None`.
-      remat: see `run_layer`.
+      blocks: The blocks.
+      x: Input of the first block.
+      key: Random key; `None` in evaluation.
+      remat: See `run_layer`.
     """
     for i, block in enumerate(blocks):
-        block_key = None if key is None else dropout.fold_in(key, i)
+        block_key = None if key is None else fold_in(key, i)
         x = run_layer(block, x, block_key, remat=remat)
     return x
 
 
 class PatchEmbed(nnx.Module):
-    """Cuts an image or a map into patches and projects each: one strided convolution.
+    """Cuts an image or a map into patches and projects each, as one strided convolution.
 
     Args:
-      in_features: channels of the input.
-      features: channels of the output.
-      patch_size: height and width of a patch.
-      norm_epsilon: epsilon of a LayerNorm that follows; `None` for none.
-      dtype: compute dtype.
-      kernel_init: initialiser of the kernel; by default PyTorch's own.
-      bias_init: initialiser of the bias; by default PyTorch's own.
-      rngs: source of the initial weights.
+      in_features: Channels of the input.
+      features: Channels of the output.
+      patch_size: Height and width of a patch.
+      norm_epsilon: Epsilon of a LayerNorm that follows; `None` for none.
+      dtype: Compute dtype.
+      kernel_init: Initialiser of the kernel; by default PyTorch's.
+      bias_init: Initialiser of the bias; by default PyTorch's.
+      rngs: Source of the initial weights.
     """
 
     def __init__(
@@ -188,13 +187,13 @@ class Mlp(nnx.Module):
     """Linear, GELU, dropout, linear, dropout over the last axis.
 
     Args:
-      features: size of the last axis.
-      hidden: size of the hidden layer.
-      drop_rate: rate of both dropouts.
-      dtype: compute dtype.
-      kernel_init: initialiser of both kernels.
-      bias_init: initialiser of both biases.
-      rngs: source of the initial weights.
+      features: Size of the last axis.
+      hidden: Size of the hidden layer.
+      drop_rate: Rate of both dropouts.
+      dtype: Compute dtype.
+      kernel_init: Initialiser of both kernels.
+      bias_init: Initialiser of both biases.
+      rngs: Source of the initial weights.
     """
 
     def __init__(
@@ -208,12 +207,15 @@ class Mlp(nnx.Module):
         bias_init: nnx.Initializer = nnx.initializers.zeros,
         rngs: nnx.Rngs,
     ):
-        init = dict(kernel_init=kernel_init, bias_init=bias_init)
-        self.fc1 = nnx.Linear(features, hidden, dtype=dtype, rngs=rngs, **init)
-        self.fc2 = nnx.Linear(hidden, features, dtype=dtype, rngs=rngs, **init)
+        linear = functools.partial(
+            nnx.Linear, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs
+        )
+        self.fc1 = linear(features, hidden)
+        self.fc2 = linear(hidden, features)
         self.drop = Dropout(drop_rate)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, key: Key | None) -> jax.Array:
+        """`[..., features]` -> the same shape."""
         key1, key2 = split_key(key, 2)
         x = self.drop(gelu(self.fc1(x)), key1)
         return self.drop(self.fc2(x), key2)
@@ -223,18 +225,18 @@ class TransformerBlock(nnx.Module):
     """A pre-norm block: attention and MLP, each in a residual branch with stochastic depth.
 
     Args:
-      attention: called as `attention(x, key)`.
-      features: channels.
-      mlp_ratio: hidden channels of the MLP over `features`.
-      drop_rate: dropout in the MLP.
-      drop_path_rate: stochastic depth of both branches, each with a key of its own.
-      dtype: compute dtype.
-      rngs: source of the initial weights.
+      attention: The attention, called as `attention(x, key)`.
+      features: Channels.
+      mlp_ratio: Hidden channels of the MLP over `features`.
+      drop_rate: Dropout rate in the MLP.
+      drop_path_rate: Rate of stochastic depth in both branches, which have keys of their own.
+      dtype: Compute dtype.
+      rngs: Source of the initial weights.
     """
 
     def __init__(
         self,
-        attention: nnx.Module,
+        attention: Callable[[jax.Array, Key | None], jax.Array],
         features: int,
         mlp_ratio: float,
         *,
@@ -250,7 +252,7 @@ class TransformerBlock(nnx.Module):
         self.mlp = Mlp(features, hidden, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
         self.drop_path_rate = drop_path_rate
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, key: Key | None) -> jax.Array:
         """`[batch, *positions, features]` -> the same shape."""
         attn_key, attn_path, mlp_key, mlp_path = split_key(key, 4)
         x = x + drop_path(self.attn(self.norm1(x), attn_key), self.drop_path_rate, attn_path)

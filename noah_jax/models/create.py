@@ -10,6 +10,7 @@ from flax import nnx
 from noah_jax.errors import InputError
 from noah_jax.heads.registry import check_head
 from noah_jax.heads.spec import HeadSpec
+from noah_jax.models.backbone import Backbone, BackboneSettings
 from noah_jax.models.base import Model
 from noah_jax.models.family import Architecture, check_dimension
 from noah_jax.models.registry import NOAH_PREFIX, get_architecture
@@ -35,39 +36,61 @@ def create_model(
     dtype: Any = jnp.float32,
     **family_arguments: Any,
 ) -> Model:
-    """Creates a model by name; no weights are made yet (see `Model.init`).
+    """Creates a model by its registered name.
+
+    No weights are made yet: `Model.init` draws them, `noah_jax.load_model` reads them.
+
+    >>> import jax
+    >>> from noah_jax import create_model
+    >>> model = create_model("noah_resnet18", num_classes=10, width=8, depths=(1, 1, 1, 1))
+    >>> model
+    <Model noah_resnet18: 79,032 parameters, 10 classes, images of 224x224 pixels>
+    >>> params, stats = model.abstract()  # or model.init(jax.random.key(0))
+    >>> params["head"]["query"]["kernel"].shape
+    (4, 8, 10)
+    >>> images = jax.ShapeDtypeStruct((2, 224, 224, 3), "float32")
+    >>> jax.eval_shape(model.logits, params, stats, images).shape
+    (2, 10)
 
     Args:
-      name: a registered name, such as "noah_resnet50"; see `list_models`.
-      num_classes: number of classes; by default the published one.
-      image_size: pixels, one number or `(height, width)`; by default the published one.
-      head: "linear", "noah" or a module, instead of the one the name says.
+      name: A registered name, such as "noah_resnet50"; `list_models` lists them.
+      num_classes: Number of classes; by default the published one.
+      image_size: Image size in pixels, one number or `(height, width)`; by default the published
+        one.
+      head: Replaces the head that the name says: the name of another one, such as "linear" or
+        "noah", or a module called as `head(features, train=..., key=...)` on
+        `[batch, *spatial, channels]`.
       head_num: NOAH's N; by default the published one.
       key_ratio: NOAH's r in (0, 1); by default the published one.
-      head_split: whether each NOAH block sees only its share of the channels.
-      kv_split: whether NOAH's query and value see different channels.
-      drop_rate: dropout in the backbone while training; DeiT, PVT and the MLP family.
-      drop_path_rate: stochastic depth; DeiT, PVT (of the last block, rising linearly from 0)
-        and the MLP family (the same in every block).
-      head_drop_rate: dropout in the head while training.
-      features_only: leaves the head out: `apply` gives the last feature map, `[batch,
-        *spatial, channels]`, in place of the logits. A backbone named without `noah_` keeps
-        what a linear head needs, such as a class token.
-      batch_norm_group: images per BatchNorm statistic while training (the original's
-        recipes: 32); `None` is the global batch.
-      remat: whether the backward pass computes the blocks' insides again: the same numbers
+      head_split: Whether each NOAH block sees only its own channels, `1/head_num` of them.
+      kv_split: Whether NOAH's query and value see different channels.
+      drop_rate: Dropout rate in the backbone while training. DeiT, PVT and the MLP family have it.
+      drop_path_rate: Rate of stochastic depth while training. In DeiT and PVT it is the last
+        block's, and rises linearly from 0; in the MLP family it is every block's.
+      head_drop_rate: Dropout rate in the head while training.
+      features_only: Whether to leave the head out. Then `apply` gives the last feature map,
+        `[batch, *spatial, channels]`, in place of the logits. A backbone named without `noah_`
+        keeps what a linear head needs, such as a class token.
+      batch_norm_group: Images per BatchNorm statistic while training (32 in the original's
+        recipes); `None` is the global batch.
+      remat: Whether the backward pass recomputes the blocks' insides. The numbers are the same,
         in less memory, for about one more forward pass.
-      dtype: compute dtype: "float32", "bfloat16", ...; parameters, statistics, softmax and
-        logits are float32. ("float64", for parity, where JAX_ENABLE_X64 is set.)
-      **family_arguments: what the family adds: ResNet's `stem`, DeiT's `pre_logits`, and its
-        dimensions in place of the published ones (`get_architecture(name).dimensions`):
+      dtype: Compute dtype, such as "bfloat16". Parameters, statistics, softmax and logits are
+        float32. ("float64" is for parity, and needs JAX_ENABLE_X64=1.)
+      **family_arguments: Arguments that only some families have: ResNet's `stem` ("imagenet" or
+        "small", for images of some 32 pixels), DeiT's `pre_logits`, and dimensions in place of
+        the published ones (`get_architecture(name).dimensions`):
         `width` (ResNet, DeiT, MLP), `widths` (PVT, ShuffleNetV2), `width_mult` (MobileNets),
         `depth` (DeiT, MLP), `depths` (ResNet, PVT, ShuffleNetV2), `patch_size` (DeiT, MLP),
         `num_heads` (DeiT, PVT), hidden sizes over the width: `mlp_ratio` (DeiT), `mlp_ratios`
         (PVT), `channel_ratio` (MLP) and `token_ratio` (Mixer, gMixer), and PVT's `reductions`.
 
+    Returns:
+      The model.
+
     Raises:
-      ValueError: if a name, an argument or its value does not fit; says what would.
+      InputError: If there is no such model (names the nearest), if it has no such argument, or if
+        a value does not fit; says what would. It is a `ValueError`.
     """
     architecture = get_architecture(name)
     kind = head if head is not None else ("noah" if name.startswith(NOAH_PREFIX) else "linear")
@@ -102,16 +125,12 @@ def create_model(
         spatial_major=architecture.spatial_major,
     )
 
-    def build(rngs: nnx.Rngs) -> nnx.Module:
-        return architecture.build(
-            spec,
-            image_size=size,
-            batch_norm_group=batch_norm_group,
-            remat=remat,
-            dtype=dtype,
-            rngs=rngs,
-            **family_arguments,
-        )
+    settings = BackboneSettings(
+        image_size=size, batch_norm_group=batch_norm_group, remat=remat, dtype=dtype
+    )
+
+    def build(rngs: nnx.Rngs) -> Backbone:
+        return architecture.build(spec, settings, rngs=rngs, **family_arguments)
 
     arguments = dict(
         num_classes=num_classes,
@@ -139,12 +158,12 @@ def create_model(
 
 
 def _own_arguments(architecture: Architecture) -> set[str]:
-    """What the architecture's class takes besides what is passed to all."""
+    """Names of the arguments that the architecture's class takes and others may not."""
     build = architecture.build
     # The class's own signature: Flax's metaclass hides it behind (*args, **kwargs).
     parameters = inspect.signature(build.func.__init__).parameters.values()
     own = {p.name for p in parameters if p.kind != p.VAR_KEYWORD} - set(build.keywords)
-    own -= {"self", "head", "image_size", "batch_norm_group", "remat", "dtype", "rngs"}
+    own -= {"self", "head", "settings", "rngs"}
     return own | set(architecture.dimensions)
 
 
@@ -153,8 +172,8 @@ def _check_arguments(name: str, architecture: Architecture, given: dict[str, Any
     own = _own_arguments(architecture) - common
     for key in given:
         if key not in own:
-            near = difflib.get_close_matches(key, sorted(own | common), n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            nearest = difflib.get_close_matches(key, sorted(own | common), n=1)
+            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
             raise InputError(
                 f"{name} takes no argument {key!r}; {hint}"
                 f"it takes {', '.join(sorted(common))}"
@@ -168,4 +187,5 @@ def _image_size(given: int | tuple[int, int] | None, default: tuple[int, int]) -
     size = (given, given) if isinstance(given, int) else tuple(given)
     if len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
         raise InputError(f"image_size must be pixels or (height, width), got {given!r}")
-    return size
+    height, width = size
+    return height, width

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flax import nnx
-
 from noah_jax.errors import InputError
 from noah_jax.models.conversion import Rename, Row
 from noah_jax.models.shapes import Shapes
@@ -21,10 +19,9 @@ class Architecture:
     """One backbone and the settings it was published with.
 
     Attributes:
-      build: The module's class with the architecture's own arguments bound, `dimensions`
-        among them. It is called as `build(head_spec, image_size=..., batch_norm_group=...,
-        remat=..., dtype=..., rngs=...)` plus the family's own arguments, and returns a module
-        with `features`, `head` and `__call__`.
+      build: A `Backbone`'s class with the architecture's own arguments bound, `dimensions` among
+        them. It is called as `build(head_spec, backbone_settings, rngs=...)` plus the family's
+        own arguments.
       head_num: NOAH's published N on this backbone.
       key_ratio: NOAH's published r on this backbone.
       num_classes: Number of classes of the published weights.
@@ -41,7 +38,7 @@ class Architecture:
         with the positions in front; see `NOAH`.
     """
 
-    build: functools.partial[nnx.Module]
+    build: functools.partial[Any]
     head_num: int
     key_ratio: float
     num_classes: int = 1000

@@ -1,4 +1,4 @@
-"""What the authors published of their trained models."""
+"""Reads the table of the models that the authors published."""
 
 import dataclasses
 import functools
@@ -8,12 +8,13 @@ import json
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A row of the tables of the original's README files.
+    """A row of the tables in the original's README files.
 
     Attributes:
-      params_millions: number of parameters, of some rows not that of the released code.
+      params_millions: Number of parameters in millions. In some rows it is not the number that
+        the released code gives.
       top1: ImageNet-1k validation accuracy in percent.
-      google_drive_id: of the released PyTorch checkpoint.
+      google_drive_id: Google Drive's id of the released PyTorch checkpoint.
     """
 
     params_millions: float
@@ -23,7 +24,7 @@ class Published:
 
 @functools.cache
 def published() -> dict[str, Published]:
-    """The published models by name, with and without `noah_`."""
+    """The published models by their names, with and without `noah_`."""
     text = importlib.resources.files(__package__).joinpath("released.json").read_text()
     fields = [field.name for field in dataclasses.fields(Published)]
     return {

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from noah_jax.nn.modules import split_module
+
 Layer = Callable[..., jax.Array]
 
 
@@ -22,7 +24,7 @@ def run_layer(layer: Layer, *args: Any, remat: bool, **static: Any) -> jax.Array
     if not remat:
         return layer(*args, **static)
     # jax.checkpoint needs a pure function, so the weights become arguments.
-    graphdef, params, stats = nnx.split(layer, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+    graphdef, params, stats = split_module(layer)
 
     @jax.checkpoint
     def call(params: nnx.State, stats: nnx.State, *args: Any) -> tuple[jax.Array, nnx.State]:

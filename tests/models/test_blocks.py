@@ -11,16 +11,17 @@ from flax import nnx
 
 from noah_jax import create_model
 from noah_jax.models import blocks
-from noah_jax.models.base import _to_dict
 from noah_jax.models.blocks import linear_rates, patch_grid
 from noah_jax.models.mlp import modeling as mlp
 from noah_jax.nn.layers import Dropout, LayerNorm, drop_path
+from noah_jax.nn.modules import split_module, state_to_tree
 from tests.models.vit_checks import (
     BUILDS,
     equations,
     quick_jit,
     random_images,
     random_params,
+    small_build,
     small_model,
 )
 
@@ -205,12 +206,10 @@ def test_patch_grid_names_sizes_that_fit():
 
 
 def test_initial_weights_are_those_of_nnx_rngs():
-    model = small_model("mixer", depth=1)
-
     @quick_jit
     def both(key):
-        module = model._build(nnx.Rngs(params=key))
-        return model.init(key)[0], _to_dict(nnx.state(module, nnx.Param))
+        module = small_build("mixer", depth=1)(nnx.Rngs(params=key))
+        return small_model("mixer", depth=1).init(key)[0], state_to_tree(split_module(module)[1])
 
     jax.tree.map(np.testing.assert_array_equal, *both(KEY))
 

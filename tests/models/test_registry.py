@@ -1,5 +1,6 @@
 """Every registered model: exact parameter counts, and the boundary's errors."""
 
+import doctest
 import gzip
 import json
 import subprocess
@@ -14,6 +15,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from noah_jax import create_model, list_models
+from noah_jax.models import create
 
 # Exact parameter counts of the registered models that the original does not have.
 OWN_COUNTS: dict[str, int] = {}
@@ -29,6 +31,11 @@ def test_parameter_count_is_exact(name, golden):
     # A registered name without a count fails here.
     counts = OWN_COUNTS | _counts(golden)
     assert create_model(name).num_params == counts[name]
+
+
+def test_the_example_of_create_model():
+    results = doctest.testmod(create)
+    assert results.attempted and not results.failed
 
 
 def test_unknown_name_suggests_the_nearest():

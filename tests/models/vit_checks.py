@@ -1,15 +1,17 @@
 """Small members of the DeiT, PVT and MLP families, and what their tests share."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from noah_jax.heads.spec import HeadSpec
+from noah_jax.models.backbone import Backbone, BackboneSettings
 from noah_jax.models.base import Model
 from noah_jax.models.deit.modeling import DeiT
 from noah_jax.models.family import Architecture
@@ -52,17 +54,20 @@ BUILDS = {
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@functools.cache
-def small_model(
+def small_build(
     kind: str,
     head: Any = "noah",
     image_size: tuple[int, int] = (64, 64),
     num_classes: int = 10,
     head_drop_rate: float = 0.0,
     dtype: Any = jnp.float32,
+    remat: bool = False,
     **arguments: Any,
-) -> Model:
-    """A model of one of `BUILDS`, two to four blocks deep; `arguments` override the build's."""
+) -> Callable[[nnx.Rngs], Backbone]:
+    """Makes a module of one of `BUILDS`, called with its `nnx.Rngs`.
+
+    It is two to four blocks deep; `arguments` override the build's.
+    """
     spec = HeadSpec(
         kind=head,
         num_classes=num_classes,
@@ -71,12 +76,21 @@ def small_model(
         drop_rate=head_drop_rate,
         dtype=dtype,
     )
+    settings = BackboneSettings(image_size=image_size, remat=remat, dtype=dtype)
+    return lambda rngs: BUILDS[kind](spec, settings, rngs=rngs, **arguments)
 
-    def build(rngs):
-        return BUILDS[kind](spec, image_size=image_size, dtype=dtype, rngs=rngs, **arguments)
 
+@functools.cache
+def small_model(
+    kind: str,
+    head: Any = "noah",
+    image_size: tuple[int, int] = (64, 64),
+    num_classes: int = 10,
+    **arguments: Any,
+) -> Model:
+    """A model of `small_build`."""
     return Model(
-        build,
+        small_build(kind, head, image_size, num_classes, **arguments),
         name=kind,
         arguments=arguments,
         num_classes=num_classes,

@@ -1,9 +1,10 @@
-"""DeiT (Touvron et al., 2021): the plain vision transformer, after timm's layout.
+"""DeiT (Touvron et al., 2021), the plain vision transformer, in timm's layout.
 
-With a linear head a class token carries the image. With any other head there is no class
-token, and the head gets all tokens as the map they were cut from.
+With a linear head a class token carries the image. With any other head there is no class token,
+and the head gets all tokens as the map they were cut from.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from flax import nnx
 from noah_jax.errors import InputError
 from noah_jax.heads.registry import apply_head, make_head
 from noah_jax.heads.spec import HeadInit, HeadSpec
+from noah_jax.models.backbone import BackboneSettings
 from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
@@ -28,6 +30,7 @@ from noah_jax.models.blocks import (
     training_key,
 )
 from noah_jax.nn.attention import attend, project
+from noah_jax.nn.dropout import Key
 from noah_jax.nn.layers import Dropout, LayerNorm
 
 PRE_LOGITS_WIDTH = 192
@@ -36,14 +39,16 @@ PRE_LOGITS_WIDTH = 192
 class Attention(nnx.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
-    def __init__(self, features, num_heads, *, drop_rate, dtype, rngs):
-        init = dict(kernel_init=normal_002, dtype=dtype, rngs=rngs)
-        self.qkv = nnx.Linear(features, 3 * features, **init)
-        self.proj = nnx.Linear(features, features, **init)
+    def __init__(
+        self, features: int, num_heads: int, *, drop_rate: float, dtype: Any, rngs: nnx.Rngs
+    ):
+        linear = functools.partial(nnx.Linear, kernel_init=normal_002, dtype=dtype, rngs=rngs)
+        self.qkv = linear(features, 3 * features)
+        self.proj = linear(features, features)
         self.drop = Dropout(drop_rate)
         self.num_heads = num_heads
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, key: Key | None) -> jax.Array:
         """`[batch, tokens, features]` -> the same shape."""
         out = attend(*project(self.qkv, x, 3, self.num_heads))
         return self.drop(self.proj(out.reshape(x.shape)), key)
@@ -52,52 +57,51 @@ class Attention(nnx.Module):
 class DeiT(nnx.Module):
     """DeiT with any head.
 
+    Images must have the size in `settings`, whose sides are multiples of the patch.
+
     Args:
-      head: which head; "linear" comes with a class token.
-      width: channels.
-      num_heads: attention heads.
-      depth: blocks.
-      patch_size: height and width of a patch in pixels.
-      mlp_ratio: hidden channels of the MLPs over `width`.
-      image_size: `(height, width)` in pixels, multiples of the patch; images must have it.
-      pre_logits: whether a linear layer to 192 channels, or the number given, and tanh
-        precede the head; `None` is the original: where `width` is below 192. (The published
-        parameter counts of the x0.5 and x0.75 models are those without, so a checkpoint may
-        lack it.)
-      drop_rate: dropout after the position embedding, the attention and in the MLPs.
-      drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
-      remat: whether the backward pass computes the blocks' insides again to save memory.
-      batch_norm_group: unused: there is no BatchNorm.
-      dtype: compute dtype.
-      rngs: source of the initial weights.
+      head: Which head; "linear" comes with a class token.
+      settings: Image size, rematerialisation and compute dtype.
+      width: Channels.
+      num_heads: Attention heads.
+      depth: Number of blocks.
+      patch_size: Height and width of a patch in pixels.
+      mlp_ratio: Hidden channels of the MLPs over `width`.
+      pre_logits: Whether a linear layer and tanh precede the head. The layer has 192 channels, or
+        the number given. `None` is the original's choice: they are there if `width` is below 192.
+        (The published parameter counts of the x0.5 and x0.75 models are those without, so a
+        checkpoint may lack them.)
+      drop_rate: Dropout rate after the position embedding, after the attention and in the MLPs.
+      drop_path_rate: Rate of stochastic depth in the last block; it rises linearly from 0.
+      rngs: Source of the initial weights.
+
+    Raises:
+      InputError: If a size or a rate does not fit.
     """
 
     def __init__(
         self,
         head: HeadSpec,
+        settings: BackboneSettings,
         *,
         width: int,
         num_heads: int,
         depth: int,
         patch_size: int,
         mlp_ratio: float,
-        image_size: tuple[int, int],
         pre_logits: bool | int | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        remat: bool = False,
-        batch_norm_group: int | None = None,
-        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del batch_norm_group
         check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         check_heads(width, num_heads)
-        self.image_size = image_size
-        self.grid = patch_grid(image_size, patch_size)
+        self.image_size = settings.image_size
+        self.grid = patch_grid(settings.image_size, patch_size)
         self.drop_rate = drop_rate
         self.drop_path_rate = drop_path_rate
-        self.remat = remat
+        self.remat = settings.remat
+        dtype = settings.dtype
 
         self.cls_token = class_token(width, rngs) if head.kind == "linear" else None
         tokens = self.grid[0] * self.grid[1] + (self.cls_token is not None)
@@ -134,7 +138,7 @@ class DeiT(nnx.Module):
         """Rows and columns of each position embedding, by its name."""
         return {"pos_embed": self.grid}
 
-    def _tokens(self, images: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
+    def _tokens(self, images: jax.Array, *, train: bool, key: Key | None) -> jax.Array:
         """`[batch, tokens, channels]`; the class token, if there is one, is the first."""
         check_image_size(images, self.image_size)
         key = training_key(
@@ -157,15 +161,11 @@ class DeiT(nnx.Module):
         patches = tokens if self.cls_token is None else tokens[:, 1:]
         return patches.reshape(tokens.shape[0], *self.grid, -1)
 
-    def features(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
+    def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         """The last feature map, `[batch, rows, columns, channels]`, without the class token."""
         return self._map(self._tokens(images, train=train, key=key))
 
-    def __call__(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         features_key, head_key = split_key(key, 2)
         tokens = self._tokens(images, train=train, key=features_key)
         by_token = self.cls_token is not None and self.head is not None

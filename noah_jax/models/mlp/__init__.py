@@ -1,9 +1,8 @@
 """The MLP family: its record."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
-
-from flax import nnx
 
 from noah_jax.models.family import Architecture, Family
 from noah_jax.models.mlp import pytorch
@@ -17,22 +16,31 @@ from noah_jax.models.mlp.modeling import (
     layer_norm,
     mlp_layer,
 )
+from noah_jax.nn.layers import LayerNorm
+from noah_jax.nn.remat import Layer
 
 _HALF = (0.5, 0.5, 0.5)
 
 
 def _architecture(
-    block: functools.partial[nnx.Module] | type[nnx.Module],
-    ratios: dict[str, float],
+    block: Callable[..., Layer],
+    ratios: dict[str, Any],
     depth: int,
     width: int,
     patch_size: int = 16,
-    norm: functools.partial[nnx.Module] | type[nnx.Module] = layer_norm,
+    norm: Callable[..., LayerNorm | Affine] = layer_norm,
     **settings: Any,
 ) -> Architecture:
-    sizes = dict(width=width, depth=depth, patch_size=patch_size, **ratios)
     return Architecture(
-        build=functools.partial(MlpMixer, block=block, norm=norm, **sizes),
+        build=functools.partial(
+            MlpMixer,
+            block=block,
+            norm=norm,
+            width=width,
+            depth=depth,
+            patch_size=patch_size,
+            **ratios,
+        ),
         head_num=4,
         key_ratio=1 / 2,
         crop_pct=0.9,
@@ -63,7 +71,7 @@ def _gmlp(depth: int, width: int) -> Architecture:
 
 
 # MIIL's weights take pixels in 0..1 without normalising.
-_MIIL = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear")
+_MIIL: dict[str, Any] = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear")
 
 FAMILY = Family(
     name="mlp",

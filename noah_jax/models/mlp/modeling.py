@@ -1,11 +1,12 @@
-"""The MLP family, timm's layout: Mixer (Tolstikhin et al., 2021) and its gated variant gMixer,
-ResMLP (Touvron et al., 2021) and gMLP (Liu et al., 2021).
+"""The MLP family in timm's layout.
 
-All cut the image into patches and mix, in every block, first over the positions and then
-over the channels (gMLP does both in one).
+It is Mixer (Tolstikhin et al., 2021) and its gated variant gMixer, ResMLP (Touvron et al., 2021)
+and gMLP (Liu et al., 2021). All cut the image into patches. Every block mixes first over the
+positions and then over the channels (gMLP does both in one).
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from flax import nnx
 from noah_jax.errors import InputError
 from noah_jax.heads.registry import apply_head, make_head
 from noah_jax.heads.spec import HeadInit, HeadSpec
+from noah_jax.models.backbone import BackboneSettings
 from noah_jax.models.blocks import (
     Mlp,
     PatchEmbed,
@@ -26,12 +28,14 @@ from noah_jax.models.blocks import (
     split_key,
     training_key,
 )
+from noah_jax.nn.dropout import Key
 from noah_jax.nn.layers import Dropout, LayerNorm, drop_path
+from noah_jax.nn.remat import Layer
 
 xavier = nnx.initializers.xavier_uniform()
 tiny = nnx.initializers.normal(1e-6)
-# NOAH's kernels [head_num, in_features, num_classes] as the grouped convolution they are:
-# its fan-in is what one block sees.
+# NOAH's kernels are [head_num, in_features, num_classes]. The fan-in is what one block sees, as in
+# the original's grouped convolution.
 noah_lecun_normal = nnx.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
 
 layer_norm = functools.partial(LayerNorm, epsilon=1e-6)
@@ -39,12 +43,14 @@ mlp_layer = functools.partial(Mlp, kernel_init=xavier, bias_init=tiny)
 
 
 def gated(init: nnx.Initializer, gate_init: nnx.Initializer) -> nnx.Initializer:
-    """`init`, but the second half of the outputs, which is the gate, by `gate_init`."""
+    """An initialiser that draws the second half of the outputs, the gate, from `gate_init`."""
 
-    def initialise(key, shape, dtype=jnp.float32):
+    def initialise(
+        key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any
+    ) -> jax.Array:
         key, gate_key = jax.random.split(key)
         half = shape[-1] // 2
-        # Drawn whole, since the fan-out of `init` counts both halves.
+        # All outputs are drawn, because the fan-out of `init` counts both halves.
         values = init(key, shape, dtype)[..., :half]
         gate = gate_init(gate_key, (*shape[:-1], shape[-1] - half), dtype)
         return jnp.concatenate([values, gate], axis=-1)
@@ -53,7 +59,11 @@ def gated(init: nnx.Initializer, gate_init: nnx.Initializer) -> nnx.Initializer:
 
 
 def half(hidden: int) -> int:
-    """Half of the hidden channels, which are even where the other half is a gate."""
+    """Half of the hidden channels, if the other half is a gate.
+
+    Raises:
+      InputError: If they are odd.
+    """
     if hidden % 2:
         raise InputError(
             f"{hidden} hidden channels cannot be halved for a gate: give a ratio that makes them"
@@ -63,7 +73,8 @@ def half(hidden: int) -> int:
 
 
 def over_tokens(linear: nnx.Linear, x: jax.Array) -> jax.Array:
-    """`linear` over the tokens of `[batch, tokens, channels]`, without turning the map round."""
+    """Applies `linear` over the tokens of `[batch, tokens, channels]`, without a transpose."""
+    assert linear.bias is not None
     x, kernel, bias = (v.astype(linear.dtype) for v in (x, linear.kernel[...], linear.bias[...]))
     return jnp.einsum("btc,ts->bsc", x, kernel) + bias[:, None]
 
@@ -71,7 +82,7 @@ def over_tokens(linear: nnx.Linear, x: jax.Array) -> jax.Array:
 class GluMlp(nnx.Module):
     """gMixer's MLP: linear, gated linear unit with SiLU, dropout, linear, dropout."""
 
-    def __init__(self, features, hidden, *, drop_rate, dtype, rngs):
+    def __init__(self, features: int, hidden: int, *, drop_rate: float, dtype: Any, rngs: nnx.Rngs):
         self.fc1 = nnx.Linear(
             features,
             hidden,
@@ -85,7 +96,7 @@ class GluMlp(nnx.Module):
         )
         self.drop = Dropout(drop_rate)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, key: Key | None) -> jax.Array:
         key1, key2 = split_key(key, 2)
         x, gate = jnp.split(self.fc1(x), 2, axis=-1)
         x = self.drop(x * nnx.silu(gate), key1)
@@ -93,11 +104,10 @@ class GluMlp(nnx.Module):
 
 
 class SpatialGate(nnx.Module):
-    """gMLP's gate: the second half of the channels, mixed over the positions, multiplies the
-    first half."""
+    """gMLP's gate: the second half of the channels, mixed over the positions, scales the first."""
 
-    def __init__(self, features, tokens, *, dtype, rngs):
-        # PyTorch's default epsilon, unlike the other norms.
+    def __init__(self, features: int, tokens: int, *, dtype: Any, rngs: nnx.Rngs):
+        # This norm has PyTorch's default epsilon, unlike the others.
         self.norm = LayerNorm(features // 2, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.proj = nnx.Linear(
             tokens,
@@ -117,14 +127,25 @@ class SpatialGate(nnx.Module):
 class GatedMlp(nnx.Module):
     """gMLP's MLP: linear, GELU, dropout, spatial gate, linear, dropout."""
 
-    def __init__(self, features, hidden, tokens, *, drop_rate, dtype, rngs):
-        init = dict(kernel_init=xavier, bias_init=tiny, dtype=dtype, rngs=rngs)
-        self.fc1 = nnx.Linear(features, hidden, **init)
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        tokens: int,
+        *,
+        drop_rate: float,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        linear = functools.partial(
+            nnx.Linear, kernel_init=xavier, bias_init=tiny, dtype=dtype, rngs=rngs
+        )
+        self.fc1 = linear(features, hidden)
         self.gate = SpatialGate(hidden, tokens, dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(half(hidden), features, **init)
+        self.fc2 = linear(half(hidden), features)
         self.drop = Dropout(drop_rate)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, key: Key | None) -> jax.Array:
         key1, key2 = split_key(key, 2)
         x = self.drop(gelu(self.fc1(x)), key1)
         x = self.fc2(self.gate(x))
@@ -132,43 +153,44 @@ class GatedMlp(nnx.Module):
 
 
 class Affine(nnx.Module):
-    """ResMLP's scale and shift per channel, in PyTorch's rank."""
+    """ResMLP's scale and shift per channel, with the rank they have in PyTorch."""
 
-    def __init__(self, features, *, dtype, rngs):
-        del rngs  # constants
+    def __init__(self, features: int, *, dtype: Any, rngs: nnx.Rngs):
+        del rngs  # the initial weights are constants
         self.alpha = nnx.Param(jnp.ones((1, 1, features), jnp.float32))
         self.beta = nnx.Param(jnp.zeros((1, 1, features), jnp.float32))
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, tokens, features]` -> the same shape."""
         return x * self.alpha[...].astype(self.dtype) + self.beta[...].astype(self.dtype)
 
 
-# Blocks: `block(features, tokens, drop_rate=..., drop_path_rate=..., dtype=..., rngs=...,
-# channel_ratio=...)`, called on `[batch, tokens, features]` and a key.
+# A block is made by `block(features, tokens, drop_rate=..., drop_path_rate=..., dtype=...,
+# rngs=..., channel_ratio=...)` and maps `[batch, tokens, features]` and a key to the same shape.
 
 
 class MixerBlock(nnx.Module):
     """An MLP over the tokens and an MLP over the channels, each after a norm.
 
     Args:
-      channel_ratio: hidden size of the channel MLP over `features`.
-      token_ratio: that of the token MLP over `features`.
-      mlp: `mlp_layer`, or `GluMlp` for gMixer.
+      channel_ratio: Hidden size of the channel MLP over `features`.
+      token_ratio: Hidden size of the token MLP over `features`.
+      mlp: Makes the MLPs: `mlp_layer`, or `GluMlp` for gMixer.
     """
 
     def __init__(
         self,
-        features,
-        tokens,
+        features: int,
+        tokens: int,
         *,
-        channel_ratio,
-        token_ratio,
-        mlp,
-        drop_rate,
-        drop_path_rate,
-        dtype,
-        rngs,
+        channel_ratio: float,
+        token_ratio: float,
+        mlp: Callable[..., Mlp | GluMlp],
+        drop_rate: float,
+        drop_path_rate: float,
+        dtype: Any,
+        rngs: nnx.Rngs,
     ):
         mlp = functools.partial(mlp, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(features, dtype=dtype, rngs=rngs)
@@ -177,7 +199,7 @@ class MixerBlock(nnx.Module):
         self.mlp_channels = mlp(features, int(features * channel_ratio))
         self.drop_path_rate = drop_path_rate
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, key: Key | None) -> jax.Array:
         tokens_key, tokens_path, channels_key, channels_path = split_key(key, 4)
         y = self.mlp_tokens(self.norm1(x).swapaxes(1, 2), tokens_key).swapaxes(1, 2)
         x = x + drop_path(y, self.drop_path_rate, tokens_path)
@@ -186,25 +208,26 @@ class MixerBlock(nnx.Module):
 
 
 class ResBlock(nnx.Module):
-    """ResMLP's block: a linear over the tokens and an MLP over the channels, each after an
-    affine and scaled per channel.
+    """ResMLP's block: a linear over the tokens and an MLP over the channels.
+
+    Each comes after an affine and is scaled per channel.
 
     Args:
-      channel_ratio: hidden size of the MLP over `features`.
-      layer_scale: what the scales `ls1` and `ls2` start with.
+      channel_ratio: Hidden size of the MLP over `features`.
+      layer_scale: Initial value of the scales, `ls1` and `ls2`.
     """
 
     def __init__(
         self,
-        features,
-        tokens,
+        features: int,
+        tokens: int,
         *,
-        channel_ratio,
-        layer_scale,
-        drop_rate,
-        drop_path_rate,
-        dtype,
-        rngs,
+        channel_ratio: float,
+        layer_scale: float,
+        drop_rate: float,
+        drop_path_rate: float,
+        dtype: Any,
+        rngs: nnx.Rngs,
     ):
         self.norm1 = Affine(features, dtype=dtype, rngs=rngs)
         self.linear_tokens = nnx.Linear(tokens, tokens, kernel_init=xavier, dtype=dtype, rngs=rngs)
@@ -215,7 +238,7 @@ class ResBlock(nnx.Module):
         self.ls2 = nnx.Param(jnp.full(features, layer_scale, jnp.float32))
         self.drop_path_rate = drop_path_rate
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, key: Key | None) -> jax.Array:
         tokens_path, channels_key, channels_path = split_key(key, 3)
         y = over_tokens(self.linear_tokens, self.norm1(x))
         x = x + drop_path(y * self.ls1[...].astype(y.dtype), self.drop_path_rate, tokens_path)
@@ -224,13 +247,23 @@ class ResBlock(nnx.Module):
 
 
 class SpatialGatingBlock(nnx.Module):
-    """gMLP's block: one MLP, with the spatial gate in it, after a norm.
+    """gMLP's block: one MLP with the spatial gate in it, after a norm.
 
     Args:
-      channel_ratio: hidden size of the MLP over `features`.
+      channel_ratio: Hidden size of the MLP over `features`.
     """
 
-    def __init__(self, features, tokens, *, channel_ratio, drop_rate, drop_path_rate, dtype, rngs):
+    def __init__(
+        self,
+        features: int,
+        tokens: int,
+        *,
+        channel_ratio: float,
+        drop_rate: float,
+        drop_path_rate: float,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
         self.norm = layer_norm(features, dtype=dtype, rngs=rngs)
         hidden = int(features * channel_ratio)
         self.mlp_channels = GatedMlp(
@@ -238,7 +271,7 @@ class SpatialGatingBlock(nnx.Module):
         )
         self.drop_path_rate = drop_path_rate
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, key: Key | None) -> jax.Array:
         mlp_key, path_key = split_key(key, 2)
         y = self.mlp_channels(self.norm(x), mlp_key)
         return x + drop_path(y, self.drop_path_rate, path_key)
@@ -247,49 +280,48 @@ class SpatialGatingBlock(nnx.Module):
 class MlpMixer(nnx.Module):
     """A model of the MLP family with any head.
 
+    Images must have the size in `settings`, whose sides are multiples of the patch, because the
+    sizes of the token layers come from it.
+
     Args:
-      head: which head.
-      block: makes a block, with the variant's own arguments bound.
-      norm: makes the final norm.
-      width: channels.
-      depth: blocks.
-      patch_size: height and width of a patch in pixels.
-      image_size: `(height, width)` in pixels, multiples of the patch; images must have it,
-        since the token layers' sizes come from it.
-      drop_rate: dropout in the MLPs.
-      drop_path_rate: stochastic depth, the same in every block.
-      remat: whether the backward pass computes the blocks' insides again to save memory.
-      batch_norm_group: unused: there is no BatchNorm.
-      dtype: compute dtype.
-      rngs: source of the initial weights.
-      **ratios: the block's hidden sizes over `width`.
+      head: Which head.
+      settings: Image size, rematerialisation and compute dtype.
+      block: Makes a block, with the variant's own arguments bound.
+      norm: Makes the final norm.
+      width: Channels.
+      depth: Number of blocks.
+      patch_size: Height and width of a patch in pixels.
+      drop_rate: Dropout rate in the MLPs.
+      drop_path_rate: Rate of stochastic depth, the same in every block.
+      rngs: Source of the initial weights.
+      **ratios: The block's hidden sizes over `width`.
+
+    Raises:
+      InputError: If a size or a rate does not fit.
     """
 
     def __init__(
         self,
         head: HeadSpec,
+        settings: BackboneSettings,
         *,
-        block: functools.partial[nnx.Module],
-        norm: functools.partial[nnx.Module],
+        block: Callable[..., Layer],
+        norm: Callable[..., LayerNorm | Affine],
         width: int,
         depth: int,
         patch_size: int,
-        image_size: tuple[int, int],
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        remat: bool = False,
-        batch_norm_group: int | None = None,
-        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
         **ratios: float,
     ):
-        del batch_norm_group
         check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
-        self.image_size = image_size
-        self.grid = patch_grid(image_size, patch_size)
+        self.image_size = settings.image_size
+        self.grid = patch_grid(settings.image_size, patch_size)
         self.drop_rate = drop_rate
         self.drop_path_rate = drop_path_rate
-        self.remat = remat
+        self.remat = settings.remat
+        dtype = settings.dtype
 
         self.stem = PatchEmbed(
             3,
@@ -320,9 +352,7 @@ class MlpMixer(nnx.Module):
             rngs=rngs,
         )
 
-    def features(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
+    def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         """The last feature map, `[batch, rows, columns, channels]`."""
         check_image_size(images, self.image_size)
         key = training_key(
@@ -334,9 +364,7 @@ class MlpMixer(nnx.Module):
         x = run_blocks(self.blocks, x, key, remat=self.remat)
         return self.norm(x).reshape(shape)
 
-    def __call__(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         features_key, head_key = split_key(key, 2)
         features = self.features(images, train=train, key=features_key)
         return apply_head(self.head, features, train=train, key=head_key)

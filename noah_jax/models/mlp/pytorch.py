@@ -79,10 +79,9 @@ POSITIONS = Positions(
 def is_kind(shapes: Shapes, architecture: Architecture) -> bool:
     """Whether a state dict is of the variant that an architecture is: Mixer, gMixer, ..."""
     block = architecture.build.keywords["block"]
-    mlp = None
     if isinstance(block, functools.partial):
-        block, mlp = block.func, block.keywords.get("mlp")
-    return (block, mlp) == _variant(shapes)
+        return (block.func, block.keywords.get("mlp")) == _variant(shapes)
+    return (block, None) == _variant(shapes)
 
 
 def _variant(shapes: Shapes) -> tuple[Any, Any]:

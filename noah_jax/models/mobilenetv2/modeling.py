@@ -1,18 +1,18 @@
-"""MobileNetV2 (Sandler et al., 2018), torchvision's layout."""
+"""MobileNetV2 (Sandler et al., 2018) in torchvision's layout."""
 
 import functools
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.heads.registry import apply_head, make_head
 from noah_jax.heads.spec import HeadInit, HeadSpec
-from noah_jax.nn.layers import BatchNorm, ConvNorm, relu6
-from noah_jax.nn.remat import run_layer
+from noah_jax.models.backbone import BackboneSettings
+from noah_jax.nn.dropout import Key
+from noah_jax.nn.layers import ConvNorm, relu6
+from noah_jax.nn.remat import Layer, run_layer
 
-# expansion, channels at width 1, blocks, stride of the first block
+# For each stage: expansion, channels at width 1, blocks, stride of the first block.
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -25,7 +25,7 @@ STAGES = (
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor` that loses no more than 10 % of the channels."""
+    """Rounds to the nearest multiple of `divisor` that loses at most 10 % of the channels."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * channels else rounded + divisor
 
@@ -37,9 +37,16 @@ def channels(width_mult: float) -> list[int]:
 
 
 class InvertedResidual(nnx.Module):
-    """1x1 expansion (left out where it would not expand), 3x3 depthwise, 1x1 projection."""
+    """1x1 expansion (left out if it would not expand), 3x3 depthwise, 1x1 projection."""
 
-    def __init__(self, in_features, out_features, expansion, stride, layer):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        expansion: int,
+        stride: int,
+        layer: functools.partial[ConvNorm],
+    ):
         hidden = in_features * expansion
         self.expand = layer(in_features, hidden, 1, activation=relu6) if expansion > 1 else None
         self.depthwise = layer(hidden, hidden, 3, stride=stride, depthwise=True, activation=relu6)
@@ -47,6 +54,7 @@ class InvertedResidual(nnx.Module):
         self.residual = stride == 1 and in_features == out_features
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """`[batch, height, width, in_features]` -> `[batch, rows, columns, out_features]`."""
         y = x if self.expand is None else self.expand(x, train=train)
         y = self.project(self.depthwise(y, train=train), train=train)
         return x + y if self.residual else y
@@ -56,33 +64,27 @@ class MobileNetV2(nnx.Module):
     """MobileNetV2 with any head.
 
     Args:
-      head: which head.
-      width_mult: factor of all channels but the last 1280, which only a factor above 1
+      head: Which head.
+      settings: Image size, BatchNorm's statistics, rematerialisation and compute dtype.
+      width_mult: Factor of all channels, except the last 1280, which only a factor above 1
         changes.
-      image_size: unused: any size works.
-      batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
-      remat: whether the backward pass computes the blocks' insides again to save memory.
-      dtype: compute dtype.
-      rngs: source of the initial weights.
+      rngs: Source of the initial weights.
     """
 
     def __init__(
         self,
         head: HeadSpec,
+        settings: BackboneSettings,
         *,
         width_mult: float,
-        image_size: tuple[int, int],
-        batch_norm_group: int | None = None,
-        remat: bool = False,
-        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del image_size
-        self.remat = remat
-        norm = functools.partial(BatchNorm, batch_norm_group=batch_norm_group, dtype=dtype)
-        layer = functools.partial(ConvNorm, norm=norm, dtype=dtype, rngs=rngs)
+        self.remat = settings.remat
+        layer = functools.partial(
+            ConvNorm, norm=settings.batch_norm, dtype=settings.dtype, rngs=rngs
+        )
         in_features, *stages, last = channels(width_mult)
-        layers = [layer(3, in_features, 3, stride=2, activation=relu6)]
+        layers: list[Layer] = [layer(3, in_features, 3, stride=2, activation=relu6)]
         for (expansion, _, depth, stride), features in zip(STAGES, stages, strict=True):
             for i in range(depth):
                 step = 1 if i else stride
@@ -94,17 +96,13 @@ class MobileNetV2(nnx.Module):
             head, last, init={"linear": HeadInit(nnx.initializers.normal(0.01))}, rngs=rngs
         )
 
-    def features(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
+    def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         """The last feature map, `[batch, height/32, width/32, channels]`."""
         x = images
         for layer in self.layers:
             x = run_layer(layer, x, train=train, remat=self.remat)
         return x
 
-    def __call__(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         features = self.features(images, train=train)
         return apply_head(self.head, features, train=train, key=key)

@@ -1,12 +1,13 @@
 """MobileNetV3 (Howard et al., 2019) in the variant that NOAH was published with.
 
-It is not torchvision's: squeeze-and-excitation has no biases, a quarter of the channels of
-the layer it scales, and stands before the depthwise activation; every block has its
-expansion, also where it expands nothing.
+It differs from torchvision's. Squeeze-and-excitation has no biases and a quarter of the channels
+of the layer it scales, and comes before the depthwise activation. Every block has its expansion,
+even if it expands nothing.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,27 +16,29 @@ from flax import nnx
 
 from noah_jax.heads.registry import apply_head, make_head
 from noah_jax.heads.spec import HeadInit, HeadSpec
-from noah_jax.nn.layers import BatchNorm, ConvNorm, conv, hard_sigmoid, hard_swish
-from noah_jax.nn.remat import run_layer
+from noah_jax.models.backbone import BackboneSettings
+from noah_jax.nn.dropout import Key
+from noah_jax.nn.layers import ConvNorm, conv, hard_sigmoid, hard_swish
+from noah_jax.nn.remat import Layer, run_layer
 
 
 class Block(NamedTuple):
     """One line of the paper's tables.
 
     Attributes:
-      kernel_size: of the depthwise convolution.
-      hidden: channels of the expansion.
-      features: output channels.
-      squeeze: whether there is squeeze-and-excitation.
-      activation: the block's non-linearity.
-      stride: of the depthwise convolution.
+      kernel_size: Kernel size of the depthwise convolution.
+      hidden: Channels of the expansion.
+      features: Output channels.
+      squeeze: Whether there is squeeze-and-excitation.
+      activation: The block's non-linearity.
+      stride: Stride of the depthwise convolution.
     """
 
     kernel_size: int
     hidden: int
     features: int
     squeeze: bool
-    activation: Any
+    activation: Callable[[jax.Array], jax.Array]
     stride: int
 
 
@@ -72,7 +75,7 @@ LARGE = (
 
 
 def scaled(blocks: tuple[Block, ...], width_mult: float) -> list[Block]:
-    """The blocks with that factor of all channels, rounded up to multiples of 8."""
+    """The blocks with all channels multiplied by a factor and rounded up to multiples of 8."""
 
     def up(channels: int) -> int:
         return math.ceil(channels * width_mult / 8) * 8
@@ -86,9 +89,9 @@ def last_channels(width_mult: float) -> int:
 
 
 class SqueezeExcite(nnx.Module):
-    """Scales every channel by a gate in 0..1 that sees the mean over the positions."""
+    """Scales every channel by a gate in 0..1, computed from the mean over the positions."""
 
-    def __init__(self, features, dtype, rngs):
+    def __init__(self, features: int, dtype: Any, rngs: nnx.Rngs):
         linear = functools.partial(
             nnx.Linear,
             use_bias=False,
@@ -101,6 +104,7 @@ class SqueezeExcite(nnx.Module):
         self.expand = linear(features // 4, features)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, height, width, features]` -> the same shape."""
         gate = self.expand(nnx.relu(self.reduce(x.mean((1, 2), keepdims=True))))
         return x * hard_sigmoid(gate)
 
@@ -108,7 +112,14 @@ class SqueezeExcite(nnx.Module):
 class InvertedResidual(nnx.Module):
     """1x1 expansion, depthwise, squeeze-and-excitation, 1x1 projection."""
 
-    def __init__(self, in_features, block, layer, dtype, rngs):
+    def __init__(
+        self,
+        in_features: int,
+        block: Block,
+        layer: functools.partial[ConvNorm],
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
         size, hidden, features, squeeze, activation, stride = block
         self.expand = layer(in_features, hidden, 1, activation=activation)
         self.depthwise = layer(hidden, hidden, size, stride=stride, depthwise=True)
@@ -118,6 +129,7 @@ class InvertedResidual(nnx.Module):
         self.residual = stride == 1 and in_features == features
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """`[batch, height, width, in_features]` -> `[batch, rows, columns, features]`."""
         y = self.depthwise(self.expand(x, train=train), train=train)
         if self.se is not None:
             y = self.se(y)
@@ -126,7 +138,7 @@ class InvertedResidual(nnx.Module):
 
 
 class GlobalPool(nnx.Module):
-    """Mean over the positions, which stay as 1x1."""
+    """Mean over the positions, as a map of 1x1."""
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         return x.mean((1, 2), keepdims=True)
@@ -135,72 +147,61 @@ class GlobalPool(nnx.Module):
 class MobileNetV3(nnx.Module):
     """MobileNetV3 with any head.
 
-    With a linear head the last convolution runs after global pooling, as published; any
-    other head gets that convolution's whole map.
+    With a linear head the last convolution runs after global pooling, as published. Any other
+    head gets that convolution's whole map.
 
     Args:
-      head: which head.
-      blocks: the inverted residuals in order.
-      width_mult: factor of the blocks' channels; the first convolution has 16, the last 1280,
-        which only a factor above 1 changes.
-      image_size: unused: any size works.
-      batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
-      remat: whether the backward pass computes the blocks' insides again to save memory.
-      dtype: compute dtype.
-      rngs: source of the initial weights.
+      head: Which head.
+      settings: Image size, BatchNorm's statistics, rematerialisation and compute dtype.
+      blocks: The inverted residuals in order.
+      width_mult: Factor of the blocks' channels. The first convolution has 16 channels, the last
+        1280, which only a factor above 1 changes.
+      rngs: Source of the initial weights.
     """
 
     def __init__(
         self,
         head: HeadSpec,
+        settings: BackboneSettings,
         *,
         blocks: tuple[Block, ...],
         width_mult: float,
-        image_size: tuple[int, int],
-        batch_norm_group: int | None = None,
-        remat: bool = False,
-        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del image_size
-        self.remat = remat
-        norm = functools.partial(BatchNorm, batch_norm_group=batch_norm_group, dtype=dtype)
-        layer = functools.partial(ConvNorm, norm=norm, dtype=dtype, rngs=rngs)
-        layers = [layer(3, 16, 3, stride=2, activation=hard_swish)]
+        self.remat = settings.remat
+        layer = functools.partial(
+            ConvNorm, norm=settings.batch_norm, dtype=settings.dtype, rngs=rngs
+        )
+        layers: list[Layer] = [layer(3, 16, 3, stride=2, activation=hard_swish)]
         in_features = 16
-        blocks = scaled(blocks, width_mult)
-        for block in blocks:
-            layers.append(InvertedResidual(in_features, block, layer, dtype, rngs))
-            in_features = block.features
-        hidden = blocks[-1].hidden
+        hidden = 0
+        for block in scaled(blocks, width_mult):
+            layers.append(InvertedResidual(in_features, block, layer, settings.dtype, rngs))
+            in_features, hidden = block.features, block.hidden
         last = last_channels(width_mult)
         layers.append(layer(in_features, hidden, 1, activation=hard_swish))
-        # How many layers keep the map; with a linear head the last convolution is not one.
+        # The layers before the last convolution, which with a linear head runs after the pooling.
         self.depth = len(layers)
         self.pools = head.kind == "linear"
         if not (self.pools and head.features_only):
             layers += [GlobalPool()] if self.pools else []
-            layers.append(conv(hidden, last, 1, use_bias=True, dtype=dtype, rngs=rngs))
+            layers.append(conv(hidden, last, 1, use_bias=True, dtype=settings.dtype, rngs=rngs))
         self.layers = nnx.List(layers)
         self.head = make_head(
             head, last, init={"linear": HeadInit(nnx.initializers.normal(0.01))}, rngs=rngs
         )
 
-    def features(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
+    def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         """The last feature map, `[batch, height/32, width/32, channels]`.
 
-        With a linear head it has the channels of the layer before the pooling.
+        With a linear head it is the map before the pooling.
         """
         x = images
         for layer in list(self.layers)[: self.depth]:
             x = run_layer(layer, x, train=train, remat=self.remat)
         return x if self.pools else hard_swish(self.layers[-1](x))
 
-    def __call__(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         features = self.features(images, train=train)
         if self.pools and self.head is not None:
             pool, last = list(self.layers)[self.depth :]

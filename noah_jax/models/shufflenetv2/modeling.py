@@ -1,7 +1,6 @@
-"""ShuffleNetV2 (Ma et al., 2018), torchvision's layout."""
+"""ShuffleNetV2 (Ma et al., 2018) in torchvision's layout."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,9 @@ from flax import nnx
 from noah_jax.errors import InputError
 from noah_jax.heads.registry import apply_head, make_head
 from noah_jax.heads.spec import HeadInit, HeadSpec
+from noah_jax.models.backbone import BackboneSettings
+from noah_jax.nn.dropout import Key
 from noah_jax.nn.layers import (
-    BatchNorm,
     ConvNorm,
     max_pool,
     torch_default_bias,
@@ -21,9 +21,15 @@ from noah_jax.nn.remat import run_layer
 
 
 class ShuffleUnit(nnx.Module):
-    """Convolves half of the channels (all of them, twice, with stride 2), then shuffles."""
+    """Convolves half of the channels (with stride 2 all, in two branches), then shuffles."""
 
-    def __init__(self, in_features, out_features, stride, layer):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        stride: int,
+        layer: functools.partial[ConvNorm],
+    ):
         half = out_features // 2
         if stride == 1:
             self.branch1 = None
@@ -44,6 +50,7 @@ class ShuffleUnit(nnx.Module):
         )
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """`[batch, height, width, in_features]` -> `[batch, rows, columns, out_features]`."""
         if self.branch1 is None:
             left, right = jnp.split(x, 2, axis=-1)
         else:
@@ -52,7 +59,7 @@ class ShuffleUnit(nnx.Module):
                 left = layer(left, train=train)
         for layer in self.branch2:
             right = layer(right, train=train)
-        # Channel shuffle of two groups: the halves' channels alternate.
+        # The channel shuffle: channels of the two branches alternate.
         return jnp.stack([left, right], axis=-1).reshape(*left.shape[:-1], -1)
 
 
@@ -60,34 +67,29 @@ class ShuffleNetV2(nnx.Module):
     """ShuffleNetV2 with any head.
 
     Args:
-      head: which head.
-      widths: channels of the three stages and of the last convolution; those of the
-        stages are even.
-      depths: units of the stages.
-      image_size: unused: any size works.
-      batch_norm_group: images per BatchNorm statistic; `None` is the whole batch.
-      remat: whether the backward pass computes the blocks' insides again to save memory.
-      dtype: compute dtype.
-      rngs: source of the initial weights.
+      head: Which head.
+      settings: Image size, BatchNorm's statistics, rematerialisation and compute dtype.
+      widths: Channels of the three stages and of the last convolution; the stages' are even.
+      depths: Units of the stages.
+      rngs: Source of the initial weights.
     """
 
     def __init__(
         self,
         head: HeadSpec,
+        settings: BackboneSettings,
         *,
         widths: tuple[int, int, int, int],
         depths: tuple[int, int, int],
-        image_size: tuple[int, int],
-        batch_norm_group: int | None = None,
-        remat: bool = False,
-        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del image_size
-        self.remat = remat
-        norm = functools.partial(BatchNorm, batch_norm_group=batch_norm_group, dtype=dtype)
+        self.remat = settings.remat
         layer = functools.partial(
-            ConvNorm, norm=norm, dtype=dtype, kernel_init=torch_default_kernel(), rngs=rngs
+            ConvNorm,
+            norm=settings.batch_norm,
+            dtype=settings.dtype,
+            kernel_init=torch_default_kernel(),
+            rngs=rngs,
         )
         *stages, last = widths
         if any(width % 2 for width in stages):
@@ -108,18 +110,14 @@ class ShuffleNetV2(nnx.Module):
             rngs=rngs,
         )
 
-    def features(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
+    def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         """The last feature map, `[batch, height/32, width/32, channels]`."""
         x = max_pool(self.conv1(images, train=train), 3, 2, 1)
-        for stage in (self.stage2, self.stage3, self.stage4):
-            for unit in stage:
+        for stage in (2, 3, 4):
+            for unit in getattr(self, f"stage{stage}"):
                 x = run_layer(unit, x, train=train, remat=self.remat)
         return self.conv5(x, train=train)
 
-    def __call__(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         features = self.features(images, train=train)
         return apply_head(self.head, features, train=train, key=key)
