@@ -77,11 +77,16 @@ def check_image_size(images: jax.Array, image_size: tuple[int, int]) -> None:
         )
 
 
-def check_rates(**rates: float) -> None:
-    """Raises unless all rates lie in [0, 1)."""
+def any_rate(**rates: float) -> bool:
+    """Whether one of several dropout rates is above zero.
+
+    Raises:
+      InputError: If a rate lies outside [0, 1).
+    """
     for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise InputError(f"{name} must lie in [0, 1), got {rate}")
+    return any(rates.values())
 
 
 def check_heads(width: int, num_heads: int) -> None:
@@ -97,15 +102,18 @@ def linear_rates(drop_path_rate: float, depth: int) -> list[float]:
     return [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
 
 
-def training_key(
-    key: Key | None, *, train: bool, drop_rate: float, drop_path_rate: float
-) -> Key | None:
-    """The key for a backbone's blocks: `None` in evaluation, or if nothing in it is random.
+def training_key(key: Key | None, *, train: bool, needed: bool) -> Key | None:
+    """The key for a backbone's blocks: `None` in evaluation, or if nothing in them is random.
+
+    Args:
+      key: The key that the backbone was called with.
+      train: Whether it trains.
+      needed: Whether one of its dropout rates is above zero.
 
     Raises:
       InputError: If the backbone needs a key to train and there is none.
     """
-    if not train or not (drop_rate or drop_path_rate):
+    if not train or not needed:
         return None
     if key is None:
         raise InputError("training with drop_rate or drop_path_rate needs a random key: pass key=")

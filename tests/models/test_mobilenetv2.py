@@ -4,13 +4,7 @@ import pytest
 
 from noah_jax.models import create_model, list_models
 from noah_jax.models.mobilenetv2.modeling import round_channels
-from tests.models.cnn_checks import (
-    MapProbe,
-    map_shape,
-    parameter_count,
-    torch_shapes,
-    train_and_evaluate,
-)
+from tests.models import cnn_checks
 
 COUNTS = {
     "mobilenetv2_035": 1_677_128,
@@ -26,7 +20,7 @@ COUNTS = {
 
 def test_every_name_has_its_count():
     assert set(list_models("*mobilenetv2*")) == set(COUNTS)
-    assert {name: parameter_count(name) for name in COUNTS} == COUNTS
+    assert {name: cnn_checks.parameter_count(name) for name in COUNTS} == COUNTS
 
 
 @pytest.mark.parametrize(
@@ -37,7 +31,7 @@ def test_channels_round_to_eight_but_never_lose_a_tenth(channels, expected):
 
 
 def test_state_dict_has_the_names_of_torchvision():
-    shapes = torch_shapes("noah_mobilenetv2_100")
+    shapes = cnn_checks.torch_shapes("noah_mobilenetv2_100")
     assert shapes["features.0.0.weight"] == (32, 3, 3, 3)
     assert shapes["features.1.conv.0.0.weight"] == (32, 1, 3, 3)
     assert shapes["features.1.conv.1.weight"] == (16, 32, 1, 1)
@@ -46,21 +40,21 @@ def test_state_dict_has_the_names_of_torchvision():
     assert shapes["features.17.conv.3.bias"] == (320,)
     assert shapes["features.18.0.weight"] == (1280, 320, 1, 1)
     assert shapes["head.query.weight"] == (8000, 40, 1, 1)
-    assert torch_shapes("mobilenetv2_100")["head.2.weight"] == (1000, 1280)
+    assert cnn_checks.torch_shapes("mobilenetv2_100")["head.2.weight"] == (1000, 1280)
 
 
 @pytest.mark.parametrize(("size", "positions"), [((224, 224), (7, 7)), ((65, 32), (3, 1))])
 def test_any_image_size_works(size, positions):
-    assert map_shape("mobilenetv2_035", size) == (2, *positions, 1280)
+    assert cnn_checks.map_shape("mobilenetv2_035", size) == (2, *positions, 1280)
 
 
 @pytest.mark.slow
 def test_trains_and_evaluates_with_dropout_in_the_head():
-    train_and_evaluate("noah_mobilenetv2_035", head_drop_rate=0.5)
+    cnn_checks.train_and_evaluate("noah_mobilenetv2_035", head_drop_rate=0.5)
 
 
 def test_own_head_gets_the_map():
-    model = create_model("mobilenetv2_035", image_size=64, head=MapProbe())
+    model = create_model("mobilenetv2_035", image_size=64, head=cnn_checks.MapProbe())
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     params, stats = model.abstract()
     logits, _ = jax.eval_shape(lambda *args: model.apply(*args, train=False), params, stats, images)

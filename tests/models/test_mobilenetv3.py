@@ -6,13 +6,7 @@ from flax import nnx
 
 from noah_jax.models import create_model, list_models
 from noah_jax.models.mobilenetv3.modeling import SqueezeExcite
-from tests.models.cnn_checks import (
-    MapProbe,
-    map_shape,
-    parameter_count,
-    torch_shapes,
-    train_and_evaluate,
-)
+from tests.models import cnn_checks
 
 COUNTS = {
     "mobilenetv3_small": 2_938_368,
@@ -24,11 +18,11 @@ COUNTS = {
 
 def test_every_name_has_its_count():
     assert set(list_models("*mobilenetv3*")) == set(COUNTS)
-    assert {name: parameter_count(name) for name in COUNTS} == COUNTS
+    assert {name: cnn_checks.parameter_count(name) for name in COUNTS} == COUNTS
 
 
 def test_state_dict_has_the_originals_names():
-    shapes = torch_shapes("mobilenetv3_small")
+    shapes = cnn_checks.torch_shapes("mobilenetv3_small")
     assert shapes["features.1.conv.0.weight"] == (16, 16, 1, 1)
     assert shapes["features.4.conv.3.weight"] == (96, 1, 5, 5)
     assert shapes["features.4.conv.5.fc.0.weight"] == (24, 96)
@@ -40,7 +34,7 @@ def test_state_dict_has_the_originals_names():
 @pytest.mark.parametrize(("name", "last"), [("mobilenetv3_small", 14), ("mobilenetv3_large", 18)])
 def test_last_convolution_is_one_further_with_a_linear_head(name, last):
     hidden = 576 if name.endswith("small") else 960
-    linear, noah = torch_shapes(name), torch_shapes(f"noah_{name}")
+    linear, noah = cnn_checks.torch_shapes(name), cnn_checks.torch_shapes(f"noah_{name}")
     assert linear[f"features.{last}.weight"] == (1280, hidden, 1, 1)
     assert noah[f"features.{last - 1}.weight"] == (1280, hidden, 1, 1)
     assert noah[f"features.{last - 1}.bias"] == (1280,)
@@ -49,9 +43,10 @@ def test_last_convolution_is_one_further_with_a_linear_head(name, last):
 
 
 def test_the_map_is_pooled_before_the_last_convolution_with_a_linear_head_only():
-    assert map_shape("mobilenetv3_small", (224, 224)) == (2, 7, 7, 576)
-    assert map_shape("noah_mobilenetv3_small", (224, 224)) == (2, 7, 7, 1280)
-    assert map_shape("mobilenetv3_small", (65, 32), head=MapProbe()) == (2, 3, 1, 1280)
+    assert cnn_checks.map_shape("mobilenetv3_small", (224, 224)) == (2, 7, 7, 576)
+    assert cnn_checks.map_shape("noah_mobilenetv3_small", (224, 224)) == (2, 7, 7, 1280)
+    probed = cnn_checks.map_shape("mobilenetv3_small", (65, 32), head=cnn_checks.MapProbe())
+    assert probed == (2, 3, 1, 1280)
 
 
 def test_squeeze_excite_gates_channels():
@@ -67,7 +62,9 @@ def test_squeeze_excite_gates_channels():
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["linear", "noah"])
 def test_trains_and_evaluates(head):
-    train_and_evaluate("mobilenetv3_small" if head == "linear" else "noah_mobilenetv3_small")
+    cnn_checks.train_and_evaluate(
+        "mobilenetv3_small" if head == "linear" else "noah_mobilenetv3_small"
+    )
 
 
 def test_bad_arguments_say_so():

@@ -5,13 +5,7 @@ import pytest
 
 from noah_jax.models import create_model, list_models
 from noah_jax.models.shufflenetv2.modeling import ShuffleUnit
-from tests.models.cnn_checks import (
-    MapProbe,
-    map_shape,
-    parameter_count,
-    torch_shapes,
-    train_and_evaluate,
-)
+from tests.models import cnn_checks
 
 COUNTS = {
     "shufflenetv2_050": 1_366_792,
@@ -27,11 +21,11 @@ COUNTS = {
 
 def test_every_name_has_its_count():
     assert set(list_models("*shufflenetv2*")) == set(COUNTS)
-    assert {name: parameter_count(name) for name in COUNTS} == COUNTS
+    assert {name: cnn_checks.parameter_count(name) for name in COUNTS} == COUNTS
 
 
 def test_state_dict_has_the_names_of_torchvision():
-    shapes = torch_shapes("noah_shufflenetv2_100")
+    shapes = cnn_checks.torch_shapes("noah_shufflenetv2_100")
     assert shapes["conv1.0.weight"] == (24, 3, 3, 3)
     assert shapes["stage2.0.branch1.0.weight"] == (24, 1, 3, 3)
     assert shapes["stage2.0.branch1.2.weight"] == (58, 24, 1, 1)
@@ -41,18 +35,19 @@ def test_state_dict_has_the_names_of_torchvision():
     assert "stage4.3.branch1.0.weight" not in shapes
     assert shapes["conv5.0.weight"] == (1024, 464, 1, 1)
     assert shapes["head.value.weight"] == (8000, 96, 1, 1)
-    assert torch_shapes("shufflenetv2_200")["head.2.weight"] == (1000, 2048)
+    assert cnn_checks.torch_shapes("shufflenetv2_200")["head.2.weight"] == (1000, 2048)
 
 
 @pytest.mark.parametrize(("size", "positions"), [((224, 224), (7, 7)), ((65, 32), (3, 1))])
 def test_any_image_size_works(size, positions):
-    assert map_shape("shufflenetv2_050", size) == (2, *positions, 1024)
-    assert map_shape("shufflenetv2_050", size, head=MapProbe()) == (2, *positions, 1024)
+    assert cnn_checks.map_shape("shufflenetv2_050", size) == (2, *positions, 1024)
+    probed = cnn_checks.map_shape("shufflenetv2_050", size, head=cnn_checks.MapProbe())
+    assert probed == (2, *positions, 1024)
 
 
 @pytest.mark.slow
 def test_trains_and_evaluates():
-    train_and_evaluate("noah_shufflenetv2_050")
+    cnn_checks.train_and_evaluate("noah_shufflenetv2_050")
 
 
 def test_shuffle_alternates_the_channels_of_the_halves():

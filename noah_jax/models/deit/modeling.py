@@ -18,9 +18,9 @@ from noah_jax.models.backbone import BackboneSettings
 from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
+    any_rate,
     check_heads,
     check_image_size,
-    check_rates,
     class_token,
     linear_rates,
     normal_002,
@@ -94,12 +94,10 @@ class DeiT(nnx.Module):
         drop_path_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        self.needs_key = any_rate(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         check_heads(width, num_heads)
         self.image_size = settings.image_size
         self.grid = patch_grid(settings.image_size, patch_size)
-        self.drop_rate = drop_rate
-        self.drop_path_rate = drop_path_rate
         self.remat = settings.remat
         dtype = settings.dtype
 
@@ -141,9 +139,7 @@ class DeiT(nnx.Module):
     def _tokens(self, images: jax.Array, *, train: bool, key: Key | None) -> jax.Array:
         """`[batch, tokens, channels]`; the class token, if there is one, is the first."""
         check_image_size(images, self.image_size)
-        key = training_key(
-            key, train=train, drop_rate=self.drop_rate, drop_path_rate=self.drop_path_rate
-        )
+        key = training_key(key, train=train, needed=self.needs_key)
         pos_key, blocks_key = split_key(key, 2)
         x = self.patch_embed(images)
         batch, _, _, width = x.shape

@@ -20,8 +20,8 @@ from noah_jax.models.backbone import BackboneSettings
 from noah_jax.models.blocks import (
     Mlp,
     PatchEmbed,
+    any_rate,
     check_image_size,
-    check_rates,
     gelu,
     patch_grid,
     run_blocks,
@@ -315,11 +315,9 @@ class MlpMixer(nnx.Module):
         rngs: nnx.Rngs,
         **ratios: float,
     ):
-        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        self.needs_key = any_rate(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         self.image_size = settings.image_size
         self.grid = patch_grid(settings.image_size, patch_size)
-        self.drop_rate = drop_rate
-        self.drop_path_rate = drop_path_rate
         self.remat = settings.remat
         dtype = settings.dtype
 
@@ -355,9 +353,7 @@ class MlpMixer(nnx.Module):
     def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         """The last feature map, `[batch, rows, columns, channels]`."""
         check_image_size(images, self.image_size)
-        key = training_key(
-            key, train=train, drop_rate=self.drop_rate, drop_path_rate=self.drop_path_rate
-        )
+        key = training_key(key, train=train, needed=self.needs_key)
         x = self.stem(images)
         shape = x.shape
         x = x.reshape(shape[0], -1, shape[-1])

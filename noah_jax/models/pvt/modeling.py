@@ -18,8 +18,8 @@ from noah_jax.models.backbone import BackboneSettings
 from noah_jax.models.blocks import (
     PatchEmbed,
     TransformerBlock,
+    any_rate,
     check_heads,
-    check_rates,
     class_token,
     linear_rates,
     normal_002,
@@ -120,11 +120,9 @@ class PVT(nnx.Module):
         drop_path_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        self.needs_key = any_rate(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         rows, columns = patch_grid(settings.image_size, STRIDE)
         self.grids = tuple((rows * scale, columns * scale) for scale in (8, 4, 2, 1))
-        self.drop_rate = drop_rate
-        self.drop_path_rate = drop_path_rate
         self.remat = settings.remat
         dtype = settings.dtype
 
@@ -182,9 +180,7 @@ class PVT(nnx.Module):
         """The last map, `[batch, height/32, width/32, channels]`, and the class token, if any."""
         _, height, width, _ = images.shape
         rows, columns = patch_grid((height, width), STRIDE, "the images' size")
-        key = training_key(
-            key, train=train, drop_rate=self.drop_rate, drop_path_rate=self.drop_path_rate
-        )
+        key = training_key(key, train=train, needed=self.needs_key)
         x = images
         for stage, stage_key in enumerate(split_key(key, 4)):
             pos_key, blocks_key = split_key(stage_key, 2)
