@@ -21,5 +21,6 @@ def enable_compilation_cache(folder: str | None, *, shared: str | None = None) -
 
     if shared and jax.process_count() > 1 and folder == DEFAULT_CACHE:
         folder = shared
-    if folder and jax.config.jax_compilation_cache_dir is None:
+    # JAX makes the attributes of its configuration at run time.
+    if folder and jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))

@@ -3,9 +3,9 @@
 
     python scripts/kill_and_restart.py [--processes 4] [--kills 10] [--seed 0]
 
-trains the quickstart's model (with mixup, a moving average and BatchNorm groups) on local
-processes once undisturbed and once with one process killed at a random moment, again and again;
-every time the others must end by themselves, and the same command goes on. Exits with 0 if the
+Trains the quickstart's model (with mixup, a moving average and grouped BatchNorm) on several local
+processes, once undisturbed and once with one process killed at a random moment, again and again.
+Each time the others must end by themselves, and the same command must go on. Exits with 0 if the
 parameters, statistics and averages of both runs are equal to the last bit.
 """
 
@@ -33,11 +33,11 @@ SETTINGS = {
     "data.num_threads": 1,
 }
 LOGGED = "images/s"  # a line of the log
-# They have found one another. For a process that is killed before the others wait half an hour:
-# it may be a host that is still booting.
+# JAX prints this when the processes have found one another. A process is not killed before that: the
+# others would wait half an hour for it, since it could be a host that is still booting.
 JOINED = "peer ranks"
-START_SECONDS = 10  # from there to the first step, about
-PATIENCE = 300  # seconds that the others of a killed process may take to end
+START_SECONDS = 10  # from there to the first step, roughly
+PATIENCE = 300  # seconds that the other processes may take to end after one was killed
 COMPARE = """
 import sys, jax, numpy as np, noah_jax
 runs = [[noah_jax.load_model(path, ema=ema)[1:] for ema in (False, True)] for path in sys.argv[1:]]
@@ -49,7 +49,7 @@ sys.exit(not all(same))
 
 
 def start(workdir: pathlib.Path, count: int) -> list[subprocess.Popen]:
-    """Starts the training program on `count` processes, whose output is added to `*.log`."""
+    """Starts the training program on `count` processes; appends their output to log files."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -67,7 +67,7 @@ def start(workdir: pathlib.Path, count: int) -> list[subprocess.Popen]:
 
 
 def log_file(workdir: pathlib.Path, index: int) -> pathlib.Path:
-    """What a process of a run prints, in all its starts."""
+    """The file with everything that a process of a run prints, in all its starts."""
     return workdir.with_name(f"{workdir.name}-{index}.log")
 
 
@@ -87,13 +87,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
+    parser.add_argument("--processes", type=int, default=4, help="local processes (4)")
+    parser.add_argument("--kills", type=int, default=10, help="how often one is killed (10)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed for the moments and the processes that are killed"
+    )
     arguments = parser.parse_args()
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # short programs: compile soon
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # these programs run briefly
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kill_and_restart_"))
     undisturbed, disturbed = folder / "undisturbed", folder / "disturbed"
     print(f"{arguments.processes} processes, {STEPS} steps; logs are in {folder}", flush=True)
@@ -139,7 +141,7 @@ def main() -> int:
 
 
 def end(processes: list[subprocess.Popen]) -> list[int]:
-    """The exit codes; a process that waits for ever is an error."""
+    """Waits for the exit codes; raises if a process has not ended after `PATIENCE` seconds."""
     deadline = time.monotonic() + PATIENCE
     try:
         return [p.wait(max(deadline - time.monotonic(), 0.1)) for p in processes]

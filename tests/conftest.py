@@ -1,4 +1,4 @@
-"""What the tests share."""
+"""Fixtures that several tests share."""
 
 import pathlib
 
@@ -10,23 +10,25 @@ from PIL import Image
 from noah_jax.train import train
 from tests.helpers import GOLDEN, ROOT, make_multi_label_config, make_tiny_config
 
-# Compiled programs are kept between the tests of one session, and between sessions.
+# Keeps compiled programs between the tests of one session, and between sessions.
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
 
 
 def pytest_addoption(parser):
-    parser.addoption("--golden", default=GOLDEN, type=pathlib.Path, help="other golden vectors")
+    parser.addoption(
+        "--golden", default=GOLDEN, type=pathlib.Path, help="the folder of other golden vectors"
+    )
 
 
 @pytest.fixture
 def golden(request) -> pathlib.Path:
-    """The folder of the golden vectors."""
+    """The folder with the golden vectors."""
     return request.config.getoption("golden")
 
 
 @pytest.fixture(scope="session")
 def class_folders(tmp_path_factory) -> str:
-    """`train/` with 3 x 20 images and `val/` with 3 x 7 of 28x28 pixels, as class folders."""
+    """Class folders with 28x28 images: `train/` holds 3 x 20 of them, `val/` 3 x 7."""
     root = tmp_path_factory.mktemp("folders")
     random = np.random.RandomState(0)
     for split, count in (("train", 20), ("val", 7)):
@@ -48,7 +50,7 @@ def tiny_run(class_folders, tmp_path_factory) -> str:
     config.checkpoint_every = 6
     config.mixup = config.cutmix = config.erase_prob = 0.0
     config.mix_group = None
-    config.optim.learning_rate = 0.005  # probabilities that are neither 0 nor 1
+    config.optim.learning_rate = 0.005  # so small that no probability is 0 or 1
     workdir = str(tmp_path_factory.mktemp("tiny") / "run")
     train(config, workdir)
     return workdir
@@ -56,16 +58,16 @@ def tiny_run(class_folders, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def csv_folder(tmp_path_factory) -> str:
-    """`train.csv` and `val.csv`, 50 images each, labelled `green`, `red`, both or neither.
+    """The folder of `train.csv` and `val.csv`, which list 50 images each.
 
-    The first image of each has the labels `-green`.
+    An image is labelled `green`, `red`, both or neither, but the first one of each file `-green`.
     """
     root = tmp_path_factory.mktemp("csv")
     random = np.random.default_rng(0)
     for split in ("train", "val"):
         lines = ["image,labels"]
         for i in range(50):
-            # The left half is red or not, the right half is green or not.
+            # The label `red` makes the left half of an image red, `green` the right half green.
             red, green = random.integers(0, 2, 2)
             pixels = random.integers(0, 60, (28, 28, 3)).astype(np.uint8)
             pixels[:, :14, 0] += 180 * np.uint8(red)
@@ -81,7 +83,7 @@ def csv_folder(tmp_path_factory) -> str:
 
 @pytest.fixture
 def multi_label_config(csv_folder):
-    """See `make_multi_label_config`."""
+    """The configuration of `make_multi_label_config` for the images of `csv_folder`."""
     return make_multi_label_config(csv_folder)
 
 
@@ -95,5 +97,5 @@ def multi_label_run(csv_folder, tmp_path_factory) -> str:
 
 @pytest.fixture
 def tiny_config(class_folders):
-    """A run of 12 steps on the class folders that has everything: augmentation, dropout, EMA."""
+    """The configuration of `make_tiny_config` for the images of `class_folders`."""
     return make_tiny_config(class_folders)

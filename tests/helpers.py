@@ -19,7 +19,7 @@ def original_models() -> list[str]:
 
 
 def make_tiny_config(class_folders: str) -> ConfigDict:
-    """A run of 12 steps on the class folders with augmentation, dropout and a moving average."""
+    """Makes the configuration of a run of 12 steps with augmentation, dropout and an EMA."""
     config = default_config()
     config.model.name = "noah_resnet18"
     config.model.image_size = 28
@@ -50,7 +50,7 @@ def make_tiny_config(class_folders: str) -> ConfigDict:
 
 
 def make_multi_label_config(csv_folder: str) -> ConfigDict:
-    """A run of 80 steps on images with several labels, with a moving average."""
+    """Makes the configuration of a run of 80 steps on images with several labels, with an EMA."""
     config = make_tiny_config(f"csv:{csv_folder}")
     config.loss = "asymmetric"
     config.smoothing = config.erase_prob = config.mixup = config.cutmix = 0.0

@@ -1,4 +1,4 @@
-"""The shell scripts, as far as no cluster is needed."""
+"""Tests the shell scripts as far as that needs no cluster."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ SHELL = sorted(SCRIPTS.glob("*.sh"))
 TRAIN = ["--", "--config", "configs/x.py", "--workdir", "/a folder"]
 STAGE = ["--from", "gs://bucket/tfds", "--set", "sample"]
 
-# What `gcloud storage` does with gs://bucket, which stands for a local folder.
+# Stands for `gcloud storage`: gs://bucket is a local folder.
 GCLOUD = """#!/usr/bin/env bash
 path=${BUCKET}${4#gs://bucket}
 case $2 in
@@ -64,7 +64,7 @@ def test_dry_runs_show_valid_shell(script, arguments, words):
     if "--" in arguments:
         assert r"/a\ folder" in ran.stdout
     shell = ran.stdout
-    if "--worker" in shell:  # of the lines of `gcloud ... --command`, the last is for the hosts
+    if "--worker" in shell:  # only the last argument of `gcloud ... --command` runs on the hosts
         shell = shell.split("\n--command\n")[1]
     if script != "stage_data.sh" or "--name" in arguments:
         assert subprocess.run(["bash", "-n"], input=shell, text=True).returncode == 0
@@ -89,7 +89,7 @@ def test_mistakes_are_one_line(script, arguments, words):
     assert len(ran.stderr.splitlines()) == 1 and words in ran.stderr
 
 
-def test_staging_copies_a_set_once_it_fits(tmp_path):
+def test_staging_copies_a_dataset_that_fits(tmp_path):
     files = tmp_path / "bucket" / "tfds" / "sample" / "1.0.0"
     files.mkdir(parents=True)
     (files / "sample-train.array_record-00000-of-00001").write_bytes(b"12345")
@@ -110,7 +110,7 @@ def test_staging_copies_a_set_once_it_fits(tmp_path):
         (copied,) = (target / "sample" / "1.0.0").iterdir()
         assert copied.read_bytes() == b"12345"
 
-    # A set that is not there, and a disk that is full.
+    # A dataset that does not exist, then a disk that is full.
     ran = _run("stage_data.sh", *stage, "--set", "other", **environment)
     assert ran.returncode == 1 and "gs://bucket/tfds/other holds nothing" in ran.stderr
     (tools / "df").write_text("#!/bin/sh\necho Avail\necho 4\n")
