@@ -33,8 +33,8 @@ SETTINGS = {
     "data.num_threads": 1,
 }
 LOGGED = "images/s"  # a line of the log
-# JAX prints this when the processes have found one another. A process is not killed before that: the
-# others would wait half an hour for it, since it could be a host that is still booting.
+# JAX prints this when the processes have found one another. None is killed before that: the others
+# would wait half an hour for it, since it could be a host that is still booting.
 JOINED = "peer ranks"
 START_SECONDS = 10  # from there to the first step, roughly
 PATIENCE = 300  # seconds that the other processes may take to end after one was killed
