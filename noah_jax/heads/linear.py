@@ -62,8 +62,9 @@ class LinearHead(nnx.Module):
         if train and self.dropout.rate and key is None:
             raise InputError("training with dropout needs a random key: pass key=")
         pooled = self.dropout(pooled, key if train else None)
-        kernel, bias = self.linear.kernel[...], self.linear.bias[...]
-        return wide_einsum("bd,dk->bk", pooled.astype(self.dtype), kernel) + bias
+        kernel, bias = self.linear.kernel[...], self.linear.bias
+        assert bias is not None  # `nnx.Linear` has one by default
+        return wide_einsum("bd,dk->bk", pooled.astype(self.dtype), kernel) + bias[...]
 
 
 def make_linear_head(

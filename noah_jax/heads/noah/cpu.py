@@ -1,10 +1,10 @@
-"""POCA in loops over blocks and chunks of their classes, for CPUs.
+"""Computes the head in loops over blocks and chunks of their classes, for CPUs.
 
-The arithmetic is that of `chunked.py`. Here nothing is rearranged beforehand: every block
-cuts its channels out of the feature map and every chunk its classes out of the weights where they
-lie, and gradients are added in place, so that besides the results there are only one block's
-channels and one chunk in memory. (For TPUs, slices of a map whose last axis is the channels' would
-be copies in another layout.)
+The arithmetic is that of `chunked.py`. Nothing is rearranged beforehand: every block cuts its
+channels out of the feature map, every chunk cuts its classes out of the weights, and gradients
+are added in place. Besides the results, only the channels of one block and one chunk are in
+memory. (On TPUs, slices of a map whose last axis is the channels would be copies in another
+layout.)
 """
 
 import functools
@@ -15,145 +15,162 @@ import jax
 import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
-from noah_jax.heads.noah.chunked import Weights, attend, differentiate, scaled_mask
-from noah_jax.nn import dropout as dropouts
+from noah_jax.heads.noah.chunked import Residuals, attend, differentiate, scaled_mask
+from noah_jax.heads.noah.operands import (
+    ChannelSplit,
+    HeadShape,
+    Weights,
+    add_bias,
+    flatten_positions,
+)
+from noah_jax.nn.dropout import Seeds
 from noah_jax.nn.dtypes import wide_dtype, wide_einsum
 
-# Scores of one chunk: as many as the caches of a few CPU cores hold beside as many values, but no
-# narrower than products are efficient; twice as many were 5 % faster on ResNet-50's map and took a
-# third more memory.
-_SCORES = 2**19
-_FEWEST_CLASSES = 128
-_TILE = 64  # classes; products of a few less take longer
-_COMMON_BATCH = 32
+_COMMON_BATCH = 32  # a symbolic batch, of `jax.export`, is planned as a common one
 
 
-class _Plan(NamedTuple):
+class CpuPlan(NamedTuple):
     """What a chunk is.
 
     Attributes:
-      parts: chunks that make the classes of a block; the last two may overlap.
-      classes: classes in a chunk.
-      head_split: whether each block sees only its own share of the channels.
-      value_from: the first of the channels that give values.
+      chunks: Chunks that make up the classes of a block; the last two may overlap.
+      classes: Classes in a chunk.
+      head_split: Whether each block sees only its own channels.
+      value_start: First of the channels that give values.
+      dropout: Dropout rate on the values; 0 if it is off.
     """
 
-    parts: int
+    chunks: int
     classes: int
     head_split: bool
-    value_from: int
+    value_start: int
+    dropout: float
 
 
-def looped_poca(
-    features: jax.Array,
-    weights: Weights,
-    seeds: dropouts.Seeds | None = None,
-    *,
-    head_split: bool,
-    kv_split: bool,
-    dropout: float = 0.0,
-) -> jax.Array:
-    """Wide logits, `[batch, classes]`; see `noah_jax.heads.noah.poca.poca`.
+def cpu_plan(
+    shape: HeadShape, *, scores: int = 2**19, tile: int = 64, fewest_classes: int = 128
+) -> CpuPlan:
+    """Plans the chunks.
 
     Args:
-      features: `[batch, positions, channels]`: those of the scores, then those of the values, or
-        all for both.
-      weights: of the head.
-      seeds: of the dropout's masks; `None` switches it off.
-      head_split: whether each block sees only its own share of the channels.
-      kv_split: whether scores and values see different channels.
-      dropout: rate of the dropout on the values.
+      shape: Shape of the head.
+      scores: About how many scores a chunk has. The default is as many as the caches of a few
+        CPU cores hold beside as many values; twice as many are 5 % faster on ResNet-50's map and
+        take a third more memory.
+      tile: The classes of a chunk are a multiple of it; products of a few fewer take longer.
+      fewest_classes: Fewest classes of a chunk, below which products are not efficient.
     """
-    batch, positions, channels = features.shape
-    head_num, value_in, num_classes = weights.value_kernel.shape
-    # A symbolic batch, of `jax.export`, is planned as a common one.
-    images = _COMMON_BATCH if is_symbolic_dim(batch) else batch
-    parts, classes = _chunks(num_classes, _SCORES // max(images * positions, 1))
-    value_from = channels - value_in * (head_num if head_split else 1) if kv_split else 0
-    plan = _Plan(parts, classes, head_split, value_from)
-    if seeds is not None:
-        return _pairwise(plan, dropout, features, weights, seeds)
-    logits = _pairwise(plan, 0.0, features, weights._replace(value_bias=None), None)
-    # The weights sum to one over the positions, so the bias passes through unchanged.
-    return logits + weights.value_bias.astype(logits.dtype).sum(0)
+    images = _COMMON_BATCH if is_symbolic_dim(shape.batch) else shape.batch
+    limit = scores // max(images * shape.positions, 1)
+    chunks = math.ceil(shape.num_classes / max(limit // tile * tile, fewest_classes))
+    classes = math.ceil(shape.num_classes / chunks / tile) * tile
+    value_start = shape.part_channels[0] if shape.split.kv_split else 0
+    return CpuPlan(
+        chunks,
+        min(classes, shape.num_classes),
+        shape.split.head_split,
+        value_start,
+        shape.dropout,
+    )
 
 
-def _chunks(num_classes: int, limit: int) -> tuple[int, int]:
-    """Into how many chunks of how many classes a block is cut, about `limit` each."""
-    parts = math.ceil(num_classes / max(limit // _TILE * _TILE, _FEWEST_CLASSES))
-    classes = math.ceil(num_classes / parts / _TILE) * _TILE
-    return parts, min(classes, num_classes)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _pairwise(
-    plan: _Plan,
-    rate: float,
+def cpu_poca(
+    plan: CpuPlan,
+    split: ChannelSplit,
     features: jax.Array,
     weights: Weights,
-    seeds: dropouts.Seeds | None,
+    seeds: Seeds | None,
 ) -> jax.Array:
-    """Logits, `[batch, classes]`."""
-    return _forward(plan, rate, features, weights, seeds)[0]
+    """Computes the logits; arguments and result are those of `reference_poca`.
+
+    Args:
+      plan: The plan of `cpu_plan`.
+      split: Unused: the plan has what it says.
+      features: See `reference_poca`.
+      weights: See `reference_poca`.
+      seeds: See `reference_poca`.
+    """
+    del split
+    features = flatten_positions(features)
+    if seeds is not None:
+        return _pairwise(plan, features, tuple(weights), seeds)
+    return add_bias(_pairwise(plan, features, weights[:2], None), weights.value_bias)
 
 
-def _forward(plan, rate, features, weights, seeds):
-    def add_block(logits, block):
+# Both kernels, and the value's bias if dropout falls on it; `[head_num, ..., classes]`.
+_Arrays = tuple[jax.Array, ...]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _pairwise(
+    plan: CpuPlan, features: jax.Array, weights: _Arrays, seeds: Seeds | None
+) -> jax.Array:
+    """Computes the logits, `[batch, classes]`."""
+    return _forward(plan, features, weights, seeds)[0]
+
+
+def _forward(
+    plan: CpuPlan, features: jax.Array, weights: _Arrays, seeds: Seeds | None
+) -> tuple[jax.Array, tuple]:
+    def add_block(logits: jax.Array, block: jax.Array) -> tuple[jax.Array, Residuals]:
         channels = _cut_channels(plan, block, features, weights)
 
-        def add_chunk(logits, part):
-            window, chunk = _cut_classes(plan, block, part, weights)
-            keep = _mask(plan, rate, block, window, features, seeds)
-            scores, values = _evidence(keep, *channels, *chunk)
+        def add_chunk(logits: jax.Array, index: jax.Array) -> tuple[jax.Array, Residuals]:
+            window, chunk = _cut_classes(plan, block, index, weights)
+            mask = _chunk_mask(plan, block, window, features, seeds)
+            scores, values = _scores_and_values(mask, *channels, *chunk)
             shape = (*features.shape[:2], plan.classes)
-            kept = attend(scores.reshape(shape), values.reshape(shape))
-            out = jnp.where(window.own, kept.out, 0)
-            return _add(logits, (jnp.int32(0), window.label), out), kept
+            residuals = attend(scores.reshape(shape), values.reshape(shape))
+            out = jnp.where(window.own, residuals.out, 0)
+            return _add_at(logits, (jnp.int32(0), window.class_index), out), residuals
 
-        return jax.lax.scan(add_chunk, logits, _indices(plan.parts))
+        return jax.lax.scan(add_chunk, logits, _indices(plan.chunks))
 
-    head_num, _, num_classes = weights.query_kernel.shape
+    head_num, _, num_classes = weights[0].shape
     zeros = jnp.zeros((features.shape[0], num_classes), wide_dtype(features.dtype))
-    logits, kept = jax.lax.scan(add_block, zeros, _indices(head_num))
-    return logits, (features, weights, seeds, kept)
+    logits, residuals = jax.lax.scan(add_block, zeros, _indices(head_num))
+    return logits, (features, weights, seeds, residuals)
 
 
-def _backward(plan, rate, residuals, cotangent):
-    features, weights, seeds, kept = residuals
+def _backward(plan: CpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, _Arrays, None]:
+    features, weights, seeds, residuals = saved
 
-    def add_block(totals, inputs):
-        block, kept = inputs
+    def add_block(totals: _Arrays, inputs: tuple) -> tuple[_Arrays, None]:
+        block, residuals = inputs
         channels = _cut_channels(plan, block, features, weights)
 
-        def add_chunk(totals, inputs):
-            part, kept = inputs
-            window, chunk = _cut_classes(plan, block, part, weights)
-            keep = _mask(plan, rate, block, window, features, seeds)
-            (scores, values), pull = jax.vjp(functools.partial(_evidence, keep), *channels, *chunk)
-            upstream = jax.lax.dynamic_slice_in_dim(cotangent, window.label, plan.classes, axis=1)
+        def add_chunk(totals: _Arrays, inputs: tuple) -> tuple[_Arrays, None]:
+            index, residuals = inputs
+            window, chunk = _cut_classes(plan, block, index, weights)
+            mask = _chunk_mask(plan, block, window, features, seeds)
+            (scores, values), pull = jax.vjp(
+                functools.partial(_scores_and_values, mask), *channels, *chunk
+            )
+            upstream = jax.lax.dynamic_slice_in_dim(
+                cotangent, window.class_index, plan.classes, axis=1
+            )
             upstream = jnp.where(window.own, upstream, 0)
-            # In the shape of the scores, whose memory their gradients then can take.
-            for_positions = functools.partial(_for_positions, features.shape[1])
-            rows = jax.tree.map(for_positions, (kept, upstream))
-            to_query_part, to_value_part, *to_chunk = pull(differentiate(scores, values, *rows))
-            to_features, *to_weights = totals
+            # The gradients of the scores then have the shape of the scores and reuse their memory.
+            repeat = functools.partial(_repeat_for_positions, features.shape[1])
+            rows = jax.tree.map(repeat, (residuals, upstream))
+            d_query_part, d_value_part, *d_chunk = pull(differentiate(scores, values, *rows))
+            d_features, *d_weights = totals
             for start, gradient in zip(
-                _channel_starts(plan, block, weights), (to_query_part, to_value_part), strict=True
+                _channel_starts(plan, block, weights), (d_query_part, d_value_part), strict=True
             ):
-                to_features = _add(to_features, start, gradient.reshape(*features.shape[:2], -1))
-            return (to_features, *map(_add, to_weights, window.starts, to_chunk)), None
+                gradient = gradient.reshape(*features.shape[:2], -1)
+                d_features = _add_at(d_features, start, gradient)
+            return (d_features, *map(_add_at, d_weights, window.starts, d_chunk)), None
 
-        return jax.lax.scan(add_chunk, totals, (_indices(plan.parts), kept))
+        return jax.lax.scan(add_chunk, totals, (_indices(plan.chunks), residuals))
 
-    arrays = (features, *(x for x in weights if x is not None))
+    arrays = (features, *weights)
     zeros = tuple(jnp.zeros(x.shape, wide_dtype(x.dtype)) for x in arrays)
-    totals, _ = jax.lax.scan(add_block, zeros, (_indices(len(weights.query_kernel)), kept))
-    to_features, *to_weights = (
+    totals, _ = jax.lax.scan(add_block, zeros, (_indices(len(weights[0])), residuals))
+    d_features, *d_weights = (
         total.astype(x.dtype) for total, x in zip(totals, arrays, strict=True)
     )
-    if weights.value_bias is None:
-        to_weights.append(None)
-    return to_features, Weights(*to_weights), None
+    return d_features, tuple(d_weights), None
 
 
 _pairwise.defvjp(_forward, _backward)
@@ -163,24 +180,26 @@ def _indices(count: int) -> jax.Array:
     return jnp.arange(count, dtype=jnp.int32)
 
 
-def _add(total: jax.Array, start: tuple, gradient: jax.Array) -> jax.Array:
-    """`total` with a gradient of its part from `start` on added."""
+def _add_at(total: jax.Array, start: tuple, gradient: jax.Array) -> jax.Array:
+    """Adds the gradient of the window that begins at `start` to `total`."""
     old = jax.lax.dynamic_slice(total, start, gradient.shape)
     return jax.lax.dynamic_update_slice(total, old + gradient.astype(old.dtype), start)
 
 
-def _channel_starts(plan: _Plan, block: jax.Array, weights: Weights) -> tuple[tuple, tuple]:
-    """Where the channels of a block's scores and values begin in the feature map."""
+def _channel_starts(plan: CpuPlan, block: jax.Array, weights: _Arrays) -> tuple[tuple, tuple]:
+    """Finds where the query and value channels of a block begin in the feature map."""
     zero = jnp.int32(0)  # all starts have one dtype, also where integers are 64 bits wide
     own = block if plan.head_split else zero
     query_in, value_in = (kernel.shape[1] for kernel in weights[:2])
-    return (zero, zero, own * query_in), (zero, zero, plan.value_from + own * value_in)
+    return (zero, zero, own * query_in), (zero, zero, plan.value_start + own * value_in)
 
 
-def _cut_channels(plan, block, features, weights) -> list[jax.Array]:
-    """The channels of a block's scores and values, each `[batch * positions, channels]`.
+def _cut_channels(
+    plan: CpuPlan, block: jax.Array, features: jax.Array, weights: _Arrays
+) -> list[jax.Array]:
+    """Cuts out the query and value channels of a block, each `[batch * positions, channels]`.
 
-    As matrices, so that the weights' gradients are products of them as they lie.
+    They are matrices, so that the gradients of the weights are products of them as they lie.
     """
     channels = []
     for start, kernel in zip(_channel_starts(plan, block, weights), weights[:2], strict=True):
@@ -194,46 +213,57 @@ class _Window(NamedTuple):
     """Where a chunk lies.
 
     Attributes:
-      label: its first class.
-      own: which of its classes the chunk before it has not, bool `[classes]`.
-      starts: where its part of each of the weights begins.
+      class_index: Its first class.
+      own: Which of its classes the chunk before it does not have, bool `[classes]`.
+      starts: Where its window of each of the weights begins.
     """
 
-    label: jax.Array
+    class_index: jax.Array
     own: jax.Array
     starts: list[tuple]
 
 
-def _cut_classes(plan, block, part, weights) -> tuple[_Window, list[jax.Array]]:
-    """Where a chunk lies, and a block's weights of its classes."""
-    label = jnp.minimum(part * plan.classes, weights.query_kernel.shape[-1] - plan.classes)
-    own = label + jnp.arange(plan.classes) >= part * plan.classes
-    present = [x for x in weights if x is not None]
-    starts = [(block, *[jnp.int32(0)] * (x.ndim - 2), label) for x in present]
+def _cut_classes(
+    plan: CpuPlan, block: jax.Array, index: jax.Array, weights: _Arrays
+) -> tuple[_Window, list[jax.Array]]:
+    """Finds where a chunk of a block lies, and cuts its classes out of the block's weights."""
+    class_index = jnp.minimum(index * plan.classes, weights[0].shape[-1] - plan.classes)
+    own = class_index + jnp.arange(plan.classes) >= index * plan.classes
+    starts = [(block, *[jnp.int32(0)] * (x.ndim - 2), class_index) for x in weights]
     chunk = [
         jax.lax.dynamic_slice(x, start, (1, *x.shape[1:-1], plan.classes))
-        for x, start in zip(present, starts, strict=True)
+        for x, start in zip(weights, starts, strict=True)
     ]
-    return _Window(label, own, starts), chunk
+    return _Window(class_index, own, starts), chunk
 
 
-def _evidence(keep, query_part, value_part, query_kernel, value_kernel, value_bias=None):
-    """Scores and values of a chunk, wide `[batch * positions, classes]`."""
+def _scores_and_values(
+    mask: jax.Array | None,
+    query_part: jax.Array,
+    value_part: jax.Array,
+    query_kernel: jax.Array,
+    value_kernel: jax.Array,
+    value_bias: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Computes scores and values of a chunk, wide `[batch * positions, classes]`."""
     scores = wide_einsum("rd,dk->rk", query_part, query_kernel[0])
     values = wide_einsum("rd,dk->rk", value_part, value_kernel[0])
     if value_bias is not None:
         values = values + value_bias.astype(values.dtype)
-    return scores, values if keep is None else values * keep.reshape(values.shape)
+    return scores, values if mask is None else values * mask.reshape(values.shape)
 
 
-def _for_positions(count: int, x: jax.Array) -> jax.Array:
-    """`[batch, classes]` for each position, `[batch * positions, classes]`."""
+def _repeat_for_positions(positions: int, x: jax.Array) -> jax.Array:
+    """Repeats `[batch, classes]` for each position: `[batch * positions, classes]`."""
     batch, classes = x.shape
-    return jnp.broadcast_to(x[:, None], (batch, count, classes)).reshape(-1, classes)
+    return jnp.broadcast_to(x[:, None], (batch, positions, classes)).reshape(-1, classes)
 
 
-def _mask(plan, rate, block, window, features, seeds):
+def _chunk_mask(
+    plan: CpuPlan, block: jax.Array, window: _Window, features: jax.Array, seeds: Seeds | None
+) -> jax.Array | None:
     if seeds is None:
         return None
     shape = (1, *features.shape[:2], plan.classes)
-    return scaled_mask(seeds, shape, (block, window.label), rate, features.dtype)[0]
+    start = block, window.class_index
+    return scaled_mask(seeds, shape, start, plan.dropout, features.dtype)[0]

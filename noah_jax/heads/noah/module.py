@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.errors import InputError
-from noah_jax.heads.noah.poca import (
-    Contributions,
+from noah_jax.heads.noah.operands import (
+    ChannelSplit,
     Projection,
-    attention,
-    contributions,
-    poca,
+    check_dropout,
     split_channels,
 )
+from noah_jax.heads.noah.poca import poca
+from noah_jax.heads.noah.reference import Contributions, attention, contributions
 from noah_jax.heads.spec import HeadInit, HeadSpec
 
 
@@ -83,15 +83,9 @@ class NOAH(nnx.Module):
     ):
         if num_classes < 1:
             raise InputError(f"num_classes must be at least 1 for a head, got {num_classes}")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
-        parts = split_channels(
-            in_features,
-            head_num=head_num,
-            key_ratio=key_ratio,
-            head_split=head_split,
-            kv_split=kv_split,
-        )
+        check_dropout(dropout)
+        split = ChannelSplit(key_ratio, head_split, kv_split)
+        parts = split_channels(split, in_features, head_num)
         # PyTorch's fan-out of the convolution, grouped or not, counts all its output channels.
         kernel_init = kernel_init or nnx.initializers.normal(
             math.sqrt(2 / (head_num * num_classes))
@@ -153,11 +147,7 @@ class NOAH(nnx.Module):
         )
 
     def _split(self) -> dict[str, Any]:
-        return {
-            "key_ratio": self.key_ratio,
-            "head_split": self.head_split,
-            "kv_split": self.kv_split,
-        }
+        return ChannelSplit(self.key_ratio, self.head_split, self.kv_split)._asdict()
 
 
 class _ProjectionWeights(nnx.Module):

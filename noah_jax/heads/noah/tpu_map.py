@@ -1,273 +1,366 @@
-"""POCA's kernel for TPUs on the feature maps of convolutional networks.
+"""Pallas kernel for TPUs on the feature maps of convolutional networks.
 
-XLA lays such a map out as `[*spatial, batch, channels]`: kernels that take it whole, as it lies,
-and write its gradient whole spare the slices, transpositions and joins that
-`tpu.py` needs round its own, which for ResNet-50 cost almost as much as the kernels.
-What happens to a block of the head is the same.
+XLA lays such a map out as `[*spatial, batch, channels]`. Kernels that read the whole map in that
+layout, and write its whole gradient, avoid the slices, transpositions and joins around the kernel
+of `tpu.py`, which for ResNet-50 cost almost as much as the kernels. Each step of the grid takes a
+tile of images and all blocks; the computation of a block is in `tpu_block.py`.
 """
 
 import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from noah_jax.heads.noah.chunked import Operands, Weights
-from noah_jax.heads.noah.tpu import (
-    IMAGES,
-    LANES,
-    Plan,
-    attend,
-    chunk_of,
-    compiler_params,
-    devices_of,
-    differentiate,
+from noah_jax.errors import InputError
+from noah_jax.heads.noah.chunked import Residuals
+from noah_jax.heads.noah.kernels import (
+    Pair,
+    Ref,
+    cast,
+    cast_like,
     differentiated_once,
-    images_of_a_device,
-    padded_kernel,
+    images_per_device,
     round_up,
+)
+from noah_jax.heads.noah.operands import ChannelSplit, HeadShape, Weights
+from noah_jax.heads.noah.tpu_block import (
+    LANES,
+    Scratch,
+    TpuPlan,
+    attend_block,
+    class_chunk_for,
+    clear,
+    differentiate_block,
+    largest_tile,
+    pad_kernel,
+    scratch_shapes,
     vmem_limit,
 )
+from noah_jax.nn.dropout import Seeds
 from noah_jax.nn.per_device import on_each_device
 
 
-def map_plan(
-    features: jax.Array, operands: Operands, *, interpret: bool = False, devices: int | None = None
-) -> Plan | None:
-    """How the kernels would compute it, or `None` where shapes do not tile or fit into VMEM.
+def tpu_map_plan(
+    shape: HeadShape,
+    *,
+    interpret: bool = False,
+    devices: int | None = None,
+    vmem: int | None = None,
+) -> TpuPlan:
+    """Plans the largest tile of images that fits into VMEM.
 
     Args:
-      features: `[batch, rows, columns, channels]`; of another rank there is no such kernel.
-      operands: the features' parts, and weights, without dropout.
-      interpret: whether the kernels are to be emulated.
-      devices: among how many the batch is split; by default as `sharded_map_poca` splits it.
+      shape: Shape of the head.
+      interpret: Whether Pallas emulates the kernels.
+      devices: Number of devices the batch is split over; by default as the mesh says.
+      vmem: Bytes of VMEM that a kernel may take; by default by the kind of device.
+
+    Raises:
+      InputError: If there is no such kernel for the shape, or it does not tile or fit.
     """
-    batch = images_of_a_device(operands, devices or devices_of(interpret))
-    if features.ndim != 4 or batch is None:
-        return None
-    groups, _, positions, _ = operands.query_part.shape
-    widths = operands.query_kernel.shape[1], operands.value_kernel.shape[1]
-    head_num, _, num_classes = operands.query_kernel.shape
-    if groups != head_num or head_num * sum(widths) != features.shape[-1]:  # not split
-        return None
-    itemsize = features.dtype.itemsize
-    limit = vmem_limit()
-    chunk = chunk_of(num_classes)
-    classes = round_up(num_classes, chunk)
-    channels = sum(round_up(width, 16) for width in widths)
-    lanes = sum(round_up(width, LANES) for width in widths)
-    for images in range(batch // IMAGES * IMAGES, 0, -IMAGES):
-        rows = round_up(images * positions, LANES)
-        needed = (
-            4 * rows * features.shape[-1] * itemsize  # the map and its gradient, two buffers each
-            + head_num * channels * classes * (8 + itemsize)  # gradients, two buffers; weights
-            + rows * (lanes + channels) * itemsize  # a block's channels, and transposed
-            + rows * channels * 4  # sums of their gradients
-            + 2 * rows * chunk * (4 + itemsize)  # scores, values and their gradients
-            + 4 * (1 + head_num) * images * classes * 4  # log-sum-exp, outputs, cotangents
+    if not shape.spatial_major or len(shape.spatial) != 2:
+        raise InputError(
+            "the TPU kernel for maps takes [batch, rows, columns, channels] with"
+            f" spatial_major=True, got {len(shape.spatial)} spatial dimensions with"
+            f" spatial_major={shape.spatial_major}"
         )
-        if batch % images == 0 and needed <= limit:
-            return Plan(images, positions, groups, chunk, 0.0, interpret, limit)
-    return None
+    if shape.dropout:
+        raise InputError("the TPU kernel for maps has no dropout")
+    if shape.channel_groups != shape.head_num or not shape.split.kv_split:
+        raise InputError("the TPU kernel for maps needs head_split and kv_split")
+    batch = images_per_device(shape, backend="tpu", interpret=interpret, devices=devices)
+    limit = vmem_limit() if vmem is None else vmem
+    itemsize = shape.dtype.itemsize
+    class_chunk = class_chunk_for(shape.num_classes)
+    classes = round_up(shape.num_classes, class_chunk)
+    channels = sum(round_up(width, 16) for width in shape.block_channels)
+    lanes = sum(round_up(width, LANES) for width in shape.block_channels)
+
+    def fits(images: int) -> bool:
+        rows = round_up(images * shape.positions, LANES)
+        needed = (
+            4 * rows * shape.channels * itemsize  # the map and its gradient, two buffers each
+            # gradients of the weights, two buffers; the weights
+            + shape.head_num * channels * classes * (8 + itemsize)
+            + rows * (lanes + channels) * itemsize  # channels of a block, and transposed
+            + rows * channels * 4  # sums of their gradients
+            + 2 * rows * class_chunk * (4 + itemsize)  # scores, values and their gradients
+            # log-sum-exp, outputs, cotangents
+            + 4 * (1 + shape.head_num) * images * classes * 4
+        )
+        return needed <= limit
+
+    return TpuPlan(
+        largest_tile(batch, fits),
+        shape.positions,
+        shape.channel_groups,
+        class_chunk,
+        0.0,
+        interpret,
+        limit,
+    )
 
 
-def sharded_map_poca(plan: Plan, features: jax.Array, weights: Weights) -> jax.Array:
-    """`map_poca` on each device's part of the batch."""
-    specs = lambda axes: (jax.P(axes), *[jax.P()] * 3)  # noqa: E731
-    return on_each_device(functools.partial(map_poca, plan), specs, features, *weights)
+def tpu_map_poca(
+    plan: TpuPlan,
+    split: ChannelSplit,
+    features: jax.Array,
+    weights: Weights,
+    seeds: Seeds | None,
+) -> jax.Array:
+    """Computes float32 logits; arguments and result are those of `reference_poca`.
+
+    Args:
+      plan: The plan of `tpu_map_plan`.
+      split: Unused: the kernel is for one way to split the channels.
+      features: `[batch, rows, columns, channels]`.
+      weights: See `reference_poca`.
+      seeds: Unused: the kernel has no dropout.
+    """
+    del split, seeds
+
+    def specs(axes: tuple[str, ...]) -> tuple:
+        return jax.P(axes), *[jax.P()] * 3
+
+    return on_each_device(functools.partial(_poca_on_device, plan), specs, features, *weights)
 
 
-def map_poca(
-    plan: Plan,
+class _Widths(NamedTuple):
+    """Channels of one block: of its query and of its value."""
+
+    query: int
+    value: int
+
+    def channels(self, head_num: int) -> Iterator[Pair]:
+        """Gives the slices of the map with the query and value channels of each block."""
+        for block in range(head_num):
+            start = head_num * self.query + block * self.value
+            yield Pair(
+                slice(block * self.query, (block + 1) * self.query),
+                slice(start, start + self.value),
+            )
+
+
+def _poca_on_device(
+    plan: TpuPlan,
     features: jax.Array,
     query_kernel: jax.Array,
     value_kernel: jax.Array,
     bias: jax.Array,
 ) -> jax.Array:
-    """float32 logits, `[batch, classes]`; see `noah_jax.heads.noah.poca.poca`.
-
-    Args:
-      plan: by `map_plan`.
-      features: `[batch, rows, columns, channels]`.
-      query_kernel: `[head_num, channels, classes]`.
-      value_kernel: likewise.
-      bias: of the values, `[head_num, classes]`.
-    """
     batch, *_, channels = features.shape
     features = features.transpose(1, 2, 0, 3).reshape(plan.positions, batch, channels)
-    widths = query_kernel.shape[1], value_kernel.shape[1]
-    kernels = [padded_kernel(plan, kernel) for kernel in (query_kernel, value_kernel)]
-    logits = _poca(plan, widths, features, *kernels)
+    widths = _Widths(query_kernel.shape[1], value_kernel.shape[1])
+    kernels = Pair(query_kernel, value_kernel).map(functools.partial(pad_kernel, plan))
+    logits = _poca_of_map(plan, widths, features, kernels)
     logits = logits.reshape(batch, -1)[:, : query_kernel.shape[-1]]
     return logits + bias.sum(0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _poca(plan, widths, features, query_kernel, value_kernel):
-    """`[tiles, images, classes]` from `[positions, batch, channels]`."""
-    return _outputs(plan, widths, features, query_kernel, value_kernel)[0]
+def _poca_of_map(plan: TpuPlan, widths: _Widths, features: jax.Array, kernels: Pair) -> jax.Array:
+    """Computes `[tiles, images, classes]` of `[positions, batch, channels]`."""
+    return _call_forward(plan, widths, features, kernels)[0]
 
 
-def _forward(plan, widths, *operands):
-    logits, *kept = _outputs(plan, widths, *operands)
-    return logits, (*operands, kept)
+def _forward(
+    plan: TpuPlan, widths: _Widths, features: jax.Array, kernels: Pair
+) -> tuple[jax.Array, tuple]:
+    logits, residuals = _call_forward(plan, widths, features, kernels)
+    return logits, (features, kernels, residuals)
 
 
-def _backward(plan, widths, residuals, cotangent):
-    return _gradients(plan, widths, residuals, cotangent)
+def _backward(
+    plan: TpuPlan, widths: _Widths, saved: tuple, cotangent: jax.Array
+) -> tuple[jax.Array, Pair]:
+    return _call_backward(plan, widths, saved, cotangent)
 
 
-_poca.defvjp(_forward, _backward)
+_poca_of_map.defvjp(_forward, _backward)
 
 
 @functools.partial(differentiated_once, static=(0, 1))
-def _outputs(plan, widths, features, query_kernel, value_kernel):
-    """Logits, and log-sum-exp and output of every block."""
-    head_num, _, classes = query_kernel.shape
+def _call_forward(
+    plan: TpuPlan, widths: _Widths, features: jax.Array, kernels: Pair
+) -> tuple[jax.Array, Residuals]:
+    """Runs the forward kernel: logits and residuals of every block."""
+    head_num, _, classes = kernels.query.shape
     tiles = features.shape[1] // plan.images
-    weights = [kernel.astype(features.dtype) for kernel in (query_kernel, value_kernel)]
+    weights = cast(kernels, features.dtype)
     logits = jax.ShapeDtypeStruct((tiles, plan.images, classes), jnp.float32)
-    per_block = jax.ShapeDtypeStruct((tiles, head_num, plan.images, classes), jnp.float32)
+    of_block = jax.ShapeDtypeStruct((tiles, head_num, plan.images, classes), jnp.float32)
     return pl.pallas_call(
         functools.partial(_forward_kernel, plan, widths),
         grid=(tiles,),
-        in_specs=[_map_spec(plan, features), *map(_weights_spec, weights)],
-        out_specs=[_tile_spec(x) for x in (logits, per_block, per_block)],
-        out_shape=[logits, per_block, per_block],
-        scratch_shapes=[*_rows(plan, features.dtype, weights), *_chunks(plan, jnp.float32)],
-        compiler_params=compiler_params(plan),
+        in_specs=[_map_spec(plan, features), weights.map(_weights_spec)],
+        out_specs=(_tile_spec(logits), Residuals(_tile_spec(of_block), _tile_spec(of_block))),
+        out_shape=(logits, Residuals(of_block, of_block)),
+        scratch_shapes=[
+            _row_shapes(plan, features.dtype, weights),
+            scratch_shapes(plan, jnp.float32),
+        ],
+        compiler_params=plan.compiler_params,
         interpret=plan.interpret,
         name="noah_head_forward",
-    )(features, *weights)
+    )(features, weights)
+
+
+def _forward_kernel(
+    plan: TpuPlan,
+    widths: _Widths,
+    map_ref: Ref,
+    kernel_ref: Pair,
+    logits_ref: Ref,
+    residuals_ref: Residuals,
+    rows_ref: Pair,
+    scratch_ref: Scratch,
+) -> None:
+    @pl.when(pl.program_id(0) == 0)
+    def _() -> None:
+        clear(*rows_ref)  # no block writes the padding rows of a tile
+
+    clear(logits_ref)
+    for block, channels in enumerate(widths.channels(len(kernel_ref.query))):
+        _load_channels(plan, map_ref, channels, rows_ref)
+        attend_block(plan, block, rows_ref, kernel_ref, scratch_ref, logits_ref, residuals_ref)
+
+
+class _BackwardScratch(NamedTuple):
+    """Buffers of the backward kernel.
+
+    Attributes:
+      rows: Channels of a block, `[padded rows, channels]`.
+      columns: The same, transposed.
+      d_columns: Sums of the gradients of `columns`.
+      chunk: Scores and values of a chunk of classes.
+      d_chunk: Their gradients, in the dtype of the features.
+    """
+
+    rows: Pair
+    columns: Pair
+    d_columns: Pair
+    chunk: Scratch
+    d_chunk: Scratch
 
 
 @functools.partial(differentiated_once, static=(0, 1))
-def _gradients(plan, widths, residuals, cotangent):
-    """Gradients of the map and both kernels."""
-    features, query_kernel, value_kernel, kept = residuals
-    kernels = query_kernel, value_kernel
-    weights = [kernel.astype(features.dtype) for kernel in kernels]
-    shapes = [(kernel.shape[1], round_up(plan.rows, LANES)) for kernel in kernels]
-    to_features, *to_kernels = pl.pallas_call(
+def _call_backward(
+    plan: TpuPlan, widths: _Widths, saved: tuple, cotangent: jax.Array
+) -> tuple[jax.Array, Pair]:
+    """Runs the backward kernel: gradients of the map and both kernels."""
+    features, kernels, residuals = saved
+    dtype = features.dtype
+    weights = cast(kernels, dtype)
+
+    def column_shapes(dtype: Any) -> Pair:
+        return kernels.map(lambda kernel: pltpu.VMEM((kernel.shape[1], plan.padded_rows), dtype))
+
+    d_features, d_kernels = pl.pallas_call(
         functools.partial(_backward_kernel, plan, widths),
         grid=(features.shape[1] // plan.images,),
         in_specs=[
             _map_spec(plan, features),
-            *map(_weights_spec, weights),
-            *(_tile_spec(x) for x in (*kept, cotangent)),
+            weights.map(_weights_spec),
+            Residuals(*map(_tile_spec, residuals)),
+            _tile_spec(cotangent),
         ],
-        out_specs=[_map_spec(plan, features), *map(_whole_spec, kernels)],
-        out_shape=[
-            jax.ShapeDtypeStruct(features.shape, features.dtype),
-            *(jax.ShapeDtypeStruct(kernel.shape, jnp.float32) for kernel in kernels),
-        ],
+        out_specs=(_map_spec(plan, features), kernels.map(_whole_spec)),
+        out_shape=(
+            jax.ShapeDtypeStruct(features.shape, dtype),
+            kernels.map(lambda kernel: jax.ShapeDtypeStruct(kernel.shape, jnp.float32)),
+        ),
         scratch_shapes=[
-            *_rows(plan, features.dtype, weights),
-            *(pltpu.VMEM(shape, features.dtype) for shape in shapes),
-            *(pltpu.VMEM(shape, jnp.float32) for shape in shapes),
-            *_chunks(plan, jnp.float32),
-            *_chunks(plan, features.dtype),
+            _BackwardScratch(
+                _row_shapes(plan, dtype, weights),
+                column_shapes(dtype),
+                column_shapes(jnp.float32),
+                scratch_shapes(plan, jnp.float32),
+                scratch_shapes(plan, dtype),
+            )
         ],
-        compiler_params=compiler_params(plan),
+        compiler_params=plan.compiler_params,
         interpret=plan.interpret,
         name="noah_head_backward",
-    )(features, *weights, *kept, cotangent)
-    return to_features, *(
-        gradient.astype(kernel.dtype) for gradient, kernel in zip(to_kernels, kernels, strict=True)
-    )
+    )(features, weights, residuals, cotangent)
+    return d_features, cast_like(d_kernels, kernels)
 
 
-def _map_spec(plan, features):
+def _backward_kernel(
+    plan: TpuPlan,
+    widths: _Widths,
+    map_ref: Ref,
+    kernel_ref: Pair,
+    residuals_ref: Residuals,
+    d_logits_ref: Ref,
+    d_map_ref: Ref,
+    d_kernel_ref: Pair,
+    scratch_ref: _BackwardScratch,
+) -> None:
+    rows_ref, columns_ref = scratch_ref.rows, scratch_ref.columns
+    d_columns_ref = scratch_ref.d_columns
+
+    @pl.when(pl.program_id(0) == 0)
+    def _() -> None:
+        # Nobody writes the padding rows of `d_chunk` and `rows` again.
+        clear(*d_kernel_ref, *scratch_ref.d_chunk, *rows_ref)
+
+    for block, channels in enumerate(widths.channels(len(kernel_ref.query))):
+        _load_channels(plan, map_ref, channels, rows_ref)
+        columns_ref.query[...] = rows_ref.query[...].T
+        columns_ref.value[...] = rows_ref.value[...].T
+        clear(*d_columns_ref)
+        differentiate_block(
+            plan,
+            block,
+            rows_ref=rows_ref,
+            columns_ref=columns_ref,
+            kernel_ref=kernel_ref,
+            scratch_ref=scratch_ref.chunk,
+            d_scratch_ref=scratch_ref.d_chunk,
+            residuals_ref=residuals_ref,
+            d_logits_ref=d_logits_ref,
+            d_columns_ref=d_columns_ref,
+            d_kernel_ref=Pair(d_kernel_ref.query.at[block], d_kernel_ref.value.at[block]),
+        )
+        for part, part_ref in zip(channels, d_columns_ref, strict=True):
+            gradient = part_ref[...].astype(d_map_ref.dtype).T
+            width = part.stop - part.start
+            shape = plan.positions, plan.images, width
+            d_map_ref[:, :, part] = gradient[: plan.rows, :width].reshape(shape)
+
+
+def _load_channels(plan: TpuPlan, map_ref: Ref, channels: Pair, rows_ref: Pair) -> None:
+    """Copies the channels of a block out of the map."""
+    for part, part_ref in zip(channels, rows_ref, strict=True):
+        width = part.stop - part.start
+        part_ref[: plan.rows, :width] = map_ref[:, :, part].reshape(plan.rows, width)
+
+
+def _map_spec(plan: TpuPlan, features: jax.Array) -> pl.BlockSpec:
+    """Takes the map of a tile of images."""
     positions, _, channels = features.shape
     return pl.BlockSpec((positions, plan.images, channels), lambda tile: (0, tile, 0))
 
 
-def _whole_spec(x, **options):
+def _whole_spec(x: jax.Array, **options: Any) -> pl.BlockSpec:
+    """Takes the whole array."""
     return pl.BlockSpec(x.shape, lambda _: (0,) * x.ndim, **options)
 
 
-def _weights_spec(x):
-    return _whole_spec(x, pipeline_mode=pl.Buffered(1))  # of what is the same for all tiles
+def _weights_spec(x: jax.Array) -> pl.BlockSpec:
+    """Takes the whole array in one buffer, because it is the same for all tiles."""
+    return _whole_spec(x, pipeline_mode=pl.Buffered(1))
 
 
-def _tile_spec(x):
+def _tile_spec(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
+    """Takes what belongs to a tile."""
     return pl.BlockSpec((1, *x.shape[1:]), lambda tile: (tile, *(0,) * (x.ndim - 1)))
 
 
-def _rows(plan, dtype, kernels):
-    rows = round_up(plan.rows, LANES)
-    return [pltpu.VMEM((rows, kernel.shape[1]), dtype) for kernel in kernels]
-
-
-def _chunks(plan, dtype):
-    return [pltpu.VMEM((round_up(plan.rows, LANES), plan.chunk), dtype)] * 2
-
-
-def _channels(widths, head_num):
-    """Where query and value channels of each block lie in the map."""
-    query, value = widths
-    for block in range(head_num):
-        start = head_num * query + block * value
-        yield slice(block * query, (block + 1) * query), slice(start, start + value)
-
-
-def _load(plan, features, channels, rows):
-    for part, to in zip(channels, rows, strict=True):
-        width = part.stop - part.start
-        to[: plan.rows, :width] = features[:, :, part].reshape(plan.rows, width)
-
-
-def _clear(*refs):
-    """Fills with zeros."""
-    for ref in refs:
-        ref[...] = jnp.zeros(ref.shape, ref.dtype)
-
-
-def _forward_kernel(
-    plan, widths, features, query_kernel, value_kernel,
-    logits, log_sums, outs, query_rows, value_rows, scores, values,
-):  # fmt: skip
-    rows = query_rows, value_rows
-
-    @pl.when(pl.program_id(0) == 0)
-    def _():
-        _clear(*rows)  # no block writes what fills a tile
-
-    _clear(logits)
-    for block, channels in enumerate(_channels(widths, len(query_kernel))):
-        _load(plan, features, channels, rows)
-        attend(
-            plan, block, rows, (query_kernel, value_kernel), (scores, values),
-            (logits, log_sums, outs),
-        )  # fmt: skip
-
-
-def _backward_kernel(
-    plan, widths, features, query_kernel, value_kernel, log_sums, outs, cotangent,
-    to_features, to_query_kernel, to_value_kernel,
-    query_rows, value_rows, query_columns, value_columns, to_query_columns, to_value_columns,
-    scores, values, to_scores, to_values,
-):  # fmt: skip
-    rows, columns = (query_rows, value_rows), (query_columns, value_columns)
-    to_columns = to_query_columns, to_value_columns
-
-    @pl.when(pl.program_id(0) == 0)
-    def _():
-        _clear(to_query_kernel, to_value_kernel, to_scores, to_values, *rows)
-
-    for block, channels in enumerate(_channels(widths, len(query_kernel))):
-        _load(plan, features, channels, rows)
-        for of, to in zip(rows, columns, strict=True):
-            to[...] = of[...].T
-        _clear(*to_columns)
-        differentiate(
-            plan, block, rows, columns, (query_kernel, value_kernel),
-            (scores, values, to_scores, to_values), (log_sums, outs, cotangent), to_columns,
-            (to_query_kernel.at[block], to_value_kernel.at[block]),
-        )  # fmt: skip
-        for part, of in zip(channels, to_columns, strict=True):
-            gradient = of[...].astype(to_features.dtype).T
-            width = part.stop - part.start
-            shape = plan.positions, plan.images, width
-            to_features[:, :, part] = gradient[: plan.rows, :width].reshape(shape)
+def _row_shapes(plan: TpuPlan, dtype: Any, kernels: Pair) -> Pair:
+    """Gives the buffers for the channels of a block, `[padded rows, channels]`."""
+    return kernels.map(lambda kernel: pltpu.VMEM((plan.padded_rows, kernel.shape[1]), dtype))

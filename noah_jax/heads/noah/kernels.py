@@ -1,0 +1,171 @@
+"""What the Pallas kernels for TPUs and GPUs share."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from noah_jax.errors import InputError
+from noah_jax.heads.noah.operands import HeadShape, Operands
+from noah_jax.nn.dropout import Seeds, kept
+from noah_jax.nn.per_device import on_each_device
+
+Ref: TypeAlias = Any  # a Pallas reference; JAX has no public type for it
+
+
+class Pair(NamedTuple):
+    """Two arrays, or two Pallas references, of the same kind.
+
+    Attributes:
+      query: The one for the query.
+      value: The one for the value.
+    """
+
+    query: Any
+    value: Any
+
+    def map(self, f: Callable, *others: "Pair") -> "Pair":
+        """Calls `f` on both, with those of the other pairs beside them."""
+        return Pair(*(f(*pair) for pair in zip(self, *others, strict=True)))
+
+
+def images_per_device(
+    shape: HeadShape, *, backend: str, interpret: bool, devices: int | None = None
+) -> int:
+    """Computes how many images each device has.
+
+    Args:
+      shape: Shape of the head.
+      backend: Name of the kernel's backend in `jax.default_backend()`.
+      interpret: Whether the kernel is emulated.
+      devices: Number of devices the batch is split over; by default as `split_over_devices`
+        splits it.
+
+    Raises:
+      InputError: If nothing says over which devices the batch is split, it does not divide among
+        them, or no kernel takes the dtype.
+    """
+    if devices is None:
+        devices = _device_count(backend, interpret)
+    if devices is None:
+        raise InputError(
+            "a kernel needs to know the devices the batch is split over: use jax.set_mesh with"
+            f" axes of type Auto alone, or run on a single {backend.upper()}"
+        )
+    if shape.batch % devices:
+        raise InputError(f"{shape.batch} images do not divide among {devices} devices")
+    if shape.dtype not in (jnp.bfloat16, jnp.float32):
+        raise InputError(f"kernels take bfloat16 or float32 features, got {shape.dtype}")
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise InputError("kernels do not run where jax_enable_x64 is set")
+    return shape.batch // devices
+
+
+def _device_count(backend: str, interpret: bool) -> int | None:
+    """Counts the devices that the batch is split over; `None` if nothing tells."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.auto_axes:
+        return mesh.size if len(mesh.auto_axes) == len(mesh.axis_names) else None
+    alone = jax.default_backend() == backend and jax.device_count() == 1
+    return 1 if mesh.manual_axes or interpret or alone else None
+
+
+def split_over_devices(
+    compute: Callable[..., jax.Array], plan: Any, operands: Operands, seeds: Seeds | None
+) -> jax.Array:
+    """Runs `compute(plan, operands, seeds)` on each device's part of the batch.
+
+    The compiler cannot partition a kernel by itself. Under a mesh, all its devices take part.
+    """
+
+    def specs(axes: tuple[str, ...]) -> tuple:
+        part: Any = jax.P(None, axes)
+        whole: Any = jax.P()
+        of_operands = Operands(part, part, whole, whole, whole)
+        images: Any = jax.P(axes)
+        return of_operands, None if seeds is None else Seeds(whole, images)
+
+    return on_each_device(functools.partial(compute, plan), specs, operands, seeds)
+
+
+def differentiated_once(f: Callable, *, static: tuple[int, ...] = (0,)) -> Callable:
+    """Makes `f` refuse to be differentiated, which would fail deep inside JAX.
+
+    Args:
+      f: Function that calls a kernel.
+      static: Which of its arguments are not arrays.
+    """
+
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError(
+            "the kernel of the NOAH head has no second derivatives; pass implementation='xla'"
+        )
+
+    f = jax.custom_vjp(f, nondiff_argnums=static)
+    f.defvjp(refuse, refuse)
+    return f
+
+
+def append_bias_channel(operands: Operands) -> Operands:
+    """Makes the value's bias one more channel of its kernel, whose features are ones.
+
+    Dropout falls on values with their bias, so the bias must take part in the product.
+    """
+    ones = jnp.ones_like(operands.value_part[..., :1])
+    return operands._replace(
+        value_part=jnp.concatenate([operands.value_part, ones], -1),
+        value_kernel=jnp.concatenate([operands.value_kernel, operands.value_bias[:, None]], 1),
+    )
+
+
+def cast(pair: Pair, dtype: Any) -> Pair:
+    """Casts both arrays."""
+    return pair.map(lambda x: x.astype(dtype))
+
+
+def cast_like(pair: Pair, other: Pair) -> Pair:
+    """Casts both arrays to the dtypes of the other pair's."""
+    return pair.map(lambda x, like: x.astype(like.dtype), other)
+
+
+def drop(x: jax.Array, row_seeds: jax.Array, position: jax.Array, rate: float) -> jax.Array:
+    """Applies dropout to `x`, inside a kernel.
+
+    Args:
+      x: Values, or their gradients.
+      row_seeds: Seeds of the masks for images, blocks and classes, by `row_seed`.
+      position: Position in the feature map.
+      rate: Dropout rate.
+    """
+    return jnp.where(kept(row_seeds, position, rate), x / (1 - rate), 0.0)
+
+
+def wide_dot(
+    left: jax.Array, right: jax.Array, contracting: tuple[int, int], *, interpret: bool
+) -> jax.Array:
+    """Multiplies two matrices to a float32 result, inside a kernel.
+
+    Args:
+      left: A matrix.
+      right: A matrix of the same dtype.
+      contracting: The axis of each that is summed over.
+      interpret: Whether the kernel is emulated.
+    """
+    if interpret:  # XLA's CPU backend does not know bfloat16 products with a float32 result
+        left, right = left.astype(jnp.float32), right.astype(jnp.float32)
+    return jax.lax.dot_general(
+        left,
+        right,
+        (([contracting[0]], [contracting[1]]), ((), ())),
+        # The default would round float32 to bfloat16 on TPUs and to TF32 on GPUs.
+        precision=jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def round_up(n: int, multiple: int) -> int:
+    """Rounds `n` up to a multiple."""
+    return math.ceil(n / multiple) * multiple

@@ -1,0 +1,200 @@
+"""The definition of the head, and what it looks at: the attention of chosen classes."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from noah_jax.errors import InputError
+from noah_jax.heads.noah.operands import (
+    ChannelSplit,
+    HeadShape,
+    Projection,
+    Weights,
+    add_bias,
+    check_projection,
+    split_features,
+)
+from noah_jax.nn.dropout import Seeds, kept, row_seeds
+from noah_jax.nn.dtypes import wide_einsum
+
+
+class ReferencePlan(NamedTuple):
+    """How the definition is computed.
+
+    Attributes:
+      dropout: Dropout rate on the values; 0 if it is off.
+    """
+
+    dropout: float
+
+
+def reference_plan(shape: HeadShape) -> ReferencePlan:
+    """Plans the definition, which takes every shape."""
+    return ReferencePlan(shape.dropout)
+
+
+def reference_poca(
+    plan: ReferencePlan,
+    split: ChannelSplit,
+    features: jax.Array,
+    weights: Weights,
+    seeds: Seeds | None,
+) -> jax.Array:
+    """Computes the logits by the definition, with the scores of all classes at once.
+
+    The arguments and the result are those of every implementation in `poca.py`.
+
+    Args:
+      plan: The plan of `reference_plan`.
+      split: How the channels are shared out.
+      features: `[batch, *spatial, channels]`.
+      weights: Weights of the head.
+      seeds: Seeds of the dropout masks; `None` switches dropout off.
+
+    Returns:
+      Logits `[batch, num_classes]`, at least float32.
+    """
+    query_part, value_part = split_features(split, features, len(weights.query_kernel))
+    attention = jax.nn.softmax(_project(query_part, weights.query_kernel, split), axis=-1)
+    values = _project(value_part, weights.value_kernel, split)
+    if seeds is None:
+        return add_bias((attention * values).sum((1, 3)), weights.value_bias)
+    values = values + weights.value_bias.astype(values.dtype)[..., None]
+    _, head_num, num_classes, positions = values.shape
+    rows = row_seeds(seeds, head_num, num_classes)[..., None]
+    mask = kept(rows, jnp.arange(positions, dtype=jnp.int32), plan.dropout)
+    values = jnp.where(mask, values / (1 - plan.dropout), 0)
+    return (attention * values).sum((1, 3))
+
+
+def _project(part: jax.Array, kernel: jax.Array, split: ChannelSplit) -> jax.Array:
+    """`[batch, positions, channels]` -> wide `[batch, head_num, classes, positions]`."""
+    if not split.head_split:
+        equation = "bld,ndk->bnkl"
+    else:
+        part = part.reshape(*part.shape[:2], kernel.shape[0], kernel.shape[1])
+        equation = "blnd,ndk->bnkl"
+    return wide_einsum(equation, part, kernel)
+
+
+def attention(
+    features: jax.Array,
+    query: Projection,
+    classes: jax.Array,
+    *,
+    key_ratio: float = 0.5,
+    head_split: bool = True,
+    kv_split: bool = True,
+) -> jax.Array:
+    """Computes where the head looks for the chosen classes, and for no other.
+
+    Args:
+      features: `[batch, *spatial, channels]`.
+      query: Weights of the query, `(kernel, bias)`.
+      classes: Class indices, `[m]` for the same classes in every image or `[batch, m]`.
+      key_ratio: See `noah_jax.poca`.
+      head_split: See `noah_jax.poca`.
+      kv_split: See `noah_jax.poca`.
+
+    Returns:
+      float32 `[batch, head_num, m, *spatial]`, which sums to one over the spatial dimensions.
+
+    Raises:
+      InputError: If the class indices have another shape, or a concrete one is out of range.
+    """
+    split = ChannelSplit(key_ratio, head_split, kv_split)
+    query = Projection(*query)
+    head_num, _, num_classes = query.kernel.shape
+    part, _ = split_features(split, features, head_num)
+    check_projection("query", query, part.shape[-1], head_num, head_split)
+    classes = _check_classes(classes, num_classes, features)
+    weights = jax.nn.softmax(_project_chosen(part, query.kernel, classes, split), axis=-1)
+    return weights.reshape(*weights.shape[:3], *features.shape[1:-1])
+
+
+class Contributions(NamedTuple):
+    """What the logits of chosen classes are made of; float32.
+
+    `contributions` summed over blocks and positions, plus `bias` summed over blocks, are the
+    logits. The bias belongs to no position, because the attention sums to one over all of them.
+
+    Attributes:
+      attention: `[batch, head_num, m, *spatial]`; sums to one over the spatial dimensions.
+      contributions: `[batch, head_num, m, *spatial]`, the attention times the value.
+      bias: `[batch, head_num, m]`.
+    """
+
+    attention: jax.Array
+    contributions: jax.Array
+    bias: jax.Array
+
+
+def contributions(
+    features: jax.Array,
+    query: Projection,
+    value: Projection,
+    classes: jax.Array,
+    *,
+    key_ratio: float = 0.5,
+    head_split: bool = True,
+    kv_split: bool = True,
+) -> Contributions:
+    """Computes what every position adds to the logits of the chosen classes, and of no other.
+
+    Args:
+      features: `[batch, *spatial, channels]`.
+      query: Weights of the query, `(kernel, bias)`.
+      value: Weights of the value, `(kernel, bias)`.
+      classes: Class indices, `[m]` for the same classes in every image or `[batch, m]`.
+      key_ratio: See `noah_jax.poca`.
+      head_split: See `noah_jax.poca`.
+      kv_split: See `noah_jax.poca`.
+
+    Raises:
+      InputError: As `attention` does.
+    """
+    split = ChannelSplit(key_ratio, head_split, kv_split)
+    value = Projection(*value)
+    weights = attention(features, query, classes, **split._asdict())
+    head_num, _, num_classes = value.kernel.shape
+    _, part = split_features(split, features, head_num)
+    check_projection("value", value, part.shape[-1], head_num, head_split)
+    classes = _check_classes(classes, num_classes, features)
+    values = _project_chosen(part, value.kernel, classes, split).reshape(weights.shape)
+    bias = jnp.moveaxis(value.bias[:, classes], 0, -2)  # [..., N, m]
+    bias = jnp.broadcast_to(bias, weights.shape[:3]).astype(weights.dtype)
+    return Contributions(weights, weights * values, bias)
+
+
+def _check_classes(classes: jax.Array, num_classes: int, features: jax.Array) -> jax.Array:
+    classes = jnp.asarray(classes)
+    if classes.ndim not in (1, 2) or not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise InputError(
+            "classes must be integers of shape [m] or [batch, m],"
+            f" got {classes.dtype} of shape {classes.shape}"
+        )
+    if classes.ndim == 2 and classes.shape[0] != features.shape[0]:
+        raise InputError(
+            f"classes of shape {classes.shape} are for {classes.shape[0]} images,"
+            f" the features hold {features.shape[0]}"
+        )
+    if not isinstance(classes, jax.core.Tracer) and classes.size:
+        values = np.asarray(classes)  # JAX's own min and max would be traced under jit
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= num_classes:
+            raise InputError(f"classes must lie in 0..{num_classes - 1}, got {low}..{high}")
+    return classes
+
+
+def _project_chosen(
+    part: jax.Array, kernel: jax.Array, classes: jax.Array, split: ChannelSplit
+) -> jax.Array:
+    """Projects as `_project` does, for the chosen classes alone."""
+    head_num = kernel.shape[0]
+    kernel = kernel[..., classes]  # [N, D, m] or [N, D, batch, m]
+    if split.head_split:
+        part = part.reshape(*part.shape[:2], head_num, -1)
+    equation = ("blnd" if split.head_split else "bld") + (",ndk" if classes.ndim == 1 else ",ndbk")
+    return wide_einsum(equation + "->bnkl", part, kernel)
