@@ -22,11 +22,11 @@ __all__ = ["NOAH", "create_model", "list_models", "load_model", "poca"]
 __getattr__ = lazy_names(
     __name__,
     {
-        "NOAH": "noah_jax.heads.noah.module",
+        "NOAH": "noah_jax.heads.noah",
         "create_model": "noah_jax.models.create",
         "list_models": "noah_jax.models.registry",
         "load_model": "noah_jax.inference.loading",
-        "poca": "noah_jax.heads.noah.poca",
+        "poca": "noah_jax.heads.noah",
     },
 )
 

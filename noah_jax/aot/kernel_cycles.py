@@ -28,9 +28,9 @@ from jax.sharding import Mesh, NamedSharding
 from noah_jax.aot.head_shape import HeadShape
 from noah_jax.aot.targets import topology_mesh
 from noah_jax.errors import InputError
-from noah_jax.heads.noah.chunked import Operands
-from noah_jax.heads.noah.tpu import Plan, pallas_poca, tpu_plan
-from noah_jax.heads.noah.tpu_map import map_plan, map_poca
+from noah_jax.heads.noah.operands import ChannelSplit, PocaShape, Weights
+from noah_jax.heads.noah.poca import ROWS, choose
+from noah_jax.heads.noah.tpu_block import TpuPlan
 
 _MATMUL_CYCLES = 16  # cycles for which one product occupies its matrix unit
 # A line of the listing: an address, a mark, one `>` for every loop round the bundle, the bundle.
@@ -113,42 +113,48 @@ def compile_kernels() -> None:
 
     query = int(shape.channels * shape.key_ratio)
     widths = query // shape.head_num, (shape.channels - query) // shape.head_num
-    positions = math.prod(shape.spatial)
-    parts = [array(shape.head_num, batch, positions, w, dtype=jnp.bfloat16) for w in widths]
     kernels = [array(shape.head_num, width, shape.num_classes) for width in widths]
-    bias = array(shape.head_num, shape.num_classes)
-    operands = Operands(parts[0], parts[1], kernels[0], kernels[1], bias)
+    weights = Weights(kernels[0], kernels[1], array(shape.head_num, shape.num_classes))
     features = array(batch, *shape.spatial, shape.channels, dtype=jnp.bfloat16)
+    split = ChannelSplit(shape.key_ratio)
+    poca_shape = PocaShape(
+        batch,
+        tuple(shape.spatial),
+        shape.channels,
+        shape.head_num,
+        shape.num_classes,
+        features.dtype,
+        split,
+        spatial_major=shape.spatial_major,
+    )
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        plan = map_plan(features, operands, devices=1) if shape.spatial_major else None
-        from_map = plan is not None
-        plan = plan or tpu_plan(operands, devices=1)
-    if plan is None:
+        choices = choose("auto", poca_shape)
+    if "tpu" not in choices:
         raise InputError(f"no kernel takes {shape} at {batch} images")
+    name, plan = choices["tpu"]
 
-    def head(features: Any, operands: Operands) -> jax.Array:
-        if from_map:
-            return map_poca(plan, features, *operands[2:])
-        return pallas_poca(plan, operands, None)
+    def head(features: Any, weights: Weights) -> jax.Array:
+        return ROWS[name].compute(plan, split, features, weights, None)
 
     def step(*arguments: Any) -> Any:
         logits, vjp = jax.vjp(head, *arguments)
         return vjp(jnp.sin(logits))
 
-    jax.jit(step).lower(features, operands).compile()
+    jax.jit(step).lower(features, weights).compile()
     # The blocks of the head are steps of the grid, or written out one after another.
-    print(json.dumps(loop_trips(plan, batch, 1 if from_map else shape.head_num, shape.num_classes)))
+    blocks = 1 if name == "tpu_map" else shape.head_num
+    print(json.dumps(loop_trips(plan, batch, blocks, shape.num_classes)))
 
 
-def loop_trips(plan: Plan, batch: int, blocks: int, classes: int) -> list[int]:
+def loop_trips(plan: TpuPlan, batch: int, blocks: int, classes: int) -> list[int]:
     """Returns the trips of the kernels' loops: grid, chunks of classes, images, positions.
 
     The compiler makes no loop of a single trip, so those are left out.
     """
     trips = (
         batch // plan.images * blocks,
-        -(-classes // plan.chunk),
-        plan.groups_of_images,
+        -(-classes // plan.class_chunk),
+        plan.image_chunks,
         plan.positions // plan.unroll,
     )
     return [trip for trip in trips if trip > 1]

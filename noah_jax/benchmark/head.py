@@ -27,7 +27,7 @@ from noah_jax.aot.targets import topology_mesh
 from noah_jax.benchmark import compiled_steps
 from noah_jax.benchmark.pytorch_here import TORCH_IS_MISSING, torch_is_installed
 from noah_jax.errors import InputError
-from noah_jax.heads.noah.poca import IMPLEMENTATIONS, Projection, poca
+from noah_jax.heads.noah import IMPLEMENTATIONS, Projection, poca
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
 

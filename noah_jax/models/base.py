@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from noah_jax.errors import InputError
-from noah_jax.heads.noah.poca import Contributions
+from noah_jax.heads.noah import Contributions
 from noah_jax.models.backbone import Backbone
 from noah_jax.models.family import Architecture
 from noah_jax.models.images import check_images, normalise

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from noah_jax.heads.noah.poca import Projection, poca
+from noah_jax.heads.noah import Projection, poca
 from noah_jax.models.base import Tree
 from noah_jax.models.conversion import noah_head
 from noah_jax.parity.golden_files import (

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from noah_jax.heads.noah.operands import (
     ChannelSplit,
-    HeadShape,
+    PocaShape,
     Weights,
     add_bias,
     split_operands,
@@ -62,7 +62,7 @@ class Residuals(NamedTuple):
     out: Any
 
 
-def chunked_plan(shape: HeadShape, *, classes: int = 512) -> ChunkedPlan:
+def chunked_plan(shape: PocaShape, *, classes: int = 512) -> ChunkedPlan:
     """Plans chunks of all blocks if these have few enough classes, else of one block.
 
     Args:

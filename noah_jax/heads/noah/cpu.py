@@ -18,7 +18,7 @@ from jax.export import is_symbolic_dim
 from noah_jax.heads.noah.chunked import Residuals, attend, differentiate, scaled_mask
 from noah_jax.heads.noah.operands import (
     ChannelSplit,
-    HeadShape,
+    PocaShape,
     Weights,
     add_bias,
     flatten_positions,
@@ -48,7 +48,7 @@ class CpuPlan(NamedTuple):
 
 
 def cpu_plan(
-    shape: HeadShape, *, scores: int = 2**19, tile: int = 64, fewest_classes: int = 128
+    shape: PocaShape, *, scores: int = 2**19, tile: int = 64, fewest_classes: int = 128
 ) -> CpuPlan:
     """Plans the chunks.
 

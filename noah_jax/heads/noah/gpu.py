@@ -49,8 +49,8 @@ from noah_jax.heads.noah.kernels import (
 )
 from noah_jax.heads.noah.operands import (
     ChannelSplit,
-    HeadShape,
     Operands,
+    PocaShape,
     Weights,
     split_operands,
 )
@@ -61,7 +61,7 @@ _MOST_IMAGES = 2**16 - 1  # programs along the last axis of a grid
 
 
 def gpu_plan(
-    shape: HeadShape,
+    shape: PocaShape,
     *,
     interpret: bool = False,
     devices: int | None = None,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from noah_jax.errors import InputError
-from noah_jax.heads.noah.operands import HeadShape, Operands
+from noah_jax.heads.noah.operands import Operands, PocaShape
 from noah_jax.nn.dropout import Seeds, kept
 from noah_jax.nn.per_device import on_each_device
 
@@ -33,7 +33,7 @@ class Pair(NamedTuple):
 
 
 def images_per_device(
-    shape: HeadShape, *, backend: str, interpret: bool, devices: int | None = None
+    shape: PocaShape, *, backend: str, interpret: bool, devices: int | None = None
 ) -> int:
     """Computes how many images each device has.
 

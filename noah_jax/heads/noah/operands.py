@@ -70,7 +70,7 @@ class ChannelSplit(NamedTuple):
     kv_split: bool = True
 
 
-class HeadShape(NamedTuple):
+class PocaShape(NamedTuple):
     """Everything that decides which implementation computes a head, and in which blocks.
 
     Attributes:

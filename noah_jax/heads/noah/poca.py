@@ -17,7 +17,7 @@ from noah_jax.heads.noah.cpu import cpu_plan, cpu_poca
 from noah_jax.heads.noah.gpu import gpu_plan, gpu_poca
 from noah_jax.heads.noah.operands import (
     ChannelSplit,
-    HeadShape,
+    PocaShape,
     Projection,
     Weights,
     check_dropout,
@@ -38,7 +38,7 @@ class Row(NamedTuple):
         fitting row of its own. Compiled kernels run on their platform alone, all others anywhere.
       words: Which of the words for `implementation=` ("auto", "xla", "pallas") may choose it.
       auto_dtypes: Dtypes of the features for which "auto" chooses it; `None` for all.
-      plan: `plan(shape, **block_sizes)` says how it would compute a `HeadShape`, or raises
+      plan: `plan(shape, **block_sizes)` says how it would compute a `PocaShape`, or raises
         `InputError` if the shape does not fit.
       compute: `compute(plan, split, features, weights, seeds)` gives the logits; see
         `reference_poca`.
@@ -91,7 +91,7 @@ class Choice(NamedTuple):
 
 
 def choose(
-    implementation: str, shape: HeadShape, block_sizes: Mapping[str, int] | None = None
+    implementation: str, shape: PocaShape, block_sizes: Mapping[str, int] | None = None
 ) -> dict[str, Choice]:
     """Chooses the row that computes a head on each platform.
 
@@ -137,7 +137,7 @@ def choose(
     return choices
 
 
-def _plan(row: Row, shape: HeadShape, block_sizes: Mapping[str, int] | None) -> Any:
+def _plan(row: Row, shape: PocaShape, block_sizes: Mapping[str, int] | None) -> Any:
     options: dict[str, Any] = dict(block_sizes or {})
     if row.emulated:
         options["interpret"] = True
@@ -226,7 +226,7 @@ def poca(
     seeds = None
     if dropout and dropout_key is not None:
         seeds = seeds_of(dropout_key, len(features))
-    shape = HeadShape(
+    shape = PocaShape(
         batch=features.shape[0],
         spatial=features.shape[1:-1],
         channels=features.shape[-1],

@@ -9,7 +9,7 @@ import numpy as np
 from noah_jax.errors import InputError
 from noah_jax.heads.noah.operands import (
     ChannelSplit,
-    HeadShape,
+    PocaShape,
     Projection,
     Weights,
     add_bias,
@@ -30,7 +30,7 @@ class ReferencePlan(NamedTuple):
     dropout: float
 
 
-def reference_plan(shape: HeadShape) -> ReferencePlan:
+def reference_plan(shape: PocaShape) -> ReferencePlan:
     """Plans the definition, which takes every shape."""
     return ReferencePlan(shape.dropout)
 

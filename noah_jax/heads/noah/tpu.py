@@ -27,8 +27,8 @@ from noah_jax.heads.noah.kernels import (
 )
 from noah_jax.heads.noah.operands import (
     ChannelSplit,
-    HeadShape,
     Operands,
+    PocaShape,
     Weights,
     split_operands,
 )
@@ -51,7 +51,7 @@ from noah_jax.nn.dropout import Seeds
 
 
 def tpu_plan(
-    shape: HeadShape,
+    shape: PocaShape,
     *,
     interpret: bool = False,
     devices: int | None = None,

@@ -26,7 +26,7 @@ from noah_jax.heads.noah.kernels import (
     images_per_device,
     round_up,
 )
-from noah_jax.heads.noah.operands import ChannelSplit, HeadShape, Weights
+from noah_jax.heads.noah.operands import ChannelSplit, PocaShape, Weights
 from noah_jax.heads.noah.tpu_block import (
     LANES,
     Scratch,
@@ -45,7 +45,7 @@ from noah_jax.nn.per_device import on_each_device
 
 
 def tpu_map_plan(
-    shape: HeadShape,
+    shape: PocaShape,
     *,
     interpret: bool = False,
     devices: int | None = None,

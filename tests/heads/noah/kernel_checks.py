@@ -1,4 +1,4 @@
-"""What the tests of the head's kernels share."""
+"""Cases and checks that the tests of the head's kernels share."""
 
 import functools
 
@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from noah_jax import poca
-from noah_jax.heads.noah.poca import Projection
+from noah_jax.heads.noah import Projection, poca
 
 
 def make_case(head_num, channels, num_classes, *, head_split=True, kv_split=True, batch=16):
-    """Features and weights of a head with r = 1/4."""
+    """Makes features and weights of a head with r = 1/4."""
     random = np.random.RandomState(0)
     parts = (channels // 4, channels - channels // 4) if kv_split else (channels, channels)
     weights = []
@@ -25,7 +24,7 @@ def make_case(head_num, channels, num_classes, *, head_split=True, kv_split=True
 
 
 def value_and_gradients(features, query, value, *, dtype=jnp.float32, **options):
-    """Logits, and gradients of a loss that weighs every logit differently."""
+    """Computes logits, and gradients of a loss that weighs every logit differently."""
 
     def loss(features, query, value):
         logits = poca(features.astype(dtype), query, value, key_ratio=0.25, **options)
@@ -38,19 +37,19 @@ def value_and_gradients(features, query, value, *, dtype=jnp.float32, **options)
     return logits, gradients
 
 
-def assert_close(ours, reference, tolerance):
-    """Whether arrays, dtypes and shapes agree; `tolerance` is of each array's norm."""
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
+def assert_close(actual, expected, tolerance):
+    """Checks arrays, dtypes and shapes; `tolerance` is a fraction of each array's norm."""
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype
         assert a.shape == b.shape
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
 
 
-def assert_refuses_second_derivatives(features, query, value):
-    """Of the kernel that "pallas" is here."""
+def assert_refuses_second_derivatives(implementation, features, query, value):
+    """Checks that a kernel says in plain words that it has no second derivatives."""
 
     def penalty(features):
-        run = functools.partial(poca, key_ratio=0.25, implementation="pallas")
+        run = functools.partial(poca, key_ratio=0.25, implementation=implementation)
         gradient = jax.grad(lambda x: (run(x, query, value) ** 2).sum())(features)
         return (gradient**2).sum()
 

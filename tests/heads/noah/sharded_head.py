@@ -1,4 +1,4 @@
-"""Checks the head on four devices against one; run by test_pallas_tpu.py in its own process."""
+"""Checks the head on four devices against one; run by test_tpu.py in a process of its own."""
 
 import re
 
@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 
-from noah_jax import poca
-from noah_jax.heads.noah.poca import Projection
+from noah_jax.heads.noah import Projection, poca
 
 _BATCH, _HEAD_NUM, _CLASSES = 64, 2, 9
 
 
 def step(options, features, query, value):
-    """Logits and gradients."""
+    """Computes logits and gradients."""
 
     def loss(features, query, value):
         logits = poca(features, query, value, dropout_key=jax.random.key(5), **dict(options))
@@ -53,9 +52,9 @@ def main():
         given = ("implementation", form), *options
         compiled = jax.jit(on_mesh, static_argnums=0).lower(given, sharded, *weights).compile()
         outputs = jax.tree.leaves(compiled(sharded, *weights))
-        for ours, exact in zip(outputs, expected, strict=True):
-            error = np.linalg.norm(ours - np.asarray(exact)) / max(np.linalg.norm(exact), 1e-9)
-            assert error < 2e-6, (form, ours.shape, error)
+        for actual, exact in zip(outputs, expected, strict=True):
+            error = np.linalg.norm(actual - np.asarray(exact)) / max(np.linalg.norm(exact), 1e-9)
+            assert error < 2e-6, (form, actual.shape, error)
         assert outputs[0].sharding.is_equivalent_to(sharded.sharding, 4), (
             form,
             outputs[0].sharding,

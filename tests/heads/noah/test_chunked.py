@@ -1,4 +1,4 @@
-"""POCA in chunks against the definition: values, gradients, dropout, memory."""
+"""The head in chunks against the definition: values, gradients, dropout, memory."""
 
 import functools
 
@@ -7,15 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from noah_jax import poca
-from noah_jax.heads.noah import chunked
-from noah_jax.heads.noah import cpu as looped
-from noah_jax.heads.noah import poca as head
-from noah_jax.heads.noah.poca import Projection
+from noah_jax.heads.noah import Projection, poca
 
 
 def _case(head_num, channels, num_classes, *, head_split=True, kv_split=True, shape=(3, 4, 5)):
-    """Features and weights of a head with r = 1/4."""
+    """Makes features and weights of a head with r = 1/4."""
     random = np.random.RandomState(0)
     parts = (channels // 4, channels - channels // 4) if kv_split else (channels, channels)
     weights = []
@@ -31,7 +27,7 @@ def _case(head_num, channels, num_classes, *, head_split=True, kv_split=True, sh
 
 
 def _value_and_gradients(features, query, value, *, dtype=jnp.float32, **arguments):
-    """Logits and the gradients of a loss that weighs every logit differently."""
+    """Computes logits, and gradients of a loss that weighs every logit differently."""
 
     def loss(features, query, value):
         logits = poca(features.astype(dtype), query, value, key_ratio=0.25, **arguments)
@@ -43,31 +39,34 @@ def _value_and_gradients(features, query, value, *, dtype=jnp.float32, **argumen
     return logits, gradients
 
 
-def _assert_close(ours, reference, tolerance):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
+def _assert_close(actual, expected, tolerance):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype
         assert a.shape == b.shape
         scale = max(float(np.abs(b).max()), 1e-6)
         assert float(np.abs(np.asarray(a) - np.asarray(b)).max()) / scale < tolerance
 
 
-@pytest.fixture(params=["looped", "chunked"])
-def cut(request, monkeypatch):
-    """Cuts into chunks of so many classes, in the form for CPUs or for accelerators."""
+@pytest.fixture(params=["cpu", "chunked"])
+def cut(request):
+    """Gives options of `poca` for chunks of so many classes, on CPUs and on accelerators."""
 
-    def set_classes(classes):
-        monkeypatch.setattr(looped, "_SCORES", 0)
-        monkeypatch.setattr(looped, "_TILE", classes)
-        monkeypatch.setattr(looped, "_FEWEST_CLASSES", classes)
-        monkeypatch.setattr(chunked, "_CLASSES", classes)
+    def options(classes):
+        block_sizes = {
+            "cpu": {"scores": 0, "tile": classes, "fewest_classes": classes},
+            "chunked": {"classes": classes},
+        }
+        return {"implementation": request.param, "block_sizes": block_sizes[request.param]}
 
-    def as_on_accelerators(*operands, dropout, **split):
-        split = functools.partial(head._operands, key_ratio=0.25, **split)
-        return head._in_chunks(split, dropout, *operands)
+    return options
 
-    if request.param == "chunked":
-        monkeypatch.setattr(head, "_in_loop", as_on_accelerators)
-    return set_classes
+
+def _both(case, options, **switches):
+    """Computes values and gradients in chunks and by the definition."""
+    return (
+        _value_and_gradients(*case, **options, **switches),
+        _value_and_gradients(*case, implementation="reference", **switches),
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,92 +75,72 @@ def cut(request, monkeypatch):
 @pytest.mark.parametrize("kv_split", [True, False])
 @pytest.mark.parametrize("head_split", [True, False])
 def test_values_and_gradients_are_those_of_the_definition(cut, head_split, kv_split, chunk):
-    cut(chunk)
-    case = _case(2, 16, 11, head_split=head_split, kv_split=kv_split)
     switches = dict(head_split=head_split, kv_split=kv_split)
-    ours, reference = (
-        _value_and_gradients(*case, implementation=form, **switches)
-        for form in ("xla", "reference")
-    )
-    assert np.abs(reference[1][0]).max() > 0.1
-    _assert_close(ours, reference, 2e-6)
+    actual, expected = _both(_case(2, 16, 11, **switches), cut(chunk), **switches)
+    assert np.abs(expected[1][0]).max() > 0.1
+    _assert_close(actual, expected, 2e-6)
 
 
 def test_bfloat16_gradients(cut):
-    cut(7)
     case = _case(2, 32, 20)
     _, exact = _value_and_gradients(*case, implementation="reference")
-    logits, ours = _value_and_gradients(*case, dtype=jnp.bfloat16, implementation="xla")
+    logits, gradients = _value_and_gradients(*case, dtype=jnp.bfloat16, **cut(7))
     assert logits.dtype == jnp.float32
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True):
         assert np.linalg.norm(a - b) <= 2e-2 * np.linalg.norm(b)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("head_split", [True, False])
 def test_float64(cut, head_split, dropout):
-    cut(4)
     features, *weights = _case(2, 16, 11, head_split=head_split)
     with jax.enable_x64(True):
         case = jax.tree.map(np.float64, (features, *weights))
-        options = dict(head_split=head_split, dropout=dropout, dropout_key=jax.random.key(1))
-        ours, reference = (
-            _value_and_gradients(*case, dtype=jnp.float64, implementation=form, **options)
-            for form in ("xla", "reference")
-        )
-        assert ours[0].dtype == jnp.float64
-        _assert_close(ours, reference, 1e-13)
+        switches = dict(head_split=head_split, dropout=dropout, dropout_key=jax.random.key(1))
+        actual, expected = _both(case, cut(4), dtype=jnp.float64, **switches)
+        assert actual[0].dtype == jnp.float64
+        _assert_close(actual, expected, 1e-13)
 
 
 def test_large_scores_do_not_overflow():
     features, query, value = _case(2, 16, 9)
     query = query._replace(kernel=100 * query.kernel)
-    ours, reference = (
-        _value_and_gradients(features, query, value, implementation=form)
-        for form in ("xla", "reference")
-    )
-    assert np.isfinite(ours[0]).all()
-    _assert_close(ours, reference, 1e-4)
+    actual, expected = _both((features, query, value), dict(implementation="xla"))
+    assert np.isfinite(actual[0]).all()
+    _assert_close(actual, expected, 1e-4)
 
 
 def test_second_derivatives(cut):
-    cut(4)
     features, query, value = _case(2, 16, 9)
 
-    def penalty(kernel, form):
-        def logit(features):
+    def penalty(kernel, options):
+        def loss(features):
             weights = query._replace(kernel=kernel)
-            return (poca(features, weights, value, key_ratio=0.25, implementation=form) ** 2).sum()
+            return (poca(features, weights, value, key_ratio=0.25, **options) ** 2).sum()
 
-        return (jax.grad(logit)(features) ** 2).sum()
+        return (jax.grad(loss)(features) ** 2).sum()
 
-    ours, reference = (
-        jax.jit(jax.grad(functools.partial(penalty, form=form)))(query.kernel)
-        for form in ("xla", "reference")
+    actual, expected = (
+        jax.jit(jax.grad(functools.partial(penalty, options=options)))(query.kernel)
+        for options in (cut(4), dict(implementation="reference"))
     )
-    _assert_close(ours, reference, 1e-5)
+    _assert_close(actual, expected, 1e-5)
 
 
 @pytest.mark.parametrize("head_split", [True, False])
 def test_dropout_is_that_of_the_definition(cut, head_split):
-    cut(4)
     case = _case(2, 16, 9, head_split=head_split)
-    options = dict(dropout=0.4, dropout_key=jax.random.key(1), head_split=head_split)
-    ours, reference = (
-        _value_and_gradients(*case, implementation=form, **options) for form in ("xla", "reference")
-    )
-    _assert_close(ours, reference, 2e-6)
+    switches = dict(dropout=0.4, dropout_key=jax.random.key(1), head_split=head_split)
+    actual, expected = _both(case, cut(4), **switches)
+    _assert_close(actual, expected, 2e-6)
 
 
 def test_dropout_has_one_mask_in_both_directions(cut):
-    cut(4)
     features, query, value = _case(2, 16, 9)
-    key = jax.random.key(3)
+    options = dict(key_ratio=0.25, dropout=0.4, dropout_key=jax.random.key(3), **cut(4))
 
     def logit(bias):
-        weights = query, value._replace(bias=bias)
-        options = dict(key_ratio=0.25, dropout=0.4, dropout_key=key, implementation="xla")
-        return poca(features, *weights, **options).sum()
+        return poca(features, query, value._replace(bias=bias), **options).sum()
 
     # The logits are linear in the bias, so the gradient tells every difference exactly.
     gradient = jax.grad(logit)(value.bias)
@@ -190,11 +169,6 @@ def test_auto_takes_the_chunks_on_cpus():
     compiled = jax.jit(functools.partial(poca, key_ratio=0.25)).lower(*case).compile()
     whole = 8 * 4 * 1000 * 196 * 4
     assert compiled.memory_analysis().temp_size_in_bytes < whole / 2
-
-
-def test_unknown_implementation():
-    with pytest.raises(ValueError, match="auto, xla, pallas, reference, got 'fast'"):
-        poca(*_case(2, 16, 9), key_ratio=0.25, implementation="fast")
 
 
 def test_no_images():

@@ -1,6 +1,5 @@
 """The GPU kernels, emulated, against the definition; which shapes they take; that they compile."""
 
-import functools
 import re
 
 import jax
@@ -9,31 +8,18 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from noah_jax import poca
 from noah_jax.aot import targets
-from noah_jax.heads.noah import gpu as pallas_gpu
-from noah_jax.heads.noah import poca as head
-from noah_jax.heads.noah.chunked import Operands
+from noah_jax.errors import InputError
+from noah_jax.heads.noah import poca
+from noah_jax.heads.noah.gpu import gpu_plan
+from noah_jax.heads.noah.gpu_tiles import channel_pieces
+from noah_jax.heads.noah.operands import ChannelSplit, PocaShape
 from tests.heads.noah.kernel_checks import (
     assert_close,
     assert_refuses_second_derivatives,
     make_case,
     value_and_gradients,
 )
-
-
-@pytest.fixture
-def emulated(monkeypatch):
-    """On CPUs "pallas" is the GPU kernels; the list of their plans."""
-    plans = []
-
-    def kernels(_, split, operands, rate, platforms):
-        plan = pallas_gpu.gpu_plan(operands, dropout=rate, interpret=True)
-        plans.append(plan)
-        return {"cpu": functools.partial(head._from_parts, pallas_gpu.gpu_poca, plan, split)}
-
-    monkeypatch.setattr(head, "_kernels", kernels)
-    return plans
 
 
 @pytest.mark.parametrize(
@@ -44,77 +30,86 @@ def emulated(monkeypatch):
         (True, False, 4, 16, 10, 0.0),
     ],
 )
-def test_values_and_gradients(
-    head_split, kv_split, head_num, channels, num_classes, dropout, emulated, monkeypatch
-):
+def test_values_and_gradients(head_split, kv_split, head_num, channels, num_classes, dropout):
     switches = dict(head_split=head_split, kv_split=kv_split)
     features, *weights = make_case(head_num, channels, num_classes, batch=9, **switches)
     features = features.reshape(3, 9, 5, channels)
-    options = switches | dict(dropout=dropout, dropout_key=jax.random.key(5))
-    monkeypatch.setattr(pallas_gpu, "_WARPS", 2 * 8 * head_num * -(-num_classes // 32))
-    ours, reference = (
-        value_and_gradients(features, *weights, implementation=form, **options)
-        for form in ("pallas", "reference")
+    block_sizes = dict(warps=2 * 8 * head_num * -(-num_classes // 32))
+    shape = PocaShape(
+        3,
+        (9, 5),
+        channels,
+        head_num,
+        num_classes,
+        np.dtype(np.float32),
+        ChannelSplit(1 / 4, **switches),
+        dropout,
     )
-    plan = emulated[0]
-    assert plan.positions == plan.rows == 32  # two tiles
+    plan = gpu_plan(shape, interpret=True, **block_sizes)
+    assert plan.inner_positions == plan.outer_positions == 32  # two tiles
     assert plan.images == 2  # and one for the other program
-    assert_close(ours, reference, 2e-6)
+    options = switches | dict(dropout=dropout, dropout_key=jax.random.key(5))
+    expected = value_and_gradients(features, *weights, implementation="reference", **options)
+    options |= dict(implementation="gpu_interpret", block_sizes=block_sizes)
+    assert_close(value_and_gradients(features, *weights, **options), expected, 2e-6)
 
 
-def test_bfloat16(emulated):
+def test_bfloat16():
     case = make_case(2, 64, 50, batch=2)
     exact = value_and_gradients(*case, implementation="reference")
-    ours = value_and_gradients(*case, dtype=jnp.bfloat16, implementation="pallas")
-    assert emulated
-    assert_close(ours, exact, 2e-2)
+    actual = value_and_gradients(*case, dtype=jnp.bfloat16, implementation="gpu_interpret")
+    assert_close(actual, exact, 2e-2)
 
 
-def test_large_scores_do_not_overflow(emulated):
+def test_large_scores_do_not_overflow():
     features, query, value = make_case(2, 16, 9, batch=2)
     query = query._replace(kernel=100 * query.kernel)
-    ours, reference = (
+    actual, expected = (
         value_and_gradients(features, query, value, implementation=form)
-        for form in ("pallas", "reference")
+        for form in ("gpu_interpret", "reference")
     )
-    assert emulated
-    assert np.isfinite(ours[0]).all()
-    assert_close(ours, reference, 1e-4)
+    assert np.isfinite(actual[0]).all()
+    assert_close(actual, expected, 1e-4)
 
 
-def test_second_derivatives_are_refused(emulated):
-    assert_refuses_second_derivatives(*make_case(2, 16, 9, batch=2))
-    assert emulated
+def test_second_derivatives_are_refused():
+    assert_refuses_second_derivatives("gpu_interpret", *make_case(2, 16, 9, batch=2))
 
 
-def _operands(query, value, *, positions=196, batch=16, dtype=jnp.bfloat16):
-    array = jax.ShapeDtypeStruct
-    parts = (array((4, batch, positions, width), dtype) for width in (query, value))
-    kernels = (array((4, width, 1000), jnp.float32) for width in (query, value))
-    return Operands(*parts, *kernels, array((4, 1000), jnp.float32))
+def _shape(query, value, *, positions=196, batch=16, dtype=jnp.bfloat16):
+    """Makes the shape of a head of four blocks with so many query and value channels each."""
+    channels = 4 * (query + value)
+    split = ChannelSplit((query + 0.01) / (query + value))
+    shape = PocaShape(batch, (positions,), channels, 4, 1000, jnp.dtype(dtype), split)
+    assert shape.block_channels == (query, value)
+    return shape
 
 
 @pytest.mark.parametrize(
-    ("operands", "fits"),
+    ("shape", "why"),
     [
-        (_operands(24, 24), True),
-        (_operands(64, 448, positions=49), True),
-        (_operands(64, 464, positions=49), False),
-        (_operands(64, 448, dtype=jnp.float32), False),
-        (_operands(24, 24, dtype=jnp.float16), False),
-        (_operands(24, 24, positions=0), False),
-        (_operands(24, 24, batch=2**17), False),
-        (_operands(24, 24, batch=7), False),
+        (_shape(24, 24), None),
+        (_shape(64, 448, positions=49), None),
+        (_shape(64, 464, positions=49), "at most 512 channels a block in bfloat16, got 528"),
+        (_shape(64, 448, dtype=jnp.float32), "at most 256 channels a block in float32, got 512"),
+        (_shape(24, 24, dtype=jnp.float16), "bfloat16 or float32 features, got float16"),
+        (_shape(24, 24, positions=0), "at least one position"),
+        (_shape(24, 24, batch=2**17), "1 to 65535 images a device"),
+        (_shape(24, 24, batch=7), "7 images do not divide among 2 devices"),
     ],
 )
-def test_which_shapes_fit_on_two_devices(operands, fits):
-    assert (pallas_gpu.gpu_plan(operands, devices=2) is not None) == fits
+def test_which_shapes_fit_on_two_devices(shape, why):
+    if why is None:
+        assert gpu_plan(shape, devices=2).classes == 64
+    else:
+        with pytest.raises(InputError, match=why):
+            gpu_plan(shape, devices=2)
 
 
 @pytest.mark.parametrize("channels", [1, 16, 24, 40, 49, 96, 120, 448])
 def test_pieces_cover_the_channels(channels):
     end = 0
-    for start, size in pallas_gpu._pieces(channels):
+    for start, size in channel_pieces(channels):
         assert start == end
         assert size >= 16 and size & (size - 1) == 0
         end = start + size

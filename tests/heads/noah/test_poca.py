@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from noah_jax import NOAH, poca
-from noah_jax.heads.noah.poca import Projection, attention, contributions
+from noah_jax.heads.noah import NOAH, Projection, attention, contributions, poca
 from noah_jax.parity.__main__ import main as parity
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from noah_jax import poca
 from noah_jax.aot import targets
-from noah_jax.heads.noah import tpu as pallas_tpu
-from noah_jax.heads.noah.poca import Projection
+from noah_jax.errors import InputError
+from noah_jax.heads.noah import Projection, poca
+from noah_jax.heads.noah.tpu_block import vmem_limit
 from tests.heads.noah.kernel_checks import (
     assert_close,
     assert_refuses_second_derivatives,
@@ -26,6 +26,14 @@ from tests.heads.noah.kernel_checks import (
 
 def _uses_kernel(function, *arguments):
     return "pallas_call" in str(jax.make_jaxpr(function)(*arguments))
+
+
+def _assert_is_the_definition(case, implementation, **options):
+    """Checks values and gradients of a kernel."""
+    actual = value_and_gradients(*case, implementation=implementation, **options)
+    options.pop("block_sizes", None)
+    expected = value_and_gradients(*case, implementation="reference", **options)
+    assert_close(actual, expected, 2e-6)
 
 
 @pytest.mark.parametrize(
@@ -41,14 +49,9 @@ def test_values_and_gradients(head_split, kv_split, head_num, num_classes, batch
     switches = dict(head_split=head_split, kv_split=kv_split)
     case = make_case(head_num, 16, num_classes, batch=batch, **switches)
     options = switches | dict(dropout=dropout, dropout_key=jax.random.key(5))
-    assert _uses_kernel(
-        functools.partial(poca, key_ratio=0.25, implementation="pallas", **options), *case
-    )
-    ours, reference = (
-        value_and_gradients(*case, implementation=form, **options)
-        for form in ("pallas", "reference")
-    )
-    assert_close(ours, reference, 2e-6)
+    run = functools.partial(poca, key_ratio=0.25, **options)
+    assert _uses_kernel(functools.partial(run, implementation="pallas"), *case)
+    _assert_is_the_definition(case, "tpu_interpret", **options)
 
 
 @pytest.mark.parametrize(
@@ -62,11 +65,7 @@ def test_of_a_map_whose_positions_come_first(head_num, num_classes, batch):
         functools.partial(poca, key_ratio=0.25, implementation="pallas", **options)
     )(*case)
     assert f"f32[15,{batch},16]" in str(program)  # the whole map, positions first
-    ours, reference = (
-        value_and_gradients(*case, implementation=form, **options)
-        for form in ("pallas", "reference")
-    )
-    assert_close(ours, reference, 2e-6)
+    _assert_is_the_definition(case, "tpu_map_interpret", **options)
 
 
 @pytest.mark.parametrize(
@@ -88,20 +87,22 @@ def test_what_is_no_kernel_for_maps_takes_the_other(options):
 
 
 @pytest.mark.parametrize(
-    ("limit", "options"),
+    ("implementation", "options"),
     [
-        (("heads.noah.tpu._ROWS", 16 * 15), dict(dropout=0.4, dropout_key=jax.random.key(5))),
-        (("heads.noah.tpu_map.vmem_limit", lambda: 1_400_000), dict(spatial_major=True)),
+        (
+            "tpu_interpret",
+            dict(dropout=0.4, dropout_key=jax.random.key(5), block_sizes={"rows": 16 * 15}),
+        ),
+        ("tpu_map_interpret", dict(spatial_major=True, block_sizes={"vmem": 1_400_000})),
     ],
 )
-def test_several_tiles(limit, options, monkeypatch):
-    monkeypatch.setattr(f"noah_jax.{limit[0]}", limit[1])
+def test_several_tiles(implementation, options):
     case = make_case(2, 16, 40, batch=48)
-    ours, reference = (
-        value_and_gradients(*case, implementation=form, **options)
-        for form in ("pallas", "reference")
-    )
-    assert_close(ours, reference, 2e-6)
+    whole = {key: value for key, value in options.items() if key != "block_sizes"}
+    run = functools.partial(poca, key_ratio=0.25, implementation=implementation)
+    programs = (jax.make_jaxpr(functools.partial(run, **o))(*case) for o in (options, whole))
+    assert ["f32[3,16,128]" in str(program) for program in programs] == [True, False]
+    _assert_is_the_definition(case, implementation, **options)
 
 
 @pytest.mark.parametrize(
@@ -110,19 +111,19 @@ def test_several_tiles(limit, options, monkeypatch):
 def test_bfloat16(options):
     case = make_case(2, 64, 50)
     exact = value_and_gradients(*case, implementation="reference", **options)
-    ours = value_and_gradients(*case, dtype=jnp.bfloat16, implementation="pallas", **options)
-    assert_close(ours, exact, 2e-2)
+    actual = value_and_gradients(*case, dtype=jnp.bfloat16, implementation="pallas", **options)
+    assert_close(actual, exact, 2e-2)
 
 
 def test_large_scores_do_not_overflow():
     features, query, value = make_case(2, 16, 9)
     query = query._replace(kernel=100 * query.kernel)
-    ours, reference = (
+    actual, expected = (
         value_and_gradients(features, query, value, implementation=form)
-        for form in ("pallas", "reference")
+        for form in ("tpu_interpret", "reference")
     )
-    assert np.isfinite(ours[0]).all()
-    assert_close(ours, reference, 1e-4)
+    assert np.isfinite(actual[0]).all()
+    assert_close(actual, expected, 1e-4)
 
 
 @pytest.mark.parametrize("batch", [8, 24])
@@ -132,6 +133,8 @@ def test_shapes_that_do_not_tile_fall_back(batch):
     assert not _uses_kernel(functools.partial(run, implementation="pallas"), *case)
     expected = run(*case, implementation="reference")
     np.testing.assert_allclose(run(*case, implementation="pallas"), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match=f"multiple of 16 images a device, got {batch}"):
+        run(*case, implementation="tpu_interpret")
 
 
 def test_weights_that_do_not_fit_fall_back():
@@ -140,9 +143,10 @@ def test_weights_that_do_not_fit_fall_back():
         Projection(*(jax.ShapeDtypeStruct((*x.shape[:-1], 21843), x.dtype) for x in weights))
         for weights in (query, value)
     ]
-    assert not _uses_kernel(
-        functools.partial(poca, key_ratio=0.25, implementation="pallas"), features, *huge
-    )
+    run = functools.partial(poca, key_ratio=0.25)
+    assert not _uses_kernel(functools.partial(run, implementation="pallas"), features, *huge)
+    with pytest.raises(InputError, match="do not fit into VMEM"):
+        jax.make_jaxpr(functools.partial(run, implementation="tpu_interpret"))(features, *huge)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +164,14 @@ def test_kernels_fit_the_chip(kind, mebibytes, kernel):
     device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
-        assert pallas_tpu.vmem_limit() == int(0.78 * mebibytes * 2**20)
+        assert vmem_limit() == int(0.78 * mebibytes * 2**20)
         features = jax.ShapeDtypeStruct((64, 7, 7, 2048), jnp.bfloat16)
         run = functools.partial(poca, key_ratio=0.25, spatial_major=True)
         assert _uses_kernel(run, features, query, value) == kernel
 
 
 def test_second_derivatives_are_refused():
-    assert_refuses_second_derivatives(*make_case(2, 16, 9))
+    assert_refuses_second_derivatives("tpu_interpret", *make_case(2, 16, 9))
 
 
 def test_sharded_it_is_the_whole():
