@@ -8,7 +8,7 @@ import numpy as np
 
 from noah_jax.data.decoding import decode
 from noah_jax.errors import InputError
-from noah_jax.heads.noah.poca import Contributions
+from noah_jax.heads.noah import Contributions
 from noah_jax.inference.trained import TrainedModel
 from noah_jax.models.base import Tree
 from noah_jax.models.images import normalise
