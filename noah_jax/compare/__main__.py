@@ -33,7 +33,7 @@ def _parser() -> Parser:
     parser.add_config(
         nargs="+",
         default=list(DEFAULT_CONFIGS),
-        help=f"the configurations to train; {' '.join(DEFAULT_CONFIGS)}",
+        help=f"the configurations to train; by default {' '.join(DEFAULT_CONFIGS)}",
     )
     add = parser.add_argument
     add(
@@ -41,10 +41,22 @@ def _parser() -> Parser:
         nargs="+",
         default=list(HEADS),
         choices=HEADS,
-        help="the heads to compare with the first of them; linear noah",
+        help="the heads to compare; by default noah with linear, the first of them",
     )
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds; 0 1 2")
-    add("--workdir", default="runs/compare", help="the folder for all results; runs/compare")
+    add(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1, 2],
+        metavar="N",
+        help="seeds; by default 0 1 2",
+    )
+    add(
+        "--workdir",
+        metavar="DIR",
+        default="runs/compare",
+        help="the folder for all results; by default runs/compare",
+    )
     return parser
 
 

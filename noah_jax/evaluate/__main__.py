@@ -23,14 +23,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from noah_jax.cli import Parser, positive, run
+from noah_jax.cli import Parser, run
+from noah_jax.inference.flags import add_batches, add_ema
 
 
 def _parser() -> Parser:
     parser = Parser("python -m noah_jax.evaluate", __doc__)
     add = parser.add_argument
     add("--checkpoint", metavar="PATH", nargs="+", required=True, help="the models to evaluate")
-    add("--ema", action="store_true", help="use the exponential moving average of the weights")
+    add_ema(parser)
     add(
         "--dataset",
         metavar="NAME|folder:PATH|csv:PATH",
@@ -54,8 +55,7 @@ def _parser() -> Parser:
         help="the JSON file of ImageNet-ReaL: a list of the correct labels for each image, in the"
         " order of the file names; adds the top-1 over the images that have any",
     )
-    add("--batch", type=positive, metavar="N", help="images at a time; 128 by default")
-    add("--threads", type=positive, metavar="N", help="decoding threads; by default one a core")
+    add_batches(parser, 128)
     add(
         "--report",
         metavar="DIR",

@@ -19,7 +19,6 @@ from noah_jax.evaluate.results import SingleLabelResults
 from noah_jax.inference.runner import Inference
 from noah_jax.inference.trained import TrainedModel, find_checkpoints, load_trained
 
-_BATCH = 128
 # The columns of percentages in the table, with their keys in a summary.
 _SINGLE_LABEL = {"top-1": "top1", "top-5": "top5"}
 _MULTI_LABEL = {
@@ -36,7 +35,7 @@ def evaluate_all(
     choice: DatasetChoice,
     *,
     ema: bool = False,
-    batch_size: int | None = None,
+    batch_size: int = 128,
     num_threads: int | None = None,
     report: str | None = None,
     as_json: bool = False,
@@ -47,7 +46,7 @@ def evaluate_all(
       checkpoints: Paths of the models, see `noah_jax.inference.trained.find_checkpoints`.
       choice: The images and labels.
       ema: Use the exponential moving average of the weights.
-      batch_size: Images at a time; `None` is 128.
+      batch_size: Images at a time.
       num_threads: Threads that decode; `None` is one for every core.
       report: Folder for the results by class; with several checkpoints each has a folder in it.
       as_json: Print one JSON object a line instead of the table.
@@ -67,7 +66,7 @@ def evaluate_all(
         real = read_real_labels(source, choice.real_labels, num_classes)
         corrupt_images = CorruptImages("replace", tell=console.warn)
         results = evaluate(
-            _inference(programs, trained, min(batch_size or _BATCH, max(1, len(source)))),
+            _inference(programs, trained, min(batch_size, max(1, len(source)))),
             trained,
             DecodedSource(source),
             corrupt_images=corrupt_images,

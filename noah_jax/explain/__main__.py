@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 
 from noah_jax.cli import Parser, run
+from noah_jax.inference.flags import add_class_names, add_ema
 
 
 def _parser() -> Parser:
@@ -33,7 +34,7 @@ def _parser() -> Parser:
         help="a run's or converted folder, RUN/checkpoints/STEP, or a PyTorch file; give it twice"
         " to compare two models",
     )
-    add("--ema", action="store_true", help="use the exponential moving average of the weights")
+    add_ema(parser)
     add("--image", metavar="FILE", nargs="+", required=True, help="images, or folders of images")
     add(
         "--classes",
@@ -43,16 +44,12 @@ def _parser() -> Parser:
         help="names or indices of classes; top3, the default, stands for the three most likely"
         " classes of the first checkpoint",
     )
-    add(
-        "--class-names",
-        metavar="FILE",
-        help="a text file with the name of one class a line, in the order of the labels",
-    )
+    add_class_names(parser)
     add(
         "--output",
         metavar="DIR",
         default="explanation",
-        help="the folder for the results, made if it does not exist; `explanation`",
+        help="the folder for the results; by default `explanation`",
     )
     add(
         "--overview",

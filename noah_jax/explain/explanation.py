@@ -9,6 +9,7 @@ import numpy as np
 from noah_jax.data.decoding import decode
 from noah_jax.errors import InputError
 from noah_jax.heads.noah import Contributions
+from noah_jax.inference.device_memory import raise_if_out_of_memory
 from noah_jax.inference.trained import TrainedModel
 from noah_jax.models.base import Tree
 from noah_jax.models.images import normalise
@@ -125,7 +126,7 @@ class Explainer:
           float32 `[num_classes]`.
         """
         # Accelerators multiply float32 matrices in fewer bits by default.
-        with jax.default_matmul_precision("float32"):
+        with jax.default_matmul_precision("float32"), raise_if_out_of_memory("an image"):
             return np.asarray(self._trained.predict(pixels[None]))[0]
 
     def explain(
@@ -138,14 +139,14 @@ class Explainer:
           logits: float32 `[num_classes]`, what the method `logits` returns for these pixels.
           classes: Indices of the classes.
         """
-        with jax.default_matmul_precision("float32"):
+        with jax.default_matmul_precision("float32"), raise_if_out_of_memory("an image"):
             computed = self._contributions(
                 self._trained.params,
                 self._trained.stats,
                 pixels[None],
                 np.array(classes, np.int32),
             )
-        attention, contributions, bias = (np.asarray(x)[0] for x in computed)
+            attention, contributions, bias = (np.asarray(x)[0] for x in computed)
         probabilities = np.asarray(self._trained.probabilities(logits))
         return Explanation(
             pixels,

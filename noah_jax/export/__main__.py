@@ -26,19 +26,13 @@ import sys
 from collections.abc import Sequence
 
 from noah_jax.cli import Parser, run
+from noah_jax.inference.flags import add_checkpoint
 
 
 def _parser() -> Parser:
     parser = Parser("python -m noah_jax.export", __doc__)
-    add = parser.add_argument
-    add(
-        "--checkpoint",
-        metavar="PATH",
-        required=True,
-        help="a run's or converted folder, RUN/checkpoints/STEP, or a PyTorch file",
-    )
-    add("--ema", action="store_true", help="use the exponential moving average of the weights")
-    add("--output", metavar="DIR", required=True, help="a new or empty folder")
+    add_checkpoint(parser)
+    parser.add_argument("--output", metavar="DIR", required=True, help="a new or empty folder")
     return parser
 
 

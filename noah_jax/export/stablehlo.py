@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from noah_jax.errors import InputError
+from noah_jax.inference.device_memory import raise_if_out_of_memory
 from noah_jax.inference.step import make_predict_step
 from noah_jax.inference.trained import TrainedModel
 
@@ -60,7 +61,7 @@ def check_exported(trained: TrainedModel, exported: jax.export.Exported) -> floa
     precision = (
         jax.default_matmul_precision("float32") if platform != "cpu" else contextlib.nullcontext()
     )
-    with precision:
+    with precision, raise_if_out_of_memory(f"a batch of {max(_CHECKED_BATCHES)} images"):
         for batch_size in _CHECKED_BATCHES:
             images = random.randint(0, 256, (batch_size, *trained.model.image_size, 3), np.uint8)
             expected = np.asarray(trained.predict(images))

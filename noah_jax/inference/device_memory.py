@@ -7,9 +7,12 @@ import jax
 
 from noah_jax.errors import InputError
 
+MORE_MEMORY = "take a device with more memory, or the host's with JAX_PLATFORMS=cpu"
+SMALLER_BATCH = "choose a smaller --batch"
+
 
 @contextlib.contextmanager
-def raise_if_out_of_memory(what: str, remedy: str = "choose a smaller --batch") -> Iterator[None]:
+def raise_if_out_of_memory(what: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
     """Raises an `InputError` in place of JAX's error if a device runs out of memory inside.
 
     Args:

@@ -2,12 +2,13 @@
 
 import difflib
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 
-from noah_jax.errors import MissingError
+from noah_jax.errors import MissingError, ReadError
 from noah_jax.models import create_model
 from noah_jax.models.base import Model, Tree
 from noah_jax.pytorch.load import load_torch
@@ -87,13 +88,29 @@ def load_with_step(
         raise MissingError(
             f"{folder} holds no {MODEL_FILE}, so no trained model{_similar_folder(folder)}"
         )
-    description = json.loads((folder / MODEL_FILE).read_text())
+    description = read_description(folder)
     model = create_model(description["name"], **description["arguments"])
     params, stats = model.abstract()
     step, tree = restore_model_with_step(
         folder / CHECKPOINTS, {"params": params, "stats": stats}, ema=ema, step=step
     )
     return step, model, tree["params"], tree.get("stats", {})
+
+
+def read_description(folder: epath.Path) -> dict[str, Any]:
+    """Reads a folder's `model.json`: the model's `name`, its `arguments` and other metadata.
+
+    Raises:
+      ReadError: If the file cannot be read or is not such a description.
+    """
+    path = folder / MODEL_FILE
+    try:
+        description = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ReadError(f"{path} cannot be read: {error}") from error
+    if not isinstance(description, dict) or not {"name", "arguments"} <= description.keys():
+        raise ReadError(f"{path} does not describe a model by its name and arguments")
+    return description
 
 
 def _similar_folder(folder: epath.Path) -> str:

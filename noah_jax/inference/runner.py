@@ -12,7 +12,7 @@ from noah_jax.data.batch import Batch
 from noah_jax.data.batches import eval_batches
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
-from noah_jax.inference.device_memory import raise_if_out_of_memory
+from noah_jax.inference.device_memory import SMALLER_BATCH, raise_if_out_of_memory
 from noah_jax.inference.step import make_predict_step
 from noah_jax.inference.trained import Preprocessing, TrainedModel
 from noah_jax.models.base import Model, Tree
@@ -80,9 +80,10 @@ class Inference:
         Raises:
           ValueError: If a batch does not fit into the memory of the devices.
         """
-        weights = jax.device_put(
-            (trained.params, trained.stats), distributed.replicated(self._mesh)
-        )
+        with raise_if_out_of_memory(f"{trained.model.name} with its weights"):
+            weights = jax.device_put(
+                (trained.params, trained.stats), distributed.replicated(self._mesh)
+            )
         batches = eval_batches(
             source,
             self._transform,
@@ -94,7 +95,7 @@ class Inference:
         in_flight: collections.deque[tuple[int, np.ndarray, dict[str, jax.Array]]]
         in_flight = collections.deque()
         for number, (mask, batch) in enumerate(batches):
-            with raise_if_out_of_memory(f"a batch of {self._batch_size} images"):
+            with raise_if_out_of_memory(self._batch_of_images(), SMALLER_BATCH):
                 values = self._step(*weights, batch)
             in_flight.append((number, np.asarray(mask), values))
             if len(in_flight) > _IN_FLIGHT:
@@ -102,11 +103,14 @@ class Inference:
         while in_flight:
             yield self._fetch(*in_flight.popleft())
 
+    def _batch_of_images(self) -> str:
+        return f"a batch of {self._batch_size} images"
+
     def _fetch(
         self, number: int, mask: np.ndarray, values: dict[str, jax.Array]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Waits for a batch's values and drops the rows that are padding."""
         rows = np.flatnonzero(mask)
-        with raise_if_out_of_memory(f"a batch of {self._batch_size} images"):
+        with raise_if_out_of_memory(self._batch_of_images(), SMALLER_BATCH):
             fetched = {key: np.asarray(value)[rows] for key, value in values.items()}
         return number * self._batch_size + rows, fetched

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import importlib.resources
-import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from etils import epath
 
 from noah_jax.data.transforms import EvalTransform, make_eval_transform
 from noah_jax.errors import InputError, ReadError
-from noah_jax.inference.loading import load_with_step
+from noah_jax.inference.loading import load_with_step, read_description
 from noah_jax.models.base import Model, Tree
 from noah_jax.runs.checkpoints import saved_steps
 from noah_jax.runs.run_dir import CHECKPOINTS, MODEL_FILE, read_config
@@ -192,9 +191,10 @@ def load_trained(path: str, step: int | None = None, *, ema: bool = False) -> Tr
     """
     name = CheckpointPath(path, step).name
     loaded_step, model, params, stats = load_with_step(path, ema=ema, step=step)
-    description = epath.Path(path) / MODEL_FILE
-    metadata = json.loads(description.read_text()) if description.exists() else {}
-    config = read_config(epath.Path(path)) or {}
+    folder = epath.Path(path)
+    # A PyTorch file has neither description nor configuration.
+    metadata = {} if folder.is_file() else read_description(folder)
+    config = read_config(folder) or {}
     class_names = metadata.get("class_names")
     if class_names is None and model.num_classes == len(imagenet_classes()):
         class_names = imagenet_classes()

@@ -19,27 +19,23 @@ import sys
 from collections.abc import Sequence
 
 from noah_jax.cli import Parser, positive, run
+from noah_jax.inference.flags import add_batches, add_checkpoint, add_class_names
 
 
 def _parser() -> Parser:
     parser = Parser("python -m noah_jax.predict", __doc__)
     add = parser.add_argument
     add("paths", metavar="PATH", nargs="+", help="images, folders, or - for paths on stdin")
+    add_checkpoint(parser)
     add(
-        "--checkpoint",
-        metavar="PATH",
-        required=True,
-        help="a run's or converted folder, RUN/checkpoints/STEP, or a PyTorch file",
+        "--top",
+        type=positive,
+        default=5,
+        metavar="K",
+        help="classes to print for each image; by default 5",
     )
-    add("--ema", action="store_true", help="use the exponential moving average of the weights")
-    add("--top", type=positive, default=5, metavar="K", help="number of classes to print; 5")
-    add(
-        "--class-names",
-        metavar="FILE",
-        help="a text file with the name of one class a line, in the order of the labels",
-    )
-    add("--batch", type=positive, default=64, metavar="N", help="images at a time; 64")
-    add("--threads", type=positive, metavar="N", help="decoding threads; by default one a core")
+    add_class_names(parser)
+    add_batches(parser, 64)
     add("--json", action="store_true", help="print JSON lines")
     return parser
 

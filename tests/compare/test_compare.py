@@ -1,4 +1,4 @@
-"""Comparing heads: which runs, on the same data, and the statistics."""
+"""Tests the comparison of heads: which runs it needs, on the same data, and its statistics."""
 
 import json
 import math
@@ -62,9 +62,9 @@ def test_the_interval_is_students():
     # The sleep data of Student (1908), whose interval every textbook has.
     first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
     second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
-    found = paired_difference(first, second)
-    assert found["mean"] == pytest.approx(1.58)
-    assert found["mean"] - found["half_width"] == pytest.approx(0.7001142, abs=1e-6)
+    difference = paired_difference(first, second)
+    assert difference["mean"] == pytest.approx(1.58)
+    assert difference["mean"] - difference["half_width"] == pytest.approx(0.7001142, abs=1e-6)
     assert math.isnan(paired_difference([1.0], [2.0])["half_width"])
     assert paired_difference([1.0, 2.0], [2.0, 3.0]) == {"mean": 1.0, "half_width": 0.0}
 
@@ -107,9 +107,9 @@ def test_end_to_end_and_again(tmp_path, monkeypatch, capfd):
     printed = capfd.readouterr().out
     assert "| noah_mixer_b16_224 |" in printed
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    found = json.loads((tmp_path / "compare.json").read_text())
-    assert [run["head"] for run in found["runs"]] == ["linear", "noah"]
-    for run in found["runs"]:
+    written = json.loads((tmp_path / "compare.json").read_text())
+    assert [run["head"] for run in written["runs"]] == ["linear", "noah"]
+    for run in written["runs"]:
         config = json.loads((next(tmp_path.glob(f"*{run['head']}*")) / "config.json").read_text())
         assert config["seed"] == 5
         # Three steps of 64 images of 10,000.

@@ -1,4 +1,4 @@
-"""python -m noah_jax.evaluate on a tiny run."""
+"""Runs python -m noah_jax.evaluate on a tiny run."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ def _evaluate(capsys, *arguments) -> list[dict]:
 
 @pytest.fixture
 def logits(tiny_run, class_folders) -> np.ndarray:
-    """Of the images in `val/`, in order."""
+    """The logits of the images in `val/`, in order."""
     return _logits(tiny_run, class_folders)
 
 
@@ -66,12 +66,12 @@ def test_checkpoints_in_one_table(tiny_run, capsys):
 
 def test_report(tiny_run, class_folders, tmp_path, capsys, logits):
     _evaluate(capsys, "--checkpoint", tiny_run, "--report", tmp_path / "report")
-    found = json.loads((tmp_path / "report/report.json").read_text())
+    report = json.loads((tmp_path / "report/report.json").read_text())
     expected = np.zeros((3, 3), int)
     for label, predicted in zip(np.repeat(range(3), 7), logits.argmax(-1), strict=True):
         expected[label, predicted] += 1
-    assert found["confusion"] == expected.tolist()
-    assert [row["top1"] for row in found["classes"]] == pytest.approx(
+    assert report["confusion"] == expected.tolist()
+    assert [row["top1"] for row in report["classes"]] == pytest.approx(
         100 * expected.diagonal() / 7, abs=1e-9
     )
     with open(tmp_path / "report/classes.csv") as file:
@@ -80,6 +80,13 @@ def test_report(tiny_run, class_folders, tmp_path, capsys, logits):
     with open(tmp_path / "report/confusion.csv") as file:
         assert [list(map(int, row[1:])) for row in list(csv.reader(file))[1:]] == expected.tolist()
     assert min(Image.open(tmp_path / "report/confusion.png").size) > 200
+
+
+def test_what_cannot_be_written_is_one_line(tiny_run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["--checkpoint", tiny_run, "--report", str(tmp_path / "file/report")]) == 1
+    said = capsys.readouterr().err
+    assert "file/report cannot be written" in said and said.count("\n") == 1
 
 
 def test_labels_of_a_table(tiny_run, class_folders, tmp_path, capsys, logits):
@@ -157,7 +164,7 @@ def test_as_a_user_without_tensorflow_on_several_devices(tiny_run, tmp_path):
     command = [sys.executable, "-m", "noah_jax.evaluate", "--checkpoint", tiny_run, "--json"]
     ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     results = json.loads((pathlib.Path(tiny_run) / "results.json").read_text())
-    found = json.loads(ran.stdout)
-    assert found["top1"] == pytest.approx(results["top1"], abs=1e-9)
-    assert found["loss"] == pytest.approx(results["loss"], rel=1e-5)
+    row = json.loads(ran.stdout)
+    assert row["top1"] == pytest.approx(results["top1"], abs=1e-9)
+    assert row["loss"] == pytest.approx(results["loss"], rel=1e-5)
     assert jax.default_backend() != "cpu" or ran.stderr == ""

@@ -1,4 +1,4 @@
-"""python -m noah_jax.explain: numbers that add up, pictures, and a page in a browser."""
+"""Tests python -m noah_jax.explain: numbers that add up, pictures, a page in a browser."""
 
 import json
 import os
@@ -55,14 +55,14 @@ def _contributions_add_up(model):
         return logits, model.contributions(params, stats, images, classes)
 
     quick = {"xla_backend_optimization_level": 0}
-    logits, found = jax.jit(compute, compiler_options=quick)(params, stats, images)
-    wide = np.asarray(found.contributions, np.float64)
-    total = wide.sum((1, 3, 4)) + np.asarray(found.bias).sum(1)
-    assert (np.asarray(found.bias) > 0).all()
-    # Float32's rounding is of the parts, which may cancel in the sum.
-    parts = np.abs(wide).sum((1, 3, 4))
-    assert np.abs(total - np.asarray(logits)[:, [3, 0]]).max() <= 1e-5 * parts.max()
-    assert np.asarray(found.attention).sum((3, 4)) == pytest.approx(1, abs=1e-5)
+    logits, parts = jax.jit(compute, compiler_options=quick)(params, stats, images)
+    wide = np.asarray(parts.contributions, np.float64)
+    total = wide.sum((1, 3, 4)) + np.asarray(parts.bias).sum(1)
+    assert (np.asarray(parts.bias) > 0).all()
+    # The rounding error is relative to the summands, which may cancel in the sum.
+    magnitude = np.abs(wide).sum((1, 3, 4)).max()
+    assert np.abs(total - np.asarray(logits)[:, [3, 0]]).max() <= 1e-5 * magnitude
+    assert np.asarray(parts.attention).sum((3, 4)) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -236,7 +236,7 @@ def test_the_page_in_a_browser(page, tmp_path):
     assert numbers == pytest.approx([sum(expected), *expected], rel=1e-6)
 
 
-def test_damaged_images_are_named_and_skipped(tiny_run, images, tmp_path, capsys):
+def test_corrupt_images_are_named_and_skipped(tiny_run, images, tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"no")
     arguments = ["--image", str(tmp_path / "bad.png"), images[0], "--output", str(tmp_path / "out")]
     assert main(["--checkpoint", tiny_run, *arguments]) == 1

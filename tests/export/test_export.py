@@ -1,4 +1,4 @@
-"""python -m noah_jax.export on a tiny run; the artifact runs with JAX alone."""
+"""Runs python -m noah_jax.export on a tiny run; the artifact runs with JAX alone."""
 
 import functools
 import json
@@ -45,20 +45,20 @@ def test_the_artifact_runs_without_this_package(exported, tiny_run, tmp_path):
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "cpu,tpu,cuda"
     model, params, stats = load_model(tiny_run)
-    facts = json.loads((exported / "model.json").read_text())["preprocessing"]
-    shown = (images / 255 - np.array(facts["mean"])) / np.array(facts["std"])
+    preprocessing = json.loads((exported / "model.json").read_text())["preprocessing"]
+    shown = (images / 255 - np.array(preprocessing["mean"])) / np.array(preprocessing["std"])
     expected, _ = model.apply(params, stats, shown.astype(np.float32), train=False)
-    found = np.load(tmp_path / "logits.npz")
-    assert np.abs(found["all"] - expected).max() <= 1e-4 * np.std(expected)
-    assert np.abs(found["one"] - expected[:1]).max() <= 1e-4 * np.std(expected)
+    logits = np.load(tmp_path / "logits.npz")
+    assert np.abs(logits["all"] - expected).max() <= 1e-4 * np.std(expected)
+    assert np.abs(logits["one"] - expected[:1]).max() <= 1e-4 * np.std(expected)
 
 
 def test_what_lies_beside_it(exported, tiny_run):
-    facts = json.loads((exported / "model.json").read_text())
-    assert facts["classes"] == ["ant", "bee", "cat"]
-    assert facts["input"]["shape"] == ["batch", 28, 28, 3]
-    assert facts["preprocessing"]["center_crop"] == [28, 28]
-    assert facts["preprocessing"]["interpolation"] == "bilinear"
+    description = json.loads((exported / "model.json").read_text())
+    assert description["classes"] == ["ant", "bee", "cat"]
+    assert description["input"]["shape"] == ["batch", 28, 28, 3]
+    assert description["preprocessing"]["center_crop"] == [28, 28]
+    assert description["preprocessing"]["interpolation"] == "bilinear"
     _, params, stats = load_model(tiny_run)
     weights = load_file(exported / "weights.safetensors")
     assert np.array_equal(weights["params/head/query/kernel"], params["head"]["query"]["kernel"])

@@ -37,6 +37,13 @@ def test_a_similar_name_is_suggested(tiny_run):
         load_model(str(wrong))
 
 
+def test_a_corrupt_description_is_one_line(tmp_path):
+    for text, words in (("{", "cannot be read"), ("[]", "does not describe a model")):
+        (tmp_path / "model.json").write_text(text)
+        with pytest.raises(InputError, match=words):
+            load_model(str(tmp_path))
+
+
 def test_exhausted_memory_is_one_line():
     import jax
 

@@ -1,4 +1,4 @@
-"""python -m noah_jax.predict on a tiny run."""
+"""Runs python -m noah_jax.predict on a tiny run."""
 
 import io
 import json
@@ -33,8 +33,8 @@ def test_json_lines(tiny_run, images, capsys):
         order = np.argsort(-probabilities)[:2]
         assert [x["class"] for x in row["classes"]] == order.tolist()
         assert [x["name"] for x in row["classes"]] == [("ant", "bee", "cat")[i] for i in order]
-        found = [x["probability"] for x in row["classes"]]
-        assert found == pytest.approx(probabilities[order], rel=1e-4)
+        actual = [x["probability"] for x in row["classes"]]
+        assert actual == pytest.approx(probabilities[order], rel=1e-4)
     assert out.err == ""  # quiet where stderr is no terminal
 
 
@@ -50,14 +50,14 @@ def test_a_table_of_paths_on_stdin(tiny_run, images, capsys, monkeypatch):
     assert capsys.readouterr().err == "error: there are no paths on stdin\n"
 
 
-def test_damaged_images_are_named_and_skipped(tiny_run, images, tmp_path, capsys):
-    damaged, missing = tmp_path / "damaged.png", tmp_path / "missing.png"
-    damaged.write_bytes((pathlib.Path(images) / "ant/00.png").read_bytes()[:100])
-    paths = [f"{images}/ant/00.png", str(damaged), str(missing), f"{images}/cat/00.png"]
+def test_corrupt_images_are_named_and_skipped(tiny_run, images, tmp_path, capsys):
+    corrupt, missing = tmp_path / "corrupt.png", tmp_path / "missing.png"
+    corrupt.write_bytes((pathlib.Path(images) / "ant/00.png").read_bytes()[:100])
+    paths = [f"{images}/ant/00.png", str(corrupt), str(missing), f"{images}/cat/00.png"]
     assert main([*paths, "--checkpoint", tiny_run, "--json"]) == 1
     out = capsys.readouterr()
     assert [json.loads(line)["file"] for line in out.out.splitlines()] == [paths[0], paths[3]]
-    assert str(damaged) in out.err and f"{missing} cannot be decoded: No such file" in out.err
+    assert str(corrupt) in out.err and f"{missing} cannot be decoded: No such file" in out.err
     assert out.err.splitlines()[-1] == "warning: 2 of 4 images could not be read, see above"
 
 
