@@ -86,8 +86,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             real_labels=arguments.real_labels,
         ),
         ema=arguments.ema,
-        batch_size=arguments.batch,
-        num_threads=arguments.threads,
+        batch_size=arguments.batch_size,
+        num_threads=arguments.num_threads,
         report=arguments.report,
         as_json=arguments.json,
     )

@@ -28,6 +28,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add(
         "--checkpoint",
+        dest="checkpoints",
         metavar="PATH",
         action="append",
         required=True,
@@ -35,7 +36,14 @@ def _parser() -> Parser:
         " to compare two models",
     )
     add_ema(parser)
-    add("--image", metavar="FILE", nargs="+", required=True, help="images, or folders of images")
+    add(
+        "--image",
+        dest="images",
+        metavar="FILE",
+        nargs="+",
+        required=True,
+        help="images, or folders of images",
+    )
     add(
         "--classes",
         metavar="NAME|INDEX|topK",
@@ -68,16 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     from noah_jax.explain.program import explain_all
 
-    all_read = explain_all(
-        arguments.checkpoint,
-        arguments.image,
-        classes=arguments.classes,
-        ema=arguments.ema,
-        class_names=arguments.class_names,
-        output=arguments.output,
-        overview=arguments.overview,
-    )
-    return 0 if all_read else 1
+    return 0 if explain_all(**vars(arguments)) else 1
 
 
 if __name__ == "__main__":

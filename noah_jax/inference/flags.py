@@ -33,13 +33,20 @@ def add_class_names(parser: argparse.ArgumentParser) -> None:
 
 
 def add_batches(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """Adds `--batch`, with a default, and `--threads`."""
+    """Adds `--batch`, with a default, and `--threads`; parsed as batch_size and num_threads."""
     add = parser.add_argument
     add(
         "--batch",
+        dest="batch_size",
         type=positive,
         default=batch_size,
         metavar="N",
         help=f"images at a time; by default {batch_size}",
     )
-    add("--threads", type=positive, metavar="N", help="decoding threads; by default one a core")
+    add(
+        "--threads",
+        dest="num_threads",
+        type=positive,
+        metavar="N",
+        help="decoding threads; by default one a core",
+    )

@@ -36,7 +36,7 @@ def _parser() -> Parser:
     )
     add_class_names(parser)
     add_batches(parser, 64)
-    add("--json", action="store_true", help="print JSON lines")
+    add("--json", dest="as_json", action="store_true", help="print JSON lines")
     return parser
 
 
@@ -48,17 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     from noah_jax.predict.program import predict_all
 
-    all_read = predict_all(
-        arguments.paths,
-        arguments.checkpoint,
-        ema=arguments.ema,
-        top=arguments.top,
-        class_names=arguments.class_names,
-        batch_size=arguments.batch,
-        num_threads=arguments.threads,
-        as_json=arguments.json,
-    )
-    return 0 if all_read else 1
+    return 0 if predict_all(**vars(arguments)) else 1
 
 
 if __name__ == "__main__":
