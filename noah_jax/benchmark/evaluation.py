@@ -79,20 +79,11 @@ def benchmark_eval(
     return speeds
 
 
-def jitted_forward(model: Model) -> Any:
-    """Returns the jitted `(params, stats, images) -> logits` for normalised float images."""
-    return jax.jit(
-        lambda *arguments: model.apply(*arguments, train=False)[0],
-        compiler_options=model.evaluation_options(),
-    )
-
-
 def _jax_call(
     model: Model, params: Tree, stats: Tree, images: np.ndarray
 ) -> Callable[[], jax.Array]:
-    forward = jitted_forward(model)
     arguments = jax.device_put((params, stats, images))
-    return lambda: forward(*arguments).block_until_ready()
+    return lambda: model.predict(*arguments).block_until_ready()
 
 
 def _torch_calls(

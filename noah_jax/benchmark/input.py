@@ -162,13 +162,13 @@ def timm_transform() -> Any:
 
 def pixel_difference(source: Source, transform: TrainTransform, images: int = 64) -> np.ndarray:
     """Returns the absolute difference, in levels of 255, of approximate and exact pixels."""
-    exact, fast = (dataclasses.replace(transform, approximate=f) for f in (False, True))
+    exact, approximate = (dataclasses.replace(transform, approximate=f) for f in (False, True))
     differences = []
     for index in range(min(images, len(source))):
         data, _ = source[index]
         pixels = [
             decode_and_transform(data, how, image_random(0, 0, index)).astype(np.int16)
-            for how in (exact, fast)
+            for how in (exact, approximate)
         ]
         differences.append(np.abs(pixels[0] - pixels[1]))
     return np.stack(differences)
@@ -203,13 +203,15 @@ def _measure_recipe(
     packages: tuple[str, ...],
 ) -> None:
     """Measures a recipe and prints a line for each contender."""
-    fast = _fast(transform)
+    approximate = _approximate(transform)
     contenders = {
         name: torch_batches(folder, other, batch=batch, workers=cores)
         for name, other in _loaders_of(*packages).items()
     }
     others = list(contenders)
-    variants = {"noah_jax": transform} | ({"noah_jax, approximate_decode": fast} if fast else {})
+    variants = {"noah_jax": transform}
+    if approximate:
+        variants["noah_jax, approximate_decode"] = approximate
     for name, variant in variants.items():
         contenders[name] = jax_batches(source, variant, batch=batch, threads=cores)
         contenders[f"  its transforms alone{name[8:]}"] = floor(
@@ -230,14 +232,17 @@ def _measure_recipe(
         ]
         cells = "".join(f"  {r:>{5 + len(o)}}" for r, o in zip(ratios, others, strict=True))
         print(f"{name:44} {statistics.median(values):8.0f}{cells}", flush=True)
-    if fast:
+    if approximate:
         difference = pixel_difference(source, transform)
         print(
             f"approximate_decode differs from Pillow's pixels by {difference.mean():.2f} levels of"
             f" 255 in the mean, {np.percentile(difference, 99):.0f} at the 99th percentile"
         )
     else:
-        print("OpenCV is not installed: approximate_decode is left out; pip install -e '.[fast]'")
+        print(
+            "OpenCV is not installed: approximate_decode is left out;"
+            " pip install 'noah-jax[approximate]'"
+        )
 
 
 def _measure_threads(source: Source, batch: int, rounds: int, cores: int) -> None:
@@ -253,7 +258,7 @@ def _measure_threads(source: Source, batch: int, rounds: int, cores: int) -> Non
         print(f"{name:24} {median:8.0f}   {median / one:8.2f}")
 
 
-def _fast(transform: TrainTransform) -> TrainTransform | None:
+def _approximate(transform: TrainTransform) -> TrainTransform | None:
     installed = importlib.util.find_spec("cv2") is not None
     return dataclasses.replace(transform, approximate=True) if installed else None
 

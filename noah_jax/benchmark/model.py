@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from noah_jax.aot.hlo import memory_stats
-from noah_jax.benchmark.evaluation import jitted_forward, tell_if_busy
+from noah_jax.benchmark.evaluation import tell_if_busy
 from noah_jax.models.base import Model
 from noah_jax.models.create import create_model
 from noah_jax.models.flops import multiply_adds
@@ -70,7 +70,7 @@ def _compile(model: Model, batch: int) -> tuple[Callable[[], object], tuple[int,
     random = np.random.RandomState(0)
     images = random.standard_normal((batch, *model.image_size, 3)).astype(np.float32)
     arguments = (*weights, jax.device_put(images))
-    compiled = jitted_forward(model).lower(*arguments).compile()
+    compiled = model.predict_step.lower(*arguments).compile()
     stats = memory_stats(compiled)
     sizes = stats.argument_size_in_bytes, stats.temp_size_in_bytes
     return lambda: jax.block_until_ready(compiled(*arguments)), sizes
