@@ -1,9 +1,11 @@
 """MLP-Mixer and gMLP on ImageNet-1k with either head: the original's recipe, 300 epochs.
 
-    python -m noah_jax.train --config configs/mlp.py:noah_mixer_s16_224 --workdir DIR
+    python -m noah_jax.train --config mlp.py:noah_mixer_s16_224 --workdir DIR
 
-Variants are the names below, and with `noah_` before them for the NOAH head. The published
-top-1 accuracy in percent:
+A variant has the NOAH head with `noah_` before its name. The original's hardware was 8 GPUs with
+192 images each, which is how many images share a draw of mixup or CutMix, here too on any number
+of devices. The published top-1 accuracy, in percent, is that of the raw weights, not of their
+moving average:
 
                        linear  NOAH
     mixer_b16_224      77.14   77.49
@@ -15,12 +17,10 @@ top-1 accuracy in percent:
     gmlp_ti16_075_224  65.95   67.71
     gmlp_ti16_050_224  54.99   56.89
 
-The original's hardware was 8 GPUs, 192 images each, which is how many share a draw of mixup or
-cutmix, here too on any number of devices. The published accuracy is that of the raw weights, not
-of their moving average.
-
 On TPU and GPU add --config.model.dtype=bfloat16. Other images: --config.dataset.
 """
+
+from ml_collections import ConfigDict
 
 from noah_jax.config import imagenet_config
 
@@ -36,8 +36,8 @@ BACKBONES = (
 )
 
 
-def get_config(variant: str = ""):
-    """The configuration of a variant, such as "noah_mixer_s16_224"."""
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the configuration of a variant, such as "noah_mixer_s16_224"."""
     config = imagenet_config(variant, BACKBONES, noah_drop_rate=0.1)
     config.epochs = 300.0
     config.batch_size = 1536

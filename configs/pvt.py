@@ -1,54 +1,26 @@
-"""PVT on ImageNet-1k with either head: the original's recipe, 300 epochs.
+"""PVT on ImageNet-1k with either head: the original's recipe, which is DeiT's, 300 epochs.
 
-    python -m noah_jax.train --config configs/pvt.py:noah_pvt_tiny --workdir DIR
+    python -m noah_jax.train --config pvt.py:noah_pvt_tiny --workdir DIR
 
-Variants are the names below, and with `noah_` before them for the NOAH head. The published
-top-1 accuracy in percent:
+There is no moving average of the weights. Published top-1 accuracy of the variants in percent;
+with `noah_` before its name a variant has the NOAH head:
 
                   linear  NOAH
     pvt_tiny      75.10   76.51
     pvt_tiny_075  71.81   74.22
     pvt_tiny_050  65.33   68.50
 
-The original's hardware was 8 GPUs, 128 images each, which is how many share a draw of mixup or
-cutmix, here too on any number of devices.
-
+The original trained on 8 GPUs with 128 images each.
 On TPU and GPU add --config.model.dtype=bfloat16. Other images: --config.dataset.
 """
 
-from noah_jax.config import imagenet_config
+from ml_collections import ConfigDict
+
+from noah_jax.recipes import deit_config
 
 BACKBONES = ("pvt_tiny", "pvt_tiny_075", "pvt_tiny_050")
 
 
-def get_config(variant: str = ""):
-    """The configuration of a variant, such as "noah_pvt_tiny"."""
-    config = imagenet_config(variant, BACKBONES, noah_drop_rate=0.1)
-    config.epochs = 300.0
-    config.batch_size = 1024
-    config.model.drop_path_rate = 0.1
-
-    config.data.repeats = 3
-    config.data.drop_last = True
-    config.data.interpolation = "bicubic"
-    config.data.eval_resize = 256
-    config.data.rand_augment.num_ops = 2
-    config.data.rand_augment.magnitude = 9.0
-    config.data.rand_augment.magnitude_std = 0.5
-
-    config.smoothing = 0.1
-    config.erase_prob = 0.25
-    config.mixup = 0.8
-    config.cutmix = 1.0
-    config.mix_group = 128
-
-    config.optim.name = "adamw"
-    config.optim.learning_rate = 1e-3  # 5e-4 for every 512 images of a batch
-    config.optim.schedule = "cosine"
-    config.optim.warmup_epochs = 5.0
-    config.optim.warmup_learning_rate = 1e-6
-    config.optim.lr_delay_epochs = 1  # the original's scheduler was called after each epoch
-    config.optim.final_learning_rate = 1e-5
-    config.optim.weight_decay = 0.05
-    config.optim.epsilon = 1e-8
-    return config
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the configuration of a variant, such as "noah_pvt_tiny"."""
+    return deit_config(variant, BACKBONES)
