@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from noah_jax.console import fail
 from noah_jax.errors import InputError, MissingPackageError, NoahError, UsageError
@@ -227,6 +227,28 @@ def exit_code(program: Callable[[], int]) -> int:
         # Python would complain once more when it closes standard output at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+class Main(Protocol):
+    """The entry of a program: takes the arguments, without its name, returns the exit code."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+def program(
+    work: Callable[[argparse.Namespace], int], make_parser: Callable[[], argparse.ArgumentParser]
+) -> Main:
+    """Makes a program's `main`; see `run`.
+
+    Args:
+      work: Takes what was parsed and returns the exit code.
+      make_parser: Makes the parser of the command line.
+    """
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run(work, make_parser(), argv)
+
+    return main
 
 
 def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:

@@ -20,9 +20,8 @@ and `noah_VARIANT`. The default is a small ResNet, DeiT and Mixer on the embedde
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
 
-from noah_jax.cli import Parser, run
+from noah_jax.cli import Parser, program
 from noah_jax.compare.variants import DEFAULT_CONFIGS, HEADS
 from noah_jax.console import fail
 from noah_jax.errors import UsageError
@@ -60,11 +59,6 @@ def _parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Compares what the command line says; returns the exit code."""
-    return run(_compare, _parser(), argv)
-
-
 def _compare(arguments: argparse.Namespace) -> int:
     for flag, values in (("--heads", arguments.heads), ("--seeds", arguments.seeds)):
         if len(set(values)) < len(values):
@@ -88,6 +82,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     print(f"written to {arguments.workdir}: compare.json, compare.md, curves.png", file=sys.stderr)
     return 0
 
+
+main = program(_compare, _parser)
 
 if __name__ == "__main__":
     sys.exit(main())

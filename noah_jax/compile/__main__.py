@@ -10,9 +10,8 @@ The exit code is 0 if everything fits and 1 if something does not. Large models 
 
 import argparse
 import sys
-from collections.abc import Sequence
 
-from noah_jax.cli import Parser, load_config, run
+from noah_jax.cli import Parser, load_config, program
 from noah_jax.errors import UsageError
 
 
@@ -42,11 +41,6 @@ def _parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Compiles what the command line says; returns the exit code."""
-    return run(_compile, _parser(), argv)
-
-
 def _compile(args: argparse.Namespace) -> int:
     if not args.topology:
         raise UsageError("--topology is needed, such as --topology v5e:16x16")
@@ -59,6 +53,8 @@ def _compile(args: argparse.Namespace) -> int:
     configs = [load_config(args, name) for name in names]
     return 0 if compile_and_print(configs, args.topology.split(","), form) else 1
 
+
+main = program(_compile, _parser)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -25,10 +25,9 @@ original's names: `.safetensors`, or `.pth` if PyTorch is installed.
 import argparse
 import ast
 import sys
-from collections.abc import Sequence
 from typing import Any
 
-from noah_jax.cli import Parser, run
+from noah_jax.cli import Parser, program
 from noah_jax.errors import UsageError
 
 
@@ -75,11 +74,6 @@ def _parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program on a command line; returns the exit code."""
-    return run(_main, _parser(), argv)
-
-
 def _main(args: argparse.Namespace) -> int:
     if args.cache and not args.released:
         raise UsageError("--cache is for --released")
@@ -105,6 +99,8 @@ def _main(args: argparse.Namespace) -> int:
         convert(args.source, args.destination, **options)
     return 0
 
+
+main = program(_main, _parser)
 
 if __name__ == "__main__":
     sys.exit(main())

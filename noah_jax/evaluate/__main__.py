@@ -21,9 +21,8 @@ score over the classes (CF1) and over all decisions (OF1).
 
 import argparse
 import sys
-from collections.abc import Sequence
 
-from noah_jax.cli import Parser, run
+from noah_jax.cli import Parser, program
 from noah_jax.inference.flags import add_batches, add_ema
 
 
@@ -67,11 +66,6 @@ def _parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluates what the command line says; returns the exit code."""
-    return run(_evaluate, _parser(), argv)
-
-
 def _evaluate(arguments: argparse.Namespace) -> int:
     from noah_jax.evaluate.dataset import DatasetChoice
     from noah_jax.evaluate.program import evaluate_all
@@ -93,6 +87,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     )
     return 0
 
+
+main = program(_evaluate, _parser)
 
 if __name__ == "__main__":
     sys.exit(main())

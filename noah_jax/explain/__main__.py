@@ -17,9 +17,8 @@ named on standard error) and after an error.
 
 import argparse
 import sys
-from collections.abc import Sequence
 
-from noah_jax.cli import Parser, run
+from noah_jax.cli import Parser, program
 from noah_jax.inference.flags import add_class_names, add_ema
 
 
@@ -68,16 +67,13 @@ def _parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Explains what the command line says; returns the exit code."""
-    return run(_explain, _parser(), argv)
-
-
 def _explain(arguments: argparse.Namespace) -> int:
     from noah_jax.explain.program import explain_all
 
     return 0 if explain_all(**vars(arguments)) else 1
 
+
+main = program(_explain, _parser)
 
 if __name__ == "__main__":
     sys.exit(main())

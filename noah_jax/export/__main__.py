@@ -23,9 +23,8 @@ logits must agree with the model's. The exit code is 0, or 1 after an error.
 
 import argparse
 import sys
-from collections.abc import Sequence
 
-from noah_jax.cli import Parser, run
+from noah_jax.cli import Parser, program
 from noah_jax.inference.flags import add_checkpoint
 
 
@@ -36,17 +35,14 @@ def _parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exports what the command line says; returns the exit code."""
-    return run(_export, _parser(), argv)
-
-
 def _export(arguments: argparse.Namespace) -> int:
     from noah_jax.export.program import export
 
     export(arguments.checkpoint, arguments.output, ema=arguments.ema)
     return 0
 
+
+main = program(_export, _parser)
 
 if __name__ == "__main__":
     sys.exit(main())

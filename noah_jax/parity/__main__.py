@@ -30,9 +30,8 @@ The exit code is 0 if everything agrees, and 1 if anything disagrees or after an
 
 import argparse
 import sys
-from collections.abc import Sequence
 
-from noah_jax.cli import Parser, run
+from noah_jax.cli import Parser, program
 from noah_jax.errors import UsageError
 
 
@@ -61,11 +60,6 @@ def _parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program on a command line; returns the exit code."""
-    return run(_main, _parser(), argv)
-
-
 def _main(args: argparse.Namespace) -> int:
     checkpoint, reference, golden = args.checkpoint, args.reference, args.golden
     if (checkpoint is None) != (reference is None) or (checkpoint is not None and golden):
@@ -80,6 +74,8 @@ def _main(args: argparse.Namespace) -> int:
         agrees = check_golden(golden, args.models, train=args.train, head=args.head)
     return 0 if agrees else 1
 
+
+main = program(_main, _parser)
 
 if __name__ == "__main__":
     sys.exit(main())

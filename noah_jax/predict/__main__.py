@@ -16,9 +16,8 @@ are named on standard error, and the others are classified all the same) and aft
 
 import argparse
 import sys
-from collections.abc import Sequence
 
-from noah_jax.cli import Parser, positive, run
+from noah_jax.cli import Parser, positive, program
 from noah_jax.inference.flags import add_batches, add_checkpoint, add_class_names
 
 
@@ -40,16 +39,13 @@ def _parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Classifies what the command line says; returns the exit code."""
-    return run(_predict, _parser(), argv)
-
-
 def _predict(arguments: argparse.Namespace) -> int:
     from noah_jax.predict.program import predict_all
 
     return 0 if predict_all(**vars(arguments)) else 1
 
+
+main = program(_predict, _parser)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,11 +19,10 @@ few that are CMYK or PNG (decoding converts them) and any that are corrupt (trai
 """
 
 import argparse
-import functools
 import sys
-from collections.abc import Sequence
 
-from noah_jax.cli import Parser, run
+from noah_jax.cli import Parser, program
+from noah_jax.errors import UsageError
 
 
 def _parser() -> Parser:
@@ -45,15 +44,9 @@ def _parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prepares the dataset that the arguments name; returns the exit code."""
-    parser = _parser()
-    return run(functools.partial(_prepare, parser), parser, argv)
-
-
-def _prepare(parser: Parser, parsed: argparse.Namespace) -> int:
+def _prepare(parsed: argparse.Namespace) -> int:
     if parsed.name and not parsed.folder:
-        parser.error("--name goes with --folder")
+        raise UsageError("--name goes with --folder; --help tells more")
     from noah_jax.prepare.program import prepare_dataset
 
     return prepare_dataset(
@@ -64,6 +57,8 @@ def _prepare(parser: Parser, parsed: argparse.Namespace) -> int:
         data_dir=parsed.data_dir,
     )
 
+
+main = program(_prepare, _parser)
 
 if __name__ == "__main__":
     sys.exit(main())
