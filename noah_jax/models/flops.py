@@ -37,7 +37,7 @@ def _count(jaxpr: Jaxpr) -> int:
             out = math.prod(_shape(equation.outvars[0]))
             total += out * math.prod(kernel[axis] for axis in layout[1:])
         else:
-            # Of the forms that `platform_dependent` chooses from, the native one has the most.
+            # `platform_dependent` chooses from several forms; the native one has the most products.
             total += max(map(_count, jaxprs_in_params(equation.params)), default=0)
     return total
 

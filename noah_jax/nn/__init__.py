@@ -1,1 +1,1 @@
-"""Layers with PyTorch's semantics, and what they share."""
+"""Layers with PyTorch's semantics, and the functions they are made of."""
