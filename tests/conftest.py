@@ -8,7 +8,13 @@ import pytest
 from PIL import Image
 
 from noah_jax.train import train
-from tests.helpers import GOLDEN, ROOT, make_multi_label_config, make_tiny_config
+from tests.helpers import (
+    GOLDEN,
+    ROOT,
+    make_multi_label_config,
+    make_tiny_config,
+    write_class_folders,
+)
 
 # Keeps compiled programs between the tests of one session, and between sessions.
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
@@ -30,15 +36,7 @@ def golden(request) -> pathlib.Path:
 def class_folders(tmp_path_factory) -> str:
     """Class folders with 28x28 images: `train/` holds 3 x 20 of them, `val/` 3 x 7."""
     root = tmp_path_factory.mktemp("folders")
-    random = np.random.RandomState(0)
-    for split, count in (("train", 20), ("val", 7)):
-        for label, name in enumerate(("ant", "bee", "cat")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = random.randint(0, 120, (28, 28, 3), np.uint8)
-                pixels[..., label] += 100
-                Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    write_class_folders(root, "png", lambda random: (28, 28))
     return str(root)
 
 

@@ -3,8 +3,11 @@
 import gzip
 import json
 import pathlib
+from collections.abc import Callable
 
+import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from noah_jax.config import default_config
 
@@ -16,6 +19,27 @@ def original_models() -> list[str]:
     """The registered models that the original has, which are those of the golden files."""
     with gzip.open(GOLDEN / "models.json.gz", "rt") as file:
         return sorted(json.load(file))
+
+
+def write_class_folders(
+    root: pathlib.Path, suffix: str, size: Callable[[np.random.RandomState], tuple[int, ...]]
+) -> None:
+    """Writes class folders with images of three classes: `train/` with 3 x 20, `val/` with 3 x 7.
+
+    Args:
+      root: The folder to write into.
+      suffix: The format of the images, such as "png".
+      size: Draws height and width of an image.
+    """
+    random = np.random.RandomState(0)
+    for split, count in (("train", 20), ("val", 7)):
+        for class_index, name in enumerate(("ant", "bee", "cat")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.randint(0, 120, (*size(random), 3), np.uint8)
+                pixels[..., class_index] += 100
+                Image.fromarray(pixels).save(folder / f"{i:02}.{suffix}")
 
 
 def make_tiny_config(class_folders: str) -> ConfigDict:

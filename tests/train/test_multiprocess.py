@@ -9,9 +9,9 @@ import signal
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from noah_jax import load_model
+from tests.helpers import write_class_folders
 from tests.train import processes
 
 pytestmark = pytest.mark.multiprocess
@@ -26,15 +26,7 @@ QUICK_WATCHDOG = "--config.watchdog_seconds=16"
 def jpegs(tmp_path_factory) -> str:
     """60 and 21 JPEG images of three classes and many sizes."""
     root = tmp_path_factory.mktemp("jpegs")
-    random = np.random.RandomState(0)
-    for split, count in (("train", 20), ("val", 7)):
-        for label, name in enumerate(("ant", "bee", "cat")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = random.randint(0, 120, (*random.randint(28, 60, 2), 3), np.uint8)
-                pixels[..., label] += 100
-                Image.fromarray(pixels).save(folder / f"{i:02}.jpg")
+    write_class_folders(root, "jpg", lambda random: tuple(random.randint(28, 60, 2)))
     return str(root)
 
 
