@@ -67,6 +67,8 @@ def test_any_prepared_tfds_dataset_works_by_name(tmp_path):
     import tensorflow_datasets as tfds
 
     class TinySet(tfds.core.GeneratorBasedBuilder):
+        # In a module of a package TFDS would need importlib_resources to find this file.
+        __module__ = "tiny_set"
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):

@@ -19,8 +19,8 @@ from noah_jax.train.setup import build
 from tests.helpers import make_tiny_config
 
 CONFIG = """
-from conftest import make_tiny_config
-from test_finetune import shorten
+from tests.helpers import make_tiny_config
+from tests.train.test_finetune import shorten
 
 def get_config():
     return shorten(make_tiny_config({folder!r}))
