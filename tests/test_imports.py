@@ -16,7 +16,7 @@ MOST_LINES = 450
 
 GROUND = {
     *("cli", "compilation", "config", "config_files", "console", "distributed", "errors"),
-    *("files", "lazy_imports"),
+    *("files", "lazy_imports", "recipes"),
 }
 PROGRAMS = {
     *("convert", "evaluate", "predict", "explain", "export", "compare", "prepare"),
