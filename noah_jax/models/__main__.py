@@ -11,17 +11,15 @@ of the head's blocks, r the fraction of the channels that feeds the query.
 
 import argparse
 import sys
-from collections.abc import Sequence
 
-from noah_jax.cli import Parser, run
+from noah_jax.cli import Parser, program
 from noah_jax.errors import UsageError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table; returns the exit code."""
+def _parser() -> Parser:
     parser = Parser("python -m noah_jax.models", __doc__)
     parser.add_argument("pattern", nargs="?", default="*", help="which names, as in a shell")
-    return run(_print, parser, argv)
+    return parser
 
 
 def _print(given: argparse.Namespace) -> int:
@@ -36,6 +34,8 @@ def _print(given: argparse.Namespace) -> int:
         print(row(name), flush=True)
     return 0
 
+
+main = program(_print, _parser)
 
 if __name__ == "__main__":
     sys.exit(main())
