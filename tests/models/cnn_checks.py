@@ -1,14 +1,12 @@
 """What the tests of the convolutional families share."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from noah_jax.models import create_model, get_family
+from noah_jax.models import create_model, get_family, list_models
 from noah_jax.models.base import Model, Tree
 from noah_jax.pytorch.golden import golden_images, golden_state_dict
 from noah_jax.pytorch.mapping import to_jax, to_torch
@@ -44,10 +42,10 @@ def train_and_evaluate(name: str, **arguments) -> None:
     np.testing.assert_allclose(turned[::-1], logits, rtol=1e-3, atol=1e-3 * np.std(logits))
 
 
-def parameter_count(name: str) -> int:
-    """Parameters of a model as published."""
-    params, _ = create_model(name).abstract()
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+def check_counts(pattern: str, counts: dict[str, int]) -> None:
+    """The names that fit a pattern have these numbers of parameters, as published."""
+    assert set(list_models(pattern)) == set(counts)
+    assert {name: create_model(name).num_params for name in counts} == counts
 
 
 def map_shape(name: str, image_size: tuple[int, int], **arguments) -> tuple[int, ...]:

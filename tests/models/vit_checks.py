@@ -15,24 +15,15 @@ from noah_jax.models.backbone import Backbone, BackboneSettings
 from noah_jax.models.base import Model
 from noah_jax.models.deit.modeling import DeiT
 from noah_jax.models.family import Architecture
-from noah_jax.models.mlp.modeling import (
-    Affine,
-    GluMlp,
-    MixerBlock,
-    MlpMixer,
-    ResBlock,
-    SpatialGatingBlock,
-    layer_norm,
-    mlp_layer,
-)
+from noah_jax.models.mlp import modeling as mlp
 from noah_jax.models.pvt.modeling import PVT
 
 _mlp = functools.partial(
-    MlpMixer, width=32, depth=2, patch_size=16, norm=layer_norm, channel_ratio=4
+    mlp.MlpMixer, width=32, depth=2, patch_size=16, norm=mlp.layer_norm, channel_ratio=4
 )
-_mixer = functools.partial(MixerBlock, mlp=mlp_layer)
-_gmixer = functools.partial(MixerBlock, mlp=GluMlp)
-_res = functools.partial(ResBlock, layer_scale=0.1)
+_mixer = functools.partial(mlp.MixerBlock, mlp=mlp.mlp_layer)
+_gmixer = functools.partial(mlp.MixerBlock, mlp=mlp.GluMlp)
+_res = functools.partial(mlp.ResBlock, layer_scale=0.1)
 BUILDS = {
     "deit": functools.partial(DeiT, width=48, num_heads=3, depth=2, patch_size=16, mlp_ratio=4),
     "pvt": functools.partial(
@@ -45,8 +36,8 @@ BUILDS = {
     ),
     "mixer": functools.partial(_mlp, block=_mixer, token_ratio=1 / 2),
     "gmixer": functools.partial(_mlp, block=_gmixer, token_ratio=1),
-    "resmlp": functools.partial(_mlp, block=_res, norm=Affine),
-    "gmlp": functools.partial(_mlp, block=SpatialGatingBlock, channel_ratio=6),
+    "resmlp": functools.partial(_mlp, block=_res, norm=mlp.Affine),
+    "gmlp": functools.partial(_mlp, block=mlp.SpatialGatingBlock, channel_ratio=6),
 }
 
 

@@ -72,12 +72,7 @@ class MobileNetV2(nnx.Module):
     """
 
     def __init__(
-        self,
-        head: HeadSpec,
-        settings: BackboneSettings,
-        *,
-        width_mult: float,
-        rngs: nnx.Rngs,
+        self, head: HeadSpec, settings: BackboneSettings, *, width_mult: float, rngs: nnx.Rngs
     ):
         self.remat = settings.remat
         layer = functools.partial(

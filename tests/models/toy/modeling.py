@@ -25,13 +25,7 @@ class Toy(nnx.Module):
     """
 
     def __init__(
-        self,
-        head: HeadSpec,
-        settings: BackboneSettings,
-        *,
-        width: int,
-        depth: int,
-        rngs: nnx.Rngs,
+        self, head: HeadSpec, settings: BackboneSettings, *, width: int, depth: int, rngs: nnx.Rngs
     ):
         self.remat = settings.remat
         layer = functools.partial(
