@@ -28,7 +28,7 @@ from jax.sharding import Mesh, NamedSharding
 from noah_jax.aot.head_shape import HeadShape
 from noah_jax.aot.targets import topology_mesh
 from noah_jax.errors import InputError
-from noah_jax.heads.noah.operands import ChannelSplit, PocaShape, Weights
+from noah_jax.heads.noah.operands import ChannelSplit, PocaInputs, PocaShape, Weights
 from noah_jax.heads.noah.poca import ROWS, choose
 from noah_jax.heads.noah.tpu_block import TpuPlan
 
@@ -134,7 +134,7 @@ def compile_kernels() -> None:
     name, plan = choices["tpu"]
 
     def head(features: Any, weights: Weights) -> jax.Array:
-        return ROWS[name].compute(plan, split, features, weights, None)
+        return ROWS[name].compute(plan, PocaInputs(split, features, weights, None))
 
     def step(*arguments: Any) -> Any:
         logits, vjp = jax.vjp(head, *arguments)

@@ -24,11 +24,9 @@ import jax
 import jax.numpy as jnp
 
 from noah_jax.heads.noah.operands import (
-    ChannelSplit,
+    PocaInputs,
     PocaShape,
-    Weights,
     add_bias,
-    split_operands,
 )
 from noah_jax.nn.dropout import Seeds, kept, row_seed
 from noah_jax.nn.dtypes import wide_dtype, wide_einsum
@@ -75,25 +73,11 @@ def chunked_plan(shape: PocaShape, *, classes: int = 512) -> ChunkedPlan:
     return ChunkedPlan(1, chunks, math.ceil(shape.num_classes / chunks), shape.dropout)
 
 
-def chunked_poca(
-    plan: ChunkedPlan,
-    split: ChannelSplit,
-    features: jax.Array,
-    weights: Weights,
-    seeds: Seeds | None,
-) -> jax.Array:
-    """Computes the logits; arguments and result are those of `reference_poca`.
-
-    Args:
-      plan: The plan of `chunked_plan`.
-      split: See `reference_poca`.
-      features: See `reference_poca`.
-      weights: See `reference_poca`.
-      seeds: See `reference_poca`.
-    """
-    parts = split_operands(split, features, weights)[:2]
-    if seeds is not None:
-        return _pairwise(plan, parts, tuple(weights), seeds)
+def chunked_poca(plan: ChunkedPlan, inputs: PocaInputs) -> jax.Array:
+    """Computes the logits as `reference_poca` does, by the plan of `chunked_plan`."""
+    parts, weights = inputs.operands()[:2], inputs.weights
+    if inputs.seeds is not None:
+        return _pairwise(plan, parts, tuple(weights), inputs.seeds)
     return add_bias(_pairwise(plan, parts, weights[:2], None), weights.value_bias)
 
 

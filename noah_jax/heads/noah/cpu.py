@@ -17,9 +17,8 @@ from jax.export import is_symbolic_dim
 
 from noah_jax.heads.noah.chunked import Residuals, attend, differentiate, scaled_mask
 from noah_jax.heads.noah.operands import (
-    ChannelSplit,
+    PocaInputs,
     PocaShape,
-    Weights,
     add_bias,
     flatten_positions,
 )
@@ -74,26 +73,11 @@ def cpu_plan(
     )
 
 
-def cpu_poca(
-    plan: CpuPlan,
-    split: ChannelSplit,
-    features: jax.Array,
-    weights: Weights,
-    seeds: Seeds | None,
-) -> jax.Array:
-    """Computes the logits; arguments and result are those of `reference_poca`.
-
-    Args:
-      plan: The plan of `cpu_plan`.
-      split: Unused: the plan has what it says.
-      features: See `reference_poca`.
-      weights: See `reference_poca`.
-      seeds: See `reference_poca`.
-    """
-    del split
-    features = flatten_positions(features)
-    if seeds is not None:
-        return _pairwise(plan, features, tuple(weights), seeds)
+def cpu_poca(plan: CpuPlan, inputs: PocaInputs) -> jax.Array:
+    """Computes the logits as `reference_poca` does, by the plan of `cpu_plan`."""
+    features, weights = flatten_positions(inputs.features), inputs.weights
+    if inputs.seeds is not None:
+        return _pairwise(plan, features, tuple(weights), inputs.seeds)
     return add_bias(_pairwise(plan, features, weights[:2], None), weights.value_bias)
 
 

@@ -25,10 +25,10 @@ from noah_jax.heads.noah.gpu_tiles import (
     SMALLEST_SIDE,
     GpuPlan,
     Where,
+    add_products,
     channel_group_of,
     channel_pieces,
     differentiate_tile,
-    dot,
     drop_at,
     load_of_block,
     load_part,
@@ -42,17 +42,16 @@ from noah_jax.heads.noah.kernels import (
     append_bias_channel,
     cast,
     cast_like,
+    differentiable,
     differentiated_once,
     images_per_device,
     round_up,
     split_over_devices,
 )
 from noah_jax.heads.noah.operands import (
-    ChannelSplit,
     Operands,
+    PocaInputs,
     PocaShape,
-    Weights,
-    split_operands,
 )
 from noah_jax.nn.dropout import Seeds
 
@@ -116,24 +115,9 @@ def _tile_size(size: int, largest: int) -> int:
     return min(max(pl.next_power_of_2(size), SMALLEST_SIDE), largest)
 
 
-def gpu_poca(
-    plan: GpuPlan,
-    split: ChannelSplit,
-    features: jax.Array,
-    weights: Weights,
-    seeds: Seeds | None,
-) -> jax.Array:
-    """Computes float32 logits; arguments and result are those of `reference_poca`.
-
-    Args:
-      plan: The plan of `gpu_plan`.
-      split: See `reference_poca`.
-      features: See `reference_poca`.
-      weights: See `reference_poca`.
-      seeds: See `reference_poca`.
-    """
-    operands = split_operands(split, features, weights)
-    return split_over_devices(_poca_on_device, plan, operands, seeds)
+def gpu_poca(plan: GpuPlan, inputs: PocaInputs) -> jax.Array:
+    """Computes the logits as `reference_poca` does, by the plan of `gpu_plan`."""
+    return split_over_devices(_poca_on_device, plan, inputs.operands(), inputs.seeds)
 
 
 def _poca_on_device(plan: GpuPlan, operands: Operands, seeds: Seeds | None) -> jax.Array:
@@ -148,27 +132,19 @@ def _poca_on_device(plan: GpuPlan, operands: Operands, seeds: Seeds | None) -> j
     return logits if plan.dropout else logits + bias.sum(0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _poca(plan: GpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array) -> jax.Array:
-    """Computes `[batch, classes]` of parts `[channel groups, batch, positions, channels]`."""
-    return _forward(plan, parts, kernels, seeds)[0]
-
-
 def _forward(
     plan: GpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array
 ) -> tuple[jax.Array, tuple]:
-    inputs = parts, kernels, seeds
-    residuals = _call_forward(plan, *inputs)
-    return residuals.out.sum(1), (inputs, residuals)
+    """Computes `[batch, classes]` of parts `[channel groups, batch, positions, channels]`."""
+    residuals = _call_forward(plan, parts, kernels, seeds)
+    return residuals.out.sum(1), (parts, kernels, seeds, residuals)
 
 
 def _backward(plan: GpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[Pair, Pair, None]:
-    inputs, residuals = saved
-    d_parts = _call_features(plan, *inputs, residuals, cotangent)
-    return d_parts, _call_weights(plan, *inputs, residuals, cotangent), None
+    return _call_features(plan, saved, cotangent), _call_weights(plan, saved, cotangent), None
 
 
-_poca.defvjp(_forward, _backward)
+_poca = differentiable(_forward, _backward)
 
 
 @differentiated_once
@@ -188,15 +164,9 @@ def _call_forward(plan: GpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array) -
 
 
 @differentiated_once
-def _call_features(
-    plan: GpuPlan,
-    parts: Pair,
-    kernels: Pair,
-    seeds: jax.Array,
-    residuals: Residuals,
-    cotangent: jax.Array,
-) -> Pair:
+def _call_features(plan: GpuPlan, saved: tuple, cotangent: jax.Array) -> Pair:
     """Runs the backward kernel for the features: gradients of both parts."""
+    parts, kernels, seeds, residuals = saved
     channel_groups, batch, positions, _ = parts.query.shape
     return _call(
         plan,
@@ -209,15 +179,9 @@ def _call_features(
 
 
 @differentiated_once
-def _call_weights(
-    plan: GpuPlan,
-    parts: Pair,
-    kernels: Pair,
-    seeds: jax.Array,
-    residuals: Residuals,
-    cotangent: jax.Array,
-) -> Pair:
+def _call_weights(plan: GpuPlan, saved: tuple, cotangent: jax.Array) -> Pair:
     """Runs the backward kernel for the weights: gradients of both kernels."""
+    parts, kernels, seeds, residuals = saved
     head_num, _, classes = kernels.query.shape
     chunks = pl.cdiv(parts.query.shape[1], plan.images)
     sums = _call(
@@ -315,14 +279,7 @@ def _features_kernel(
         gradients = differentiate_tile(
             plan, seeds_ref, where, scores_and_values, [x[None] for x in of_block]
         )
-        return sums.map(
-            lambda totals, gradient, pieces: [
-                total + dot(plan, gradient.astype(piece.dtype), piece, (1, 1))
-                for total, piece in zip(totals, pieces, strict=True)
-            ],
-            gradients,
-            weights,
-        )
+        return sums.map(functools.partial(add_products, plan, (1, 1)), gradients, weights)
 
     zeros = parts.map(lambda pieces: [jnp.zeros(piece.shape, jnp.float32) for piece in pieces])
     sums = jax.lax.fori_loop(0, blocks * class_tiles, add_tile, zeros)
@@ -366,14 +323,7 @@ def _weights_kernel(
         gradients = differentiate_tile(
             plan, seeds_ref, where, Pair(scores, values), [x[:, None] for x in of_block]
         )
-        return sums.map(
-            lambda totals, gradient, pieces: [
-                total + dot(plan, gradient.astype(piece.dtype), piece, (1, 0))
-                for total, piece in zip(totals, pieces, strict=True)
-            ],
-            gradients,
-            parts,
-        )
+        return sums.map(functools.partial(add_products, plan, (1, 0)), gradients, parts)
 
     zeros = weights.map(
         lambda pieces: [jnp.zeros(piece.shape[::-1], jnp.float32) for piece in pieces]

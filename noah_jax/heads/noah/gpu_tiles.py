@@ -143,11 +143,25 @@ def product(
     plan: GpuPlan, left: list[jax.Array], right: list[jax.Array], contracting: tuple[int, int]
 ) -> jax.Array:
     """Multiplies matrices in pieces, over the axis that is cut."""
-    products = [dot(plan, a, b, contracting) for a, b in zip(left, right, strict=True)]
+    products = [_dot(plan, a, b, contracting) for a, b in zip(left, right, strict=True)]
     return functools.reduce(jnp.add, products)
 
 
-def dot(
+def add_products(
+    plan: GpuPlan,
+    contracting: tuple[int, int],
+    totals: list[jax.Array],
+    gradient: jax.Array,
+    pieces: list[jax.Array],
+) -> list[jax.Array]:
+    """Adds the products of a gradient with a matrix in pieces to the sums for each piece."""
+    return [
+        total + _dot(plan, gradient.astype(piece.dtype), piece, contracting)
+        for total, piece in zip(totals, pieces, strict=True)
+    ]
+
+
+def _dot(
     plan: GpuPlan, left: jax.Array, right: jax.Array, contracting: tuple[int, int]
 ) -> jax.Array:
     return wide_dot(left, right, contracting, interpret=plan.interpret)

@@ -91,6 +91,25 @@ def split_over_devices(
     return on_each_device(functools.partial(compute, plan), specs, operands, seeds)
 
 
+def differentiable(
+    forward: Callable[..., tuple], backward: Callable[..., tuple], *, static: tuple[int, ...] = (0,)
+) -> Callable:
+    """Makes a function of its two passes.
+
+    Args:
+      forward: Returns the result and what `backward` needs.
+      backward: Called with the static arguments, what forward kept, and the cotangent.
+      static: Which of the arguments are not arrays.
+    """
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=static)
+    def f(*arguments: Any) -> Any:
+        return forward(*arguments)[0]
+
+    f.defvjp(forward, backward)
+    return f
+
+
 def differentiated_once(f: Callable, *, static: tuple[int, ...] = (0,)) -> Callable:
     """Makes `f` refuse to be differentiated, which would fail deep inside JAX.
 

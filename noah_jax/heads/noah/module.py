@@ -178,9 +178,9 @@ def make_noah_head(spec: HeadSpec, in_features: int, init: HeadInit, rngs: nnx.R
         spec.key_ratio,
         head_split=spec.head_split,
         kv_split=spec.kv_split,
+        spatial_major=spec.spatial_major,
+        rngs=rngs,
         dropout=spec.drop_rate,
         dtype=spec.dtype,
-        spatial_major=spec.spatial_major,
         kernel_init=init.kernel,
-        rngs=rngs,
     )

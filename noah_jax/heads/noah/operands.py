@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from noah_jax.errors import InputError
+from noah_jax.nn.dropout import Seeds
 
 
 class Projection(NamedTuple):
@@ -68,6 +69,26 @@ class ChannelSplit(NamedTuple):
     key_ratio: float = 0.5
     head_split: bool = True
     kv_split: bool = True
+
+
+class PocaInputs(NamedTuple):
+    """What every implementation computes the logits from.
+
+    Attributes:
+      split: How the channels are shared out.
+      features: `[batch, *spatial, channels]`.
+      weights: Weights of the head.
+      seeds: Seeds of the dropout masks; `None` switches dropout off.
+    """
+
+    split: ChannelSplit
+    features: jax.Array
+    weights: Weights
+    seeds: Seeds | None
+
+    def operands(self) -> Operands:
+        """Cuts the features into the parts that the blocks see."""
+        return split_operands(self.split, self.features, self.weights)
 
 
 class PocaShape(NamedTuple):

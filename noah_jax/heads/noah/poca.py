@@ -17,6 +17,7 @@ from noah_jax.heads.noah.cpu import cpu_plan, cpu_poca
 from noah_jax.heads.noah.gpu import gpu_plan, gpu_poca
 from noah_jax.heads.noah.operands import (
     ChannelSplit,
+    PocaInputs,
     PocaShape,
     Projection,
     Weights,
@@ -40,8 +41,7 @@ class Row(NamedTuple):
       auto_dtypes: Dtypes of the features for which "auto" chooses it; `None` for all.
       plan: `plan(shape, **block_sizes)` says how it would compute a `PocaShape`, or raises
         `InputError` if the shape does not fit.
-      compute: `compute(plan, split, features, weights, seeds)` gives the logits; see
-        `reference_poca`.
+      compute: `compute(plan, inputs)` gives the logits of `PocaInputs`.
       emulated: Whether Pallas emulates a kernel, slowly.
     """
 
@@ -237,8 +237,13 @@ def poca(
         dropout=0.0 if seeds is None else dropout,
         spatial_major=spatial_major,
     )
+
+    def compute(choice: Choice, features: jax.Array, weights: Weights, seeds: Any) -> jax.Array:
+        inputs = PocaInputs(split, features, weights, seeds)
+        return ROWS[choice.name].compute(choice.plan, inputs)
+
     computations = {
-        platform: functools.partial(ROWS[choice.name].compute, choice.plan, split)
+        platform: functools.partial(compute, choice)
         for platform, choice in choose(implementation, shape, block_sizes).items()
     }
     weights = Weights(query.kernel, value.kernel, value.bias)

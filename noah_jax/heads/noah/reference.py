@@ -9,14 +9,14 @@ import numpy as np
 from noah_jax.errors import InputError
 from noah_jax.heads.noah.operands import (
     ChannelSplit,
+    PocaInputs,
     PocaShape,
     Projection,
-    Weights,
     add_bias,
     check_projection,
     split_features,
 )
-from noah_jax.nn.dropout import Seeds, kept, row_seeds
+from noah_jax.nn.dropout import kept, row_seeds
 from noah_jax.nn.dtypes import wide_einsum
 
 
@@ -35,27 +35,17 @@ def reference_plan(shape: PocaShape) -> ReferencePlan:
     return ReferencePlan(shape.dropout)
 
 
-def reference_poca(
-    plan: ReferencePlan,
-    split: ChannelSplit,
-    features: jax.Array,
-    weights: Weights,
-    seeds: Seeds | None,
-) -> jax.Array:
+def reference_poca(plan: ReferencePlan, inputs: PocaInputs) -> jax.Array:
     """Computes the logits by the definition, with the scores of all classes at once.
-
-    The arguments and the result are those of every implementation in `poca.py`.
 
     Args:
       plan: The plan of `reference_plan`.
-      split: How the channels are shared out.
-      features: `[batch, *spatial, channels]`.
-      weights: Weights of the head.
-      seeds: Seeds of the dropout masks; `None` switches dropout off.
+      inputs: Features and weights.
 
     Returns:
       Logits `[batch, num_classes]`, at least float32.
     """
+    split, features, weights, seeds = inputs
     query_part, value_part = split_features(split, features, len(weights.query_kernel))
     attention = jax.nn.softmax(_project(query_part, weights.query_kernel, split), axis=-1)
     values = _project(value_part, weights.value_kernel, split)

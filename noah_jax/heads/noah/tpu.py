@@ -20,32 +20,30 @@ from noah_jax.heads.noah.kernels import (
     append_bias_channel,
     cast,
     cast_like,
+    differentiable,
     differentiated_once,
-    images_per_device,
     round_up,
     split_over_devices,
 )
 from noah_jax.heads.noah.operands import (
-    ChannelSplit,
     Operands,
+    PocaInputs,
     PocaShape,
-    Weights,
-    split_operands,
 )
 from noah_jax.heads.noah.tpu_block import (
     LANES,
-    REGISTER_IMAGES,
+    BlockRefs,
     DropoutAt,
+    GradientRefs,
     Scratch,
+    Tile,
     TpuPlan,
     attend_block,
-    class_chunk_for,
     clear,
     differentiate_block,
-    largest_tile,
     pad_kernel,
+    plan_tiles,
     scratch_shapes,
-    vmem_limit,
 )
 from noah_jax.nn.dropout import Seeds
 
@@ -71,58 +69,33 @@ def tpu_plan(
     Raises:
       InputError: If the shape does not tile or fit.
     """
-    batch = images_per_device(shape, backend="tpu", interpret=interpret, devices=devices)
-    limit = vmem_limit() if vmem is None else vmem
     itemsize = shape.dtype.itemsize
     query_channels, value_channels = shape.block_channels
-    class_chunk = class_chunk_for(shape.num_classes)
-    classes = round_up(shape.num_classes, class_chunk)
     channels = round_up(query_channels, 16) + round_up(value_channels + bool(shape.dropout), 16)
 
-    def fits(images: int) -> bool:
-        tile_rows = round_up(images * shape.positions, LANES)
-        features = tile_rows * channels
-        needed = (
-            shape.head_num * channels * classes * 4  # gradients of the weights
-            + 2 * channels * classes * itemsize  # the weights
+    def needed(tile: Tile) -> int:
+        features = tile.rows * channels
+        return (
+            shape.head_num * channels * tile.classes * 4  # gradients of the weights
+            + 2 * channels * tile.classes * itemsize  # the weights
             + features * itemsize * 4  # features and their gradients, two buffers of each
             + features * 4  # sums of the gradients
-            + tile_rows * round_up(channels, LANES) * itemsize  # features, transposed
-            + 2 * tile_rows * class_chunk * (4 + itemsize)  # scores, values and their gradients
-            + 8 * images * classes * 4  # logits, log-sum-exp, outputs, cotangents
+            + tile.rows * round_up(channels, LANES) * itemsize  # features, transposed
+            # scores, values and their gradients
+            + 2 * tile.rows * tile.class_chunk * (4 + itemsize)
+            # logits, log-sum-exp, outputs, cotangents
+            + 8 * tile.images * tile.classes * 4
         )
-        smallest = round_up(REGISTER_IMAGES * shape.positions, LANES)
-        return tile_rows <= max(rows, smallest) and needed <= limit
 
-    return TpuPlan(
-        largest_tile(batch, fits),
-        shape.positions,
-        shape.channel_groups,
-        class_chunk,
-        shape.dropout,
-        interpret,
-        limit,
-    )
+    return plan_tiles(shape, needed, interpret=interpret, devices=devices, vmem=vmem, rows=rows)
 
 
-def tpu_poca(
-    plan: TpuPlan,
-    split: ChannelSplit,
-    features: jax.Array,
-    weights: Weights,
-    seeds: Seeds | None,
-) -> jax.Array:
-    """Computes float32 logits; arguments and result are those of `reference_poca`.
+def tpu_poca(plan: TpuPlan, inputs: PocaInputs) -> jax.Array:
+    """Computes the logits as `reference_poca` does, by the plan of `tpu_plan`.
 
-    Args:
-      plan: The plan of `tpu_plan`.
-      split: See `reference_poca`.
-      features: See `reference_poca`.
-      weights: See `reference_poca`.
-      seeds: See `reference_poca`. The images of a device have consecutive numbers.
+    The images of a device must have consecutive numbers in the dropout masks.
     """
-    operands = split_operands(split, features, weights)
-    return split_over_devices(_poca_on_device, plan, operands, seeds)
+    return split_over_devices(_poca_on_device, plan, inputs.operands(), inputs.seeds)
 
 
 def _poca_on_device(plan: TpuPlan, operands: Operands, seeds: Seeds | None) -> jax.Array:
@@ -154,15 +127,10 @@ def _tile(plan: TpuPlan, part: jax.Array) -> jax.Array:
     return jnp.pad(part, [(0, 0), (0, 0), (0, padding[0]), (0, padding[1])])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _poca_of_tiles(plan: TpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array) -> jax.Array:
-    """Computes `[tiles, images, classes]` of tiled parts and padded kernels."""
-    return _call_forward(plan, parts, kernels, seeds)[0]
-
-
 def _forward(
     plan: TpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array
 ) -> tuple[jax.Array, tuple]:
+    """Computes `[tiles, images, classes]` of tiled parts and padded kernels."""
     logits, residuals = _call_forward(plan, parts, kernels, seeds)
     return logits, (parts, kernels, seeds, residuals)
 
@@ -171,7 +139,7 @@ def _backward(plan: TpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[Pair, 
     return *_call_backward(plan, saved, cotangent), None
 
 
-_poca_of_tiles.defvjp(_forward, _backward)
+_poca_of_tiles = differentiable(_forward, _backward)
 
 
 @differentiated_once
@@ -221,7 +189,8 @@ def _forward_kernel(
         clear(logits_ref)
 
     dropout_at = DropoutAt(seeds_ref, tile, block) if plan.dropout else None
-    attend_block(plan, 0, rows_ref, kernel_ref, scratch_ref, logits_ref, residuals_ref, dropout_at)
+    refs = BlockRefs(rows_ref, kernel_ref, scratch_ref, residuals_ref)
+    attend_block(plan, 0, refs, logits_ref, dropout_at)
 
 
 class _BackwardScratch(NamedTuple):
@@ -306,20 +275,16 @@ def _backward_kernel(
     def _() -> None:
         clear(*d_columns_ref)
 
-    differentiate_block(
-        plan,
-        0,
-        rows_ref=rows_ref,
-        columns_ref=Pair(part_ref.query.at[0, 0], part_ref.value.at[0, 0]),
-        kernel_ref=kernel_ref,
-        scratch_ref=scratch_ref.chunk,
-        d_scratch_ref=scratch_ref.d_chunk,
-        residuals_ref=residuals_ref,
-        d_logits_ref=d_logits_ref,
-        d_columns_ref=d_columns_ref,
-        d_kernel_ref=Pair(d_kernel_ref.query.at[block], d_kernel_ref.value.at[block]),
-        dropout_at=DropoutAt(seeds_ref, tile, block) if plan.dropout else None,
+    dropout_at = DropoutAt(seeds_ref, tile, block) if plan.dropout else None
+    refs = BlockRefs(rows_ref, kernel_ref, scratch_ref.chunk, residuals_ref)
+    gradient_refs = GradientRefs(
+        columns=part_ref.map(lambda ref: ref.at[0, 0]),
+        d_scratch=scratch_ref.d_chunk,
+        d_logits=d_logits_ref,
+        d_columns=d_columns_ref,
+        d_kernel=d_kernel_ref.map(lambda ref: ref.at[block]),
     )
+    differentiate_block(plan, 0, refs, gradient_refs, dropout_at)
     d_part_ref.query[0, 0] = d_columns_ref.query[...].astype(d_part_ref.query.dtype)
     d_part_ref.value[0, 0] = d_columns_ref.value[...].astype(d_part_ref.value.dtype)
 

@@ -16,7 +16,15 @@ from jax.experimental.pallas import tpu as pltpu
 
 from noah_jax.errors import InputError
 from noah_jax.heads.noah.chunked import Residuals
-from noah_jax.heads.noah.kernels import Pair, Ref, drop, round_up, wide_dot
+from noah_jax.heads.noah.kernels import (
+    Pair,
+    Ref,
+    drop,
+    images_per_device,
+    round_up,
+    wide_dot,
+)
+from noah_jax.heads.noah.operands import PocaShape
 from noah_jax.nn.dropout import row_seed
 
 LANES = 128
@@ -87,6 +95,40 @@ class Scratch(NamedTuple):
     values: Ref
 
 
+class BlockRefs(NamedTuple):
+    """What a block is computed from, and what it leaves for backward.
+
+    Attributes:
+      rows: Query and value channels of the block, `[padded rows, channels]`.
+      kernel: Weights, `[blocks, channels, classes]`.
+      scratch: Buffers for scores and values.
+      residuals: lse and output of the blocks, `[1, blocks, images, classes]`.
+    """
+
+    rows: Pair
+    kernel: Pair
+    scratch: Scratch
+    residuals: Residuals
+
+
+class GradientRefs(NamedTuple):
+    """What the gradients of a block are computed from besides `BlockRefs`, and their sums.
+
+    Attributes:
+      columns: Query and value channels of the block, `[channels, padded rows]`.
+      d_scratch: Buffers for the gradients of scores and values.
+      d_logits: Cotangent of the logits, `[1, images, classes]`.
+      d_columns: Gradients of `columns`, which are added to.
+      d_kernel: Gradients of the block's weights, `[channels, classes]`, which are added to.
+    """
+
+    columns: Pair
+    d_scratch: Scratch
+    d_logits: Ref
+    d_columns: Pair
+    d_kernel: Pair
+
+
 class DropoutAt(NamedTuple):
     """Where a block and a tile lie in the dropout masks.
 
@@ -115,24 +157,63 @@ def vmem_limit() -> int:
     return int(_VMEM_FRACTION * _MIB * _VMEM.get(kind.removeprefix("TPU "), size))
 
 
-def class_chunk_for(num_classes: int) -> int:
-    """Chooses how many classes are worked on at a time."""
-    return LANES if round_up(num_classes, LANES) % (2 * LANES) else 2 * LANES
+class Tile(NamedTuple):
+    """Sizes of what a kernel works on at a time.
+
+    Attributes:
+      images: Images of the tile.
+      rows: Padded rows of its scores.
+      class_chunk: Classes that are worked on at a time.
+      classes: All classes, padded to whole chunks.
+    """
+
+    images: int
+    rows: int
+    class_chunk: int
+    classes: int
 
 
-def largest_tile(batch: int, fits: Callable[[int], bool]) -> int:
-    """Finds the most images of a tile, a multiple of `REGISTER_IMAGES` that divides the batch.
+def plan_tiles(
+    shape: PocaShape,
+    needed: Callable[[Tile], int],
+    *,
+    interpret: bool,
+    devices: int | None,
+    vmem: int | None,
+    rows: int | None = None,
+) -> TpuPlan:
+    """Plans the largest tile of images that divides the batch and fits into VMEM.
 
     Args:
-      batch: Images of a device.
-      fits: Says whether tiles of so many images fit.
+      shape: Shape of the head.
+      needed: Computes the bytes of VMEM that a kernel needs for a tile.
+      interpret: Whether Pallas emulates the kernels.
+      devices: Number of devices the batch is split over; by default as the mesh says.
+      vmem: Bytes of VMEM that a kernel may take; by default by the kind of device.
+      rows: Most rows of a tile, if that is not below the smallest tile; by default any number.
 
     Raises:
       InputError: If there is no such tile.
     """
+    batch = images_per_device(shape, backend="tpu", interpret=interpret, devices=devices)
+    limit = vmem_limit() if vmem is None else vmem
+    class_chunk = LANES if round_up(shape.num_classes, LANES) % (2 * LANES) else 2 * LANES
+    classes = round_up(shape.num_classes, class_chunk)
+    smallest = round_up(REGISTER_IMAGES * shape.positions, LANES)
     for images in range(batch // REGISTER_IMAGES * REGISTER_IMAGES, 0, -REGISTER_IMAGES):
-        if batch % images == 0 and fits(images):
-            return images
+        tile = Tile(images, round_up(images * shape.positions, LANES), class_chunk, classes)
+        if rows is not None and tile.rows > max(rows, smallest):
+            continue
+        if batch % images == 0 and needed(tile) <= limit:
+            return TpuPlan(
+                images,
+                shape.positions,
+                shape.channel_groups,
+                class_chunk,
+                shape.dropout,
+                interpret,
+                limit,
+            )
     if batch % REGISTER_IMAGES or not batch:
         raise InputError(
             f"the TPU kernel takes a multiple of {REGISTER_IMAGES} images a device, got {batch}"
@@ -162,27 +243,18 @@ def clear(*refs: Ref) -> None:
 
 
 def attend_block(
-    plan: TpuPlan,
-    block: int,
-    rows_ref: Pair,
-    kernel_ref: Pair,
-    scratch_ref: Scratch,
-    logits_ref: Ref,
-    residuals_ref: Residuals,
-    dropout_at: DropoutAt | None = None,
+    plan: TpuPlan, block: int, refs: BlockRefs, logits_ref: Ref, dropout_at: DropoutAt | None
 ) -> None:
     """Adds the logits of a block and writes its residuals.
 
     Args:
       plan: Plan of the kernel.
-      block: Which block of `kernel_ref` and `residuals_ref`.
-      rows_ref: Query and value channels of the block, `[padded rows, channels]`.
-      kernel_ref: Weights, `[blocks, channels, classes]`.
-      scratch_ref: Buffers for scores and values.
+      block: Which block of the weights and residuals.
+      refs: Channels, weights, buffers and residuals.
       logits_ref: `[1, images, classes]`; the logits are added to it.
-      residuals_ref: `[1, blocks, images, classes]`.
       dropout_at: Where the block lies in the dropout masks; `None` if dropout is off.
     """
+    rows_ref, kernel_ref, scratch_ref, residuals_ref = refs
 
     def one_class_chunk(index: jax.Array, _: Any) -> int:
         # Scores and values of all images of the tile.
@@ -228,33 +300,21 @@ def attend_block(
 def differentiate_block(
     plan: TpuPlan,
     block: int,
-    rows_ref: Pair,
-    columns_ref: Pair,
-    kernel_ref: Pair,
-    scratch_ref: Scratch,
-    d_scratch_ref: Scratch,
-    residuals_ref: Residuals,
-    d_logits_ref: Ref,
-    d_columns_ref: Pair,
-    d_kernel_ref: Pair,
-    dropout_at: DropoutAt | None = None,
+    refs: BlockRefs,
+    gradient_refs: GradientRefs,
+    dropout_at: DropoutAt | None,
 ) -> None:
     """Adds the gradients of a block's features and weights.
 
     Args:
       plan: Plan of the kernel.
-      block: Which block of `kernel_ref` and `residuals_ref`.
-      rows_ref: Query and value channels of the block, `[padded rows, channels]`.
-      columns_ref: The same, transposed.
-      kernel_ref: Weights, `[blocks, channels, classes]`.
-      scratch_ref: Buffers for scores and values.
-      d_scratch_ref: Buffers for their gradients.
-      residuals_ref: `[1, blocks, images, classes]`.
-      d_logits_ref: Cotangent of the logits, `[1, images, classes]`.
-      d_columns_ref: Gradients of `columns_ref`, which are added to.
-      d_kernel_ref: Gradients of the block's weights, `[channels, classes]`, which are added to.
-      dropout_at: Where the block lies in the dropout masks; `None` if dropout is off.
+      block: Which block of the weights and residuals.
+      refs: Channels, weights, buffers and residuals.
+      gradient_refs: The cotangent, more buffers, and the sums of the gradients.
+      dropout_at: See `attend_block`.
     """
+    rows_ref, kernel_ref, scratch_ref, residuals_ref = refs
+    columns_ref, d_scratch_ref, d_logits_ref, d_columns_ref, d_kernel_ref = gradient_refs
 
     def one_class_chunk(index: jax.Array, _: Any) -> int:
         # Scores and values of all images of the tile, as in forward.

@@ -22,25 +22,25 @@ from noah_jax.heads.noah.kernels import (
     Ref,
     cast,
     cast_like,
+    differentiable,
     differentiated_once,
-    images_per_device,
     round_up,
 )
-from noah_jax.heads.noah.operands import ChannelSplit, PocaShape, Weights
+from noah_jax.heads.noah.operands import PocaInputs, PocaShape
 from noah_jax.heads.noah.tpu_block import (
     LANES,
+    BlockRefs,
+    GradientRefs,
     Scratch,
+    Tile,
     TpuPlan,
     attend_block,
-    class_chunk_for,
     clear,
     differentiate_block,
-    largest_tile,
     pad_kernel,
+    plan_tiles,
     scratch_shapes,
-    vmem_limit,
 )
-from noah_jax.nn.dropout import Seeds
 from noah_jax.nn.per_device import on_each_device
 
 
@@ -72,61 +72,36 @@ def tpu_map_plan(
         raise InputError("the TPU kernel for maps has no dropout")
     if shape.channel_groups != shape.head_num or not shape.split.kv_split:
         raise InputError("the TPU kernel for maps needs head_split and kv_split")
-    batch = images_per_device(shape, backend="tpu", interpret=interpret, devices=devices)
-    limit = vmem_limit() if vmem is None else vmem
     itemsize = shape.dtype.itemsize
-    class_chunk = class_chunk_for(shape.num_classes)
-    classes = round_up(shape.num_classes, class_chunk)
     channels = sum(round_up(width, 16) for width in shape.block_channels)
     lanes = sum(round_up(width, LANES) for width in shape.block_channels)
 
-    def fits(images: int) -> bool:
-        rows = round_up(images * shape.positions, LANES)
-        needed = (
-            4 * rows * shape.channels * itemsize  # the map and its gradient, two buffers each
+    def needed(tile: Tile) -> int:
+        return (
+            # the map and its gradient, two buffers of each
+            4 * tile.rows * shape.channels * itemsize
             # gradients of the weights, two buffers; the weights
-            + shape.head_num * channels * classes * (8 + itemsize)
-            + rows * (lanes + channels) * itemsize  # channels of a block, and transposed
-            + rows * channels * 4  # sums of their gradients
-            + 2 * rows * class_chunk * (4 + itemsize)  # scores, values and their gradients
+            + shape.head_num * channels * tile.classes * (8 + itemsize)
+            + tile.rows * (lanes + channels) * itemsize  # channels of a block, and transposed
+            + tile.rows * channels * 4  # sums of their gradients
+            # scores, values and their gradients
+            + 2 * tile.rows * tile.class_chunk * (4 + itemsize)
             # log-sum-exp, outputs, cotangents
-            + 4 * (1 + shape.head_num) * images * classes * 4
+            + 4 * (1 + shape.head_num) * tile.images * tile.classes * 4
         )
-        return needed <= limit
 
-    return TpuPlan(
-        largest_tile(batch, fits),
-        shape.positions,
-        shape.channel_groups,
-        class_chunk,
-        0.0,
-        interpret,
-        limit,
-    )
+    return plan_tiles(shape, needed, interpret=interpret, devices=devices, vmem=vmem)
 
 
-def tpu_map_poca(
-    plan: TpuPlan,
-    split: ChannelSplit,
-    features: jax.Array,
-    weights: Weights,
-    seeds: Seeds | None,
-) -> jax.Array:
-    """Computes float32 logits; arguments and result are those of `reference_poca`.
-
-    Args:
-      plan: The plan of `tpu_map_plan`.
-      split: Unused: the kernel is for one way to split the channels.
-      features: `[batch, rows, columns, channels]`.
-      weights: See `reference_poca`.
-      seeds: Unused: the kernel has no dropout.
-    """
-    del split, seeds
+def tpu_map_poca(plan: TpuPlan, inputs: PocaInputs) -> jax.Array:
+    """Computes the logits as `reference_poca` does, by the plan of `tpu_map_plan`."""
 
     def specs(axes: tuple[str, ...]) -> tuple:
         return jax.P(axes), *[jax.P()] * 3
 
-    return on_each_device(functools.partial(_poca_on_device, plan), specs, features, *weights)
+    return on_each_device(
+        functools.partial(_poca_on_device, plan), specs, inputs.features, *inputs.weights
+    )
 
 
 class _Widths(NamedTuple):
@@ -161,26 +136,12 @@ def _poca_on_device(
     return logits + bias.sum(0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _poca_of_map(plan: TpuPlan, widths: _Widths, features: jax.Array, kernels: Pair) -> jax.Array:
-    """Computes `[tiles, images, classes]` of `[positions, batch, channels]`."""
-    return _call_forward(plan, widths, features, kernels)[0]
-
-
 def _forward(
     plan: TpuPlan, widths: _Widths, features: jax.Array, kernels: Pair
 ) -> tuple[jax.Array, tuple]:
+    """Computes `[tiles, images, classes]` of `[positions, batch, channels]`."""
     logits, residuals = _call_forward(plan, widths, features, kernels)
     return logits, (features, kernels, residuals)
-
-
-def _backward(
-    plan: TpuPlan, widths: _Widths, saved: tuple, cotangent: jax.Array
-) -> tuple[jax.Array, Pair]:
-    return _call_backward(plan, widths, saved, cotangent)
-
-
-_poca_of_map.defvjp(_forward, _backward)
 
 
 @functools.partial(differentiated_once, static=(0, 1))
@@ -224,9 +185,10 @@ def _forward_kernel(
         clear(*rows_ref)  # no block writes the padding rows of a tile
 
     clear(logits_ref)
+    refs = BlockRefs(rows_ref, kernel_ref, scratch_ref, residuals_ref)
     for block, channels in enumerate(widths.channels(len(kernel_ref.query))):
         _load_channels(plan, map_ref, channels, rows_ref)
-        attend_block(plan, block, rows_ref, kernel_ref, scratch_ref, logits_ref, residuals_ref)
+        attend_block(plan, block, refs, logits_ref, None)
 
 
 class _BackwardScratch(NamedTuple):
@@ -289,6 +251,9 @@ def _call_backward(
     return d_features, cast_like(d_kernels, kernels)
 
 
+_poca_of_map = differentiable(_forward, _call_backward, static=(0, 1))
+
+
 def _backward_kernel(
     plan: TpuPlan,
     widths: _Widths,
@@ -308,24 +273,20 @@ def _backward_kernel(
         # Nobody writes the padding rows of `d_chunk` and `rows` again.
         clear(*d_kernel_ref, *scratch_ref.d_chunk, *rows_ref)
 
+    refs = BlockRefs(rows_ref, kernel_ref, scratch_ref.chunk, residuals_ref)
     for block, channels in enumerate(widths.channels(len(kernel_ref.query))):
         _load_channels(plan, map_ref, channels, rows_ref)
         columns_ref.query[...] = rows_ref.query[...].T
         columns_ref.value[...] = rows_ref.value[...].T
         clear(*d_columns_ref)
-        differentiate_block(
-            plan,
-            block,
-            rows_ref=rows_ref,
-            columns_ref=columns_ref,
-            kernel_ref=kernel_ref,
-            scratch_ref=scratch_ref.chunk,
-            d_scratch_ref=scratch_ref.d_chunk,
-            residuals_ref=residuals_ref,
-            d_logits_ref=d_logits_ref,
-            d_columns_ref=d_columns_ref,
-            d_kernel_ref=Pair(d_kernel_ref.query.at[block], d_kernel_ref.value.at[block]),
+        gradient_refs = GradientRefs(
+            columns=columns_ref,
+            d_scratch=scratch_ref.d_chunk,
+            d_logits=d_logits_ref,
+            d_columns=d_columns_ref,
+            d_kernel=Pair(d_kernel_ref.query.at[block], d_kernel_ref.value.at[block]),
         )
+        differentiate_block(plan, block, refs, gradient_refs, None)
         for part, part_ref in zip(channels, d_columns_ref, strict=True):
             gradient = part_ref[...].astype(d_map_ref.dtype).T
             width = part.stop - part.start

@@ -55,3 +55,14 @@ def assert_refuses_second_derivatives(implementation, features, query, value):
 
     with pytest.raises(NotImplementedError, match="implementation='xla'"):
         jax.grad(penalty)(features)
+
+
+def assert_large_scores_do_not_overflow(implementation, features, query, value):
+    """Checks a kernel where one position takes almost all of the attention."""
+    query = query._replace(kernel=100 * query.kernel)
+    actual, expected = (
+        value_and_gradients(features, query, value, implementation=name)
+        for name in (implementation, "reference")
+    )
+    assert np.isfinite(actual[0]).all()
+    assert_close(actual, expected, 1e-4)
