@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from noah_jax import create_model, load_model
 from noah_jax.export.__main__ import main
 from noah_jax.export.stablehlo import PLATFORMS
+from tests.heads.noah.kernel_checks import tpu_mesh
 
 # Runs the artifact where neither this package nor Flax can be imported.
 _ALONE = """
@@ -90,10 +91,8 @@ def test_other_families_are_for_all_platforms_and_any_batch(name, arguments):
 def test_a_kernel_for_one_platform_is_not_exported():
     model = create_model("noah_deit_tiny_patch16_224", depth=1, dtype="bfloat16")
     images = jax.ShapeDtypeStruct((128, *model.image_size, 3), jnp.float32)
-    device = jax.sharding.AbstractDevice(device_kind="TPU v5e", num_cores=1, platform="tpu")
-    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
     for one, has_kernel in ((model.portable(), False), (model, True)):
-        with jax.sharding.use_abstract_mesh(mesh):
+        with jax.sharding.use_abstract_mesh(tpu_mesh()):
             program = jax.make_jaxpr(functools.partial(one.apply, train=False))(
                 *model.abstract(), images
             )

@@ -166,7 +166,7 @@ def _backward(
     plan: ChunkedPlan, saved: tuple, cotangent: jax.Array
 ) -> tuple[_Parts, _Arrays, None]:
     parts, weights, seeds, residuals = saved
-    shape = (len(cotangent), plan.chunks, plan.classes)
+    shape = (cotangent.shape[0], plan.chunks, plan.classes)
     cotangents = _pad_classes(plan, cotangent).reshape(shape).swapaxes(0, 1)
 
     def step(sums: _Parts, index: int, chunk: _Arrays, residuals: Residuals) -> tuple:
@@ -204,7 +204,7 @@ def _for_each_chunk(step: Callable, carry: Any, *inputs: Any) -> tuple[Any, Any]
     The first of the inputs is what `_cut` returns.
     """
     outputs = []
-    for index in range(len(inputs[0][0])):
+    for index in range(inputs[0][0].shape[0]):
         chunk = jax.tree.map(operator.itemgetter(index), inputs)
         # The barriers keep chunks one after another, so that their scores share memory.
         carry, chunk = jax.lax.optimization_barrier((carry, chunk))
@@ -217,7 +217,7 @@ def _cut(plan: ChunkedPlan, weights: _Arrays) -> _Arrays:
     """Cuts every `[head_num, ..., classes]` into `[chunks, blocks, ..., classes of a chunk]`."""
 
     def cut(x: jax.Array) -> jax.Array:
-        shape = (len(x) // plan.blocks, plan.blocks, *x.shape[1:-1], plan.chunks, plan.classes)
+        shape = (x.shape[0] // plan.blocks, plan.blocks, *x.shape[1:-1], plan.chunks, plan.classes)
         x = jnp.moveaxis(_pad_classes(plan, x).reshape(shape), -2, 1)
         return x.reshape(-1, *x.shape[2:])
 
@@ -231,7 +231,7 @@ def _pad_classes(plan: ChunkedPlan, x: jax.Array) -> jax.Array:
 
 def _first_channel_group(plan: ChunkedPlan, parts: _Parts, index: int) -> int:
     """Finds the first of the channel groups that the blocks of a chunk see."""
-    sees_all = len(parts[0]) == plan.blocks
+    sees_all = parts[0].shape[0] == plan.blocks
     return 0 if sees_all else index // plan.chunks * plan.blocks
 
 
@@ -267,5 +267,5 @@ def _masked_values(
 
 def _add_at(total: jax.Array, gradient: jax.Array, start: int) -> jax.Array:
     """Adds the gradient of the channel groups from `start` on to `total`."""
-    old = jax.lax.dynamic_slice_in_dim(total, start, len(gradient))
+    old = jax.lax.dynamic_slice_in_dim(total, start, gradient.shape[0])
     return jax.lax.dynamic_update_slice_in_dim(total, old + gradient, start, 0)

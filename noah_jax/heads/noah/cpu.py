@@ -150,7 +150,7 @@ def _backward(plan: CpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[jax.Ar
 
     arrays = (features, *weights)
     zeros = tuple(jnp.zeros(x.shape, wide_dtype(x.dtype)) for x in arrays)
-    totals, _ = jax.lax.scan(add_block, zeros, (_indices(len(weights[0])), residuals))
+    totals, _ = jax.lax.scan(add_block, zeros, (_indices(weights[0].shape[0]), residuals))
     d_features, *d_weights = (
         total.astype(x.dtype) for total, x in zip(totals, arrays, strict=True)
     )

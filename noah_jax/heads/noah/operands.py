@@ -227,7 +227,7 @@ def flatten_positions(features: jax.Array) -> jax.Array:
 
 def split_operands(split: ChannelSplit, features: jax.Array, weights: Weights) -> Operands:
     """Cuts `[batch, *spatial, channels]` into the parts that the blocks see."""
-    head_num = len(weights.query_kernel)
+    head_num = weights.query_kernel.shape[0]
     channel_groups = head_num if split.head_split else 1
 
     def group_channels(part: jax.Array) -> jax.Array:

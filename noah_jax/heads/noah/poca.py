@@ -37,8 +37,8 @@ class Row(NamedTuple):
     Attributes:
       platform: Platform on which the words choose it; "default" is every platform that has no
         fitting row of its own. Compiled kernels run on their platform alone, all others anywhere.
-      words: Which of the words for `implementation=` ("auto", "xla", "pallas") may choose it.
-      auto_dtypes: Dtypes of the features for which "auto" chooses it; `None` for all.
+      auto_dtypes: Dtypes of the features for which "auto" may choose it; `None` for all.
+      words: Which of the words "xla" and "pallas" may choose it.
       plan: `plan(shape, **block_sizes)` says how it would compute a `PocaShape`, or raises
         `InputError` if the shape does not fit.
       compute: `compute(plan, inputs)` gives the logits of `PocaInputs`.
@@ -46,36 +46,33 @@ class Row(NamedTuple):
     """
 
     platform: str
-    words: tuple[str, ...]
     auto_dtypes: tuple[Any, ...] | None
+    words: tuple[str, ...]
     plan: Callable[..., Any]
     compute: Callable[..., jax.Array]
     emulated: bool
 
 
-_BF16 = (jnp.bfloat16,)
-_ALL = ("auto", "xla", "pallas")
-_KERNEL = ("auto", "pallas")
-_PALLAS = ("pallas",)
-_BY_NAME = ()
+_NEVER, _BF16, _ALWAYS = (), (jnp.bfloat16,), None  # dtypes for "auto"
+_BY_NAME, _KERNEL, _ANY = (), ("pallas",), ("xla", "pallas")  # words
 
-# A word takes, on every platform, the first row from the top that it may choose and whose plan
-# fits the shape. The name of a row takes that row or fails.
+# "auto", "xla" and "pallas" take, on every platform, the first row from the top that they may
+# choose and whose plan fits the shape. The name of a row takes that row or fails.
 # fmt: off
 ROWS: dict[str, Row] = {
-    # name                   platform   words     "auto"  plan            computed by    emulated
-    "reference":         Row("default", _BY_NAME, None,  reference_plan, reference_poca, False),
-    "tpu_map":           Row("tpu",     _KERNEL,  _BF16, tpu_map_plan,   tpu_map_poca,   False),
-    "tpu":               Row("tpu",     _KERNEL,  _BF16, tpu_plan,       tpu_poca,       False),
-    "gpu":               Row("cuda",    _PALLAS,  None,  gpu_plan,       gpu_poca,       False),
-    "tpu_map_interpret": Row("cpu",     _PALLAS,  None,  tpu_map_plan,   tpu_map_poca,   True),
-    "tpu_interpret":     Row("cpu",     _PALLAS,  None,  tpu_plan,       tpu_poca,       True),
-    "gpu_interpret":     Row("cpu",     _BY_NAME, None,  gpu_plan,       gpu_poca,       True),
-    "cpu":               Row("cpu",     _ALL,     None,  cpu_plan,       cpu_poca,       False),
-    "chunked":           Row("default", _ALL,     None,  chunked_plan,   chunked_poca,   False),
+    # name                   platform   "auto"   words     plan            computed by    emulated
+    "reference":         Row("default", _NEVER,  _BY_NAME, reference_plan, reference_poca, False),
+    "tpu_map":           Row("tpu",     _BF16,   _KERNEL,  tpu_map_plan,   tpu_map_poca,   False),
+    "tpu":               Row("tpu",     _BF16,   _KERNEL,  tpu_plan,       tpu_poca,       False),
+    "gpu":               Row("cuda",    _NEVER,  _KERNEL,  gpu_plan,       gpu_poca,       False),
+    "tpu_map_interpret": Row("cpu",     _NEVER,  _KERNEL,  tpu_map_plan,   tpu_map_poca,   True),
+    "tpu_interpret":     Row("cpu",     _NEVER,  _KERNEL,  tpu_plan,       tpu_poca,       True),
+    "gpu_interpret":     Row("cpu",     _NEVER,  _BY_NAME, gpu_plan,       gpu_poca,       True),
+    "cpu":               Row("cpu",     _ALWAYS, _ANY,     cpu_plan,       cpu_poca,       False),
+    "chunked":           Row("default", _ALWAYS, _ANY,     chunked_plan,   chunked_poca,   False),
 }
 # fmt: on
-IMPLEMENTATIONS = (*_ALL, *ROWS)
+IMPLEMENTATIONS = ("auto", "xla", "pallas", *ROWS)
 
 
 class Choice(NamedTuple):
@@ -125,10 +122,11 @@ def choose(
         )
     choices: dict[str, Choice] = {}
     for name, row in ROWS.items():
-        if row.platform in choices or implementation not in row.words:
-            continue
-        of_auto = row.auto_dtypes is None or shape.dtype in row.auto_dtypes
-        if implementation == "auto" and not of_auto:
+        if implementation == "auto":
+            asked = row.auto_dtypes is None or shape.dtype in row.auto_dtypes
+        else:
+            asked = implementation in row.words
+        if row.platform in choices or not asked:
             continue
         try:
             choices[row.platform] = Choice(name, _plan(row, shape, None))
@@ -225,7 +223,7 @@ def poca(
     check_dropout(dropout)
     seeds = None
     if dropout and dropout_key is not None:
-        seeds = seeds_of(dropout_key, len(features))
+        seeds = seeds_of(dropout_key, features.shape[0])
     shape = PocaShape(
         batch=features.shape[0],
         spatial=features.shape[1:-1],

@@ -46,7 +46,7 @@ def reference_poca(plan: ReferencePlan, inputs: PocaInputs) -> jax.Array:
       Logits `[batch, num_classes]`, at least float32.
     """
     split, features, weights, seeds = inputs
-    query_part, value_part = split_features(split, features, len(weights.query_kernel))
+    query_part, value_part = split_features(split, features, weights.query_kernel.shape[0])
     attention = jax.nn.softmax(_project(query_part, weights.query_kernel, split), axis=-1)
     values = _project(value_part, weights.value_kernel, split)
     if seeds is None:

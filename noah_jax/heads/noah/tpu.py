@@ -147,7 +147,7 @@ def _call_forward(
     plan: TpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array
 ) -> tuple[jax.Array, Residuals]:
     """Runs the forward kernel: logits and residuals of every block."""
-    tiles = len(parts.query)
+    tiles = parts.query.shape[0]
     head_num, _, classes = kernels.query.shape
     dtype = parts.query.dtype
     weights = cast(kernels, dtype)
@@ -213,7 +213,7 @@ class _BackwardScratch(NamedTuple):
 def _call_backward(plan: TpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[Pair, Pair]:
     """Runs the backward kernel: gradients of both parts and both kernels."""
     parts, kernels, seeds, residuals = saved
-    tiles, head_num = len(parts.query), len(kernels.query)
+    tiles, head_num = parts.query.shape[0], kernels.query.shape[0]
     dtype = parts.query.dtype
     weights = cast(kernels, dtype)
     d_parts, d_kernels = pl.pallas_call(

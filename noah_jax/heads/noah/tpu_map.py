@@ -186,7 +186,7 @@ def _forward_kernel(
 
     clear(logits_ref)
     refs = BlockRefs(rows_ref, kernel_ref, scratch_ref, residuals_ref)
-    for block, channels in enumerate(widths.channels(len(kernel_ref.query))):
+    for block, channels in enumerate(widths.channels(kernel_ref.query.shape[0])):
         _load_channels(plan, map_ref, channels, rows_ref)
         attend_block(plan, block, refs, logits_ref, None)
 
@@ -274,7 +274,7 @@ def _backward_kernel(
         clear(*d_kernel_ref, *scratch_ref.d_chunk, *rows_ref)
 
     refs = BlockRefs(rows_ref, kernel_ref, scratch_ref.chunk, residuals_ref)
-    for block, channels in enumerate(widths.channels(len(kernel_ref.query))):
+    for block, channels in enumerate(widths.channels(kernel_ref.query.shape[0])):
         _load_channels(plan, map_ref, channels, rows_ref)
         columns_ref.query[...] = rows_ref.query[...].T
         columns_ref.value[...] = rows_ref.value[...].T

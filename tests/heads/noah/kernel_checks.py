@@ -23,6 +23,12 @@ def make_case(head_num, channels, num_classes, *, head_split=True, kv_split=True
     return random.standard_normal((batch, 3, 5, channels)).astype(np.float32), *weights
 
 
+def tpu_mesh(kind="TPU v5e"):
+    """Makes the abstract mesh of one TPU, under which kernels for TPUs are chosen anywhere."""
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
+    return jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+
+
 def value_and_gradients(features, query, value, *, dtype=jnp.float32, **options):
     """Computes logits, and gradients of a loss that weighs every logit differently."""
 

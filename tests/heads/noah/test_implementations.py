@@ -12,7 +12,7 @@ from noah_jax.errors import InputError
 from noah_jax.heads.noah import IMPLEMENTATIONS, poca
 from noah_jax.heads.noah.operands import ChannelSplit, PocaShape
 from noah_jax.heads.noah.poca import ROWS, choose
-from tests.heads.noah.kernel_checks import make_case, value_and_gradients
+from tests.heads.noah.kernel_checks import make_case, tpu_mesh, value_and_gradients
 
 
 def _shape(**changes):
@@ -22,9 +22,7 @@ def _shape(**changes):
 
 def _chosen(implementation, **changes):
     """Chooses on one TPU, or emulated; gives the names of the rows by platform."""
-    device = jax.sharding.AbstractDevice(device_kind="TPU v5e", num_cores=1, platform="tpu")
-    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(tpu_mesh()):
         choices = choose(implementation, _shape(**changes))
     return {platform: choice.name for platform, choice in choices.items()}
 

@@ -21,6 +21,7 @@ from tests.heads.noah.kernel_checks import (
     assert_large_scores_do_not_overflow,
     assert_refuses_second_derivatives,
     make_case,
+    tpu_mesh,
     value_and_gradients,
 )
 
@@ -155,9 +156,7 @@ def test_weights_that_do_not_fit_fall_back():
 )
 def test_kernels_fit_the_chip(kind, mebibytes, kernel):
     features, query, value = make_case(4, 2048, 1000, batch=16)
-    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
-    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(tpu_mesh(kind)):
         assert vmem_limit() == int(0.78 * mebibytes * 2**20)
         features = jax.ShapeDtypeStruct((64, 7, 7, 2048), jnp.bfloat16)
         run = functools.partial(poca, key_ratio=0.25, spatial_major=True)
