@@ -20,16 +20,14 @@ from flax import serialization
 from orbax.checkpoint import checkpoint_managers
 
 from noah_jax import distributed
+from noah_jax.compilation import QUICK_COMPILE
 from noah_jax.console import say
 from noah_jax.errors import CheckpointError
-from noah_jax.compilation import QUICK_COMPILE
 
 _MODEL_KEYS = ("params", "stats")
 # One pass over the state now and then: compiling it quickly matters more than its speed.
 _FACTORS = (0x9E3779B1, 0x85EBCA77)  # odd constants of the xxHash family
 _CHUNK = 2**15  # values digested at a time, so that they and their weights fit a core's cache
-
-
 
 
 class Checkpoints:
