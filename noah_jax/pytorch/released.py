@@ -28,7 +28,7 @@ URL = "https://drive.google.com/uc?id={id}"
 URL_VARIABLE = "NOAH_JAX_RELEASED_URL"
 # The page for a user's browser.
 _PAGE = "https://drive.google.com/file/d/{id}/view"
-_INSTALL = "pip install 'gdown>=6.5.1'"
+_INSTALL = "pip install 'gdown>=6.3'"
 _RETRIES = 5  # attempts to continue one download after the connection breaks
 _TIMEOUT = 60  # seconds without a byte, after which a connection counts as broken
 
