@@ -64,15 +64,8 @@ def make_folder(path: str | os.PathLike[str]) -> epath.Path:
       WriteError: If it cannot be made.
     """
     folder = epath.Path(path)
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _write_error(folder, error) from error
-    except Exception as error:
-        # Every remote file system has errors of its own, and its library may be missing.
-        if not is_remote(folder):
-            raise
-        raise _write_error(folder, error) from error
     return folder
 
 
@@ -186,10 +179,17 @@ def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
 
 def _upload(source: os.PathLike[str], target: epath.Path) -> None:
     """Copies one file; makes the folder above it."""
-    try:
+    with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with epath.Path(source).open("rb") as file, target.open("wb") as copy:
             shutil.copyfileobj(file, copy, _MEGABYTE)
+
+
+@contextlib.contextmanager
+def _writing(target: epath.Path) -> Iterator[None]:
+    """Turns errors of writing a target, local or remote, into a `WriteError`."""
+    try:
+        yield
     except OSError as error:
         raise _write_error(target, error) from error
     except Exception as error:

@@ -51,9 +51,15 @@ def _parser() -> Parser:
         help="a PyTorch file; a name with --released; a folder with --to-torch",
     )
     add("destination", metavar="DST", help="a new folder; a new file with --to-torch")
-    add("--to-torch", action="store_true", help="convert to PyTorch")
+    for flag, meaning in (
+        ("--to-torch", "convert to PyTorch"),
+        ("--released", "SRC is the name of a released checkpoint"),
+        ("--ema", "convert the EMA weights, not the raw ones"),
+        ("--dry-run", "say what would be done, write nothing"),
+        ("--overwrite", "replace a DST that this program wrote"),
+    ):
+        add(flag, action="store_true", help=meaning)
     add("--model", metavar="NAME", help="registered name of the model; by default it is found")
-    add("--ema", action="store_true", help="convert the EMA weights, not the raw ones")
     add(
         "--set",
         metavar="KEY=VALUE",
@@ -63,14 +69,8 @@ def _parser() -> Parser:
         help="an argument of create_model that overrides what the file tells, such as"
         " image_size=64; may be given several times",
     )
-    add("--dry-run", action="store_true", help="say what would be done, write nothing")
-    add("--overwrite", action="store_true", help="replace a DST that this program wrote")
-    add("--released", action="store_true", help="SRC is the name of a released checkpoint")
-    add(
-        "--cache",
-        metavar="DIR",
-        help="folder for the downloads of --released; by default ~/.cache/noah_jax/released",
-    )
+    downloads = "folder for the downloads of --released; by default ~/.cache/noah_jax/released"
+    add("--cache", metavar="DIR", help=downloads)
     return parser
 
 

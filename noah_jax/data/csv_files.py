@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from noah_jax.data.source import read_bytes
+from noah_jax.data.source import ImageFiles
 from noah_jax.errors import InputError
 
 _HEADER = ["image", "labels"]
 
 
-class CsvSource:
+class CsvSource(ImageFiles):
     """The images of one split that are listed in a CSV file.
 
     The file has two columns under the header `image,labels`: the path, absolute or relative to
@@ -41,25 +41,12 @@ class CsvSource:
         if unknown := sorted(set(labels_in_file) - set(self.class_names)):
             raise InputError(f"{file} has labels unknown to the training: {', '.join(unknown[:5])}")
         class_indices = {name: index for index, name in enumerate(self.class_names)}
-        self._images = []
+        self.files = []
         for path, labels in rows:
             values = np.zeros(len(class_indices), np.int8)
             for label in labels:
                 values[class_indices[label.removeprefix("-")]] = -1 if label.startswith("-") else 1
-            self._images.append((path, values))
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> tuple[bytes, np.ndarray]:
-        path, labels = self._images[index]
-        return read_bytes(path), labels
-
-    def describe(self, index: int) -> str:
-        return self._images[index][0]
-
-    def file_name(self, index: int) -> str:
-        return os.path.basename(self._images[index][0])
+            self.files.append((path, values))
 
 
 def _read_rows(file: epath.Path) -> list[tuple[str, list[str]]]:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from noah_jax.data.source import IMAGE_SUFFIXES, read_bytes
+from noah_jax.data.source import IMAGE_SUFFIXES, ImageFiles
 from noah_jax.errors import InputError
 
 
-class FolderSource:
+class FolderSource(ImageFiles):
     """The images of one split that is stored as class folders, `FOLDER/CLASS/image`.
 
     Args:
@@ -33,27 +33,14 @@ class FolderSource:
                 " split; both need the same class folders"
             )
         class_indices = {name: index for index, name in enumerate(self.class_names)}
-        self._files = [
+        self.files = [
             (os.fspath(path), class_indices[name])
             for name in names
             for path in sorted((folder / name).iterdir())
             if path.suffix.lower() in IMAGE_SUFFIXES
         ]
-        if not self._files:
+        if not self.files:
             raise InputError(f"{folder} holds no images in class folders (CLASS/image.jpg)")
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        path, class_index = self._files[index]
-        return read_bytes(path), class_index
-
-    def describe(self, index: int) -> str:
-        return self._files[index][0]
-
-    def file_name(self, index: int) -> str:
-        return os.path.basename(self._files[index][0])
 
 
 def folder_names(folder: epath.Path) -> list[str]:

@@ -5,8 +5,9 @@ The sources are `noah_jax.data.folders`, `csv_files`, `image_files` and `tfds`;
 them, so that code that only decodes images does not import TFDS.
 """
 
+import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
@@ -78,6 +79,29 @@ class AbsentSource:
 
     def file_name(self, index: int) -> str:
         raise InputError(f"{self.describe(index)} is not on this machine")
+
+
+class ImageFiles:
+    """The part of a source that its images are files; a base class of sources.
+
+    Attributes:
+      files: Path and label of each image; the subclass fills it.
+    """
+
+    files: list[tuple[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[bytes, Any]:
+        path, label = self.files[index]
+        return read_bytes(path), label
+
+    def describe(self, index: int) -> str:
+        return self.files[index][0]
+
+    def file_name(self, index: int) -> str:
+        return os.path.basename(self.files[index][0])
 
 
 def read_bytes(path: str) -> bytes:

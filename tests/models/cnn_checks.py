@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
@@ -76,3 +77,17 @@ def weights(model: Model) -> tuple[Tree, Tree]:
     table = get_family(model.name).table
     tree = to_jax(state, table, {"params": params, "stats": stats})
     return tree["params"], tree["stats"]
+
+
+def check_any_size(name: str, channels: int) -> None:
+    """A backbone takes images of any size, and halves it five times, rounding up."""
+    for size, positions in (((224, 224), (7, 7)), ((65, 32), (3, 1))):
+        assert map_shape(name, size) == (2, *positions, channels)
+
+
+def check_batch_norm_group(name: str) -> None:
+    """A BatchNorm group that does not divide the batch is refused."""
+    model = create_model(name, image_size=32, batch_norm_group=3)
+    images = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
+    with pytest.raises(ValueError, match="batch_norm_group=3 does not divide"):
+        jax.eval_shape(lambda *args: model.apply(*args, train=True), *model.abstract(), images)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from noah_jax import create_model, list_models
-from tests.models.vit_checks import random_images, random_params, small_model
+from tests.models.vit_checks import check_published, random_images, random_params, small_model
 
 NUM_PARAMS = {
     "deit_base_patch16_224": 86_567_656,
@@ -30,11 +30,8 @@ def test_every_name_has_a_count():
 
 @pytest.mark.parametrize("name", NUM_PARAMS)
 def test_num_params(name):
-    model = create_model(name)
-    assert model.num_params == NUM_PARAMS[name]
-    assert model.num_classes == 1000
-    assert model.image_size == ((384, 384) if name.endswith("384") else (224, 224))
-    assert model.abstract()[1] == {}
+    pixels = 384 if name.endswith("384") else 224
+    check_published(create_model(name), NUM_PARAMS[name], (pixels, pixels))
 
 
 def test_published_counts_are_without_pre_logits():

@@ -10,7 +10,13 @@ import pytest
 
 from noah_jax import create_model, list_models
 from noah_jax.models.pvt.modeling import resize_positions
-from tests.models.vit_checks import quick_jit, random_images, random_params, small_model
+from tests.models.vit_checks import (
+    check_published,
+    quick_jit,
+    random_images,
+    random_params,
+    small_model,
+)
 
 NUM_PARAMS = {
     "noah_pvt_huge_v2": 304_950_976,
@@ -39,10 +45,7 @@ def test_every_name_has_a_count():
 
 @pytest.mark.parametrize("name", NUM_PARAMS)
 def test_num_params(name):
-    model = cached_model(name)
-    assert model.num_params == NUM_PARAMS[name]
-    assert (model.num_classes, model.image_size) == (1000, (224, 224))
-    assert model.abstract()[1] == {}
+    check_published(cached_model(name), NUM_PARAMS[name], (224, 224))
 
 
 def test_the_largest_model_traces_in_seconds():

@@ -112,3 +112,10 @@ def equations(jaxpr) -> Iterator[Any]:
         yield equation
         for inner in jaxprs_in_params(equation.params):
             yield from equations(inner)
+
+
+def check_published(model: Model, num_params: int, image_size: tuple[int, int]) -> None:
+    """A published transformer has these parameters, 1000 classes and no statistics."""
+    assert model.num_params == num_params
+    assert (model.num_classes, model.image_size) == (1000, image_size)
+    assert model.abstract()[1] == {}

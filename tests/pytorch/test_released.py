@@ -213,7 +213,7 @@ def test_the_cache_is_verified(checkpoint, tmp_path, capsys, monkeypatch):
 def test_without_gdown(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gdown", None)
     said = _error(capsys, "--released", NAME, tmp_path / "folder", "--cache", tmp_path)
-    assert "needs gdown, which is not installed: pip install 'gdown>=6.5.1'" in said
+    assert "needs gdown, which is not installed: pip install 'gdown>=6.3'" in said
 
 
 @pytest.mark.parametrize(
