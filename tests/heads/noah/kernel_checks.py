@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from noah_jax.heads.noah import Projection, poca
 
@@ -26,7 +27,7 @@ def make_case(head_num, channels, num_classes, *, head_split=True, kv_split=True
 def tpu_mesh(kind="TPU v5e"):
     """Makes the abstract mesh of one TPU, under which kernels for TPUs are chosen anywhere."""
     device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
-    return jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    return jax.sharding.AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=device)
 
 
 def value_and_gradients(features, query, value, *, dtype=jnp.float32, **options):
