@@ -26,7 +26,11 @@ def make_case(head_num, channels, num_classes, *, head_split=True, kv_split=True
 
 def tpu_mesh(kind="TPU v5e"):
     """Makes the abstract mesh of one TPU, under which kernels for TPUs are chosen anywhere."""
-    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
+    # The oldest JAX that we support does not name the platform.
+    named = "platform" in jax.sharding.AbstractDevice.__annotations__
+    device = jax.sharding.AbstractDevice(
+        device_kind=kind, num_cores=1, **({"platform": "tpu"} if named else {})
+    )
     return jax.sharding.AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=device)
 
 
