@@ -152,11 +152,11 @@ def load_config(parsed: argparse.Namespace, config: str | None = None) -> "Confi
     Raises:
       UsageError: If no file is named or found, or a key or its value does not fit.
     """
-    from noah_jax.config import parse_command_line
+    from noah_jax.config_flags import parse_config
 
     name = parsed.config if config is None else config
     words = [f"--config={name}"] if name is not None else []
-    return parse_command_line(["", *words, *parsed.overrides])[0]
+    return parse_config([*words, *parsed.overrides])
 
 
 def positive(text: str) -> int:

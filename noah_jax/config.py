@@ -7,17 +7,14 @@ of the configuration and nothing else; the functions `..._section` cut the secti
 
 import copy
 import difflib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from noah_jax.compilation import DEFAULT_CACHE
-from noah_jax.config_files import with_found_config
-from noah_jax.errors import InputError, UsageError
+from noah_jax.errors import InputError
 
 
 def default_config() -> ConfigDict:
@@ -84,7 +81,8 @@ def default_config() -> ConfigDict:
     # Decode and resize training images faster, with pixels that differ slightly from Pillow's.
     config.data.approximate_decode = False
     config.data.num_threads = placeholder(int)  # None means one for every core.
-    # Worker processes that share these threads; None or 0 means this process alone.
+    # Worker processes that share these threads. 0 means this process alone; None chooses by the
+    # number of cores.
     config.data.num_workers = placeholder(int)
 
     config.epochs = 100.0
@@ -242,7 +240,7 @@ RENAMED_KEYS = {
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the configuration as one dict with keys such as "optim.momentum"."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping | ConfigDict):
             flat |= {f"{key}.{inner}": x for inner, x in flat_config(value).items()}
@@ -268,7 +266,34 @@ def refuse_old_keys(config: ConfigDict) -> None:
     """Raises an InputError if a key that was renamed is set under its old name."""
     _, old = rename_old_keys(flat_config(config))
     if old:
-        raise InputError(_unknown_key(old[0], ()))
+        raise InputError(explain_unknown_key(old[0], ()))
+
+
+def model_section(config: ConfigDict) -> dict[str, Any]:
+    """Returns the arguments of `noah_jax.create_model` that are set."""
+    return {key: value for key, value in config.model.to_dict().items() if value is not None}
+
+
+def task_section(config: ConfigDict) -> ConfigDict:
+    """Returns the keys that say what is learnt."""
+    return _cut_out(config, "loss", "asymmetric", "smoothing")
+
+
+def augmentation_section(config: ConfigDict) -> ConfigDict:
+    """Returns the keys of what is done to images and labels on the device."""
+    mixing = ("mixup", "cutmix", "mix_prob", "mix_switch_prob", "mix_group")
+    return _cut_out(config, "smoothing", "erase_prob", *mixing)
+
+
+def plan_section(config: ConfigDict) -> ConfigDict:
+    """Returns the keys that say how long a run is and what it does how often."""
+    intervals = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+    return _cut_out(config, "epochs", "batch_size", *intervals)
+
+
+def initial_weights_section(config: ConfigDict) -> ConfigDict:
+    """Returns the keys that name the weights to start with."""
+    return _cut_out(config, "init_from", "init_ema")
 
 
 def scaled(config: ConfigDict) -> ConfigDict:
@@ -297,78 +322,17 @@ def scaled(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def parse_command_line(argv: Sequence[str], **own: Any) -> tuple[ConfigDict, dict[str, Any]]:
-    """Parses `--config FILE[:VARIANT] [--config.KEY=VALUE ...]` and a program's own flags.
-
-    Args:
-      argv: The command line, starting with the program's name.
-      **own: The program's own flags and their defaults, which are of type bool, int or str. The
-        default `None` stands for a string that must be given.
-
-    Returns:
-      The configuration and the values of the own flags.
-
-    Raises:
-      UsageError: If a flag or key is unknown, a value has another type, or the file is missing.
-    """
-    argv = with_found_config(argv)
-    values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer}
-    for name, default in own.items():
-        define.get(type(default), flags.DEFINE_string)(name, default, "", flag_values=values)
-    try:
-        rest = values(argv)[1:]
-        if rest:
-            raise UsageError(f"unexpected argument {rest[0]!r}; flags are --name=value")
-        if config.value is None:
-            raise UsageError("--config FILE is needed, such as --config configs/quickstart.py")
-        _ = config.value.is_locked  # A file that failed to load raises its error here.
-        refuse_old_keys(config.value)
-    except OSError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UsageError(f"the configuration file cannot be read: {reason}") from error
-    except (flags.Error, AttributeError, ValueError, TypeError, KeyError) as error:
-        # ml_collections reports a key that does not exist in several ways, so look for one here.
-        reason = _find_unknown_key(argv) or _last_line(error)
-        raise UsageError(reason) from error
-    given = {name: values[name].value for name in own}
-    if missing := [name for name, value in given.items() if value is None]:
-        raise UsageError(f"--{missing[0]} is needed")
-    return config.value, given
+def _cut_out(config: ConfigDict, *keys: str) -> ConfigDict:
+    return ConfigDict({key: config[key] for key in keys})
 
 
-def _find_unknown_key(argv: Sequence[str]) -> str | None:
-    """Explains the first `--config.KEY` that the configuration file does not have, if any."""
-    single_key = re.compile(r"--?(?:no)?config\.([^=\[]+)")
-    matches = [match for word in argv if (match := single_key.match(word))]
-    file_alone = [word for word in argv if not single_key.match(word)]
-    values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=file_alone)
-    try:
-        values(file_alone, known_only=True)
-        known = flat_config(config.value)
-    except Exception:  # A configuration file may raise anything; that is what is to be reported.
-        return None
-    for match in matches:
-        key = match[1]
-        if key not in known and not any(name.startswith(f"{key}.") for name in known):
-            return _unknown_key(key, known)
-    return None
-
-
-def _unknown_key(key: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+def explain_unknown_key(key: str, known: Collection[str]) -> str:
+    """Says that a key does not exist, and what it is called now or might be called."""
     if key in RENAMED_KEYS:
         return f"the configuration has no key {key}: it was renamed to {RENAMED_KEYS[key]}"
     return f"the configuration has no key {key}{_suggestion(key, known)}"
 
 
-def _suggestion(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+def _suggestion(word: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def _last_line(error: Exception) -> str:
-    """The reason in one line: the last line of a configuration file's traceback says why."""
-    text = str(error)
-    return text.splitlines()[-1] if "Traceback" in text else text

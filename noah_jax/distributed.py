@@ -1,8 +1,8 @@
-"""Many processes: how they start, agree and speak; the mesh of devices and how arrays lie on it.
+"""Connects the processes of a run, and places arrays on the mesh of all their devices.
 
-A process is a host of a TPU pod, or a GPU or a node of a GPU cluster. What the processes say to
-one another besides the steps' collectives goes through the key-value store of the process with
-index 0, which `jax.distributed` runs: it needs no device and waits for no step.
+A process is a host of a TPU pod, or a GPU or a node of a GPU cluster. Apart from the collectives
+inside the steps, the processes exchange texts through the key-value store that `jax.distributed`
+runs in the process with index 0. The store needs no device and waits for no step.
 """
 
 import hashlib
@@ -14,39 +14,40 @@ import re
 import socket
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
-import numpy as np
-from jax._src.distributed import global_state
+from jax._src.distributed import global_state  # see `client`
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from noah_jax.errors import InputError, JoinError
 
+Batch = TypeVar("Batch", bound=Mapping[str, Any])
+
 # Hosts of a pod may boot, and read the same data from a cold disk, at quite different times.
 _PATIENCE_SECONDS = 1800
-# What JAX says where it finds none, and where it was used before: in a notebook, or a test.
+# What JAX says if it finds no other processes, or if it was used before, as in a notebook.
 _ALONE = ("coordinator_address should be defined", "must be called before any JAX calls")
 _MAX_LISTED = 3
-# Smaller arrays are not worth an exchange of their own.
-_LEAST_SHARDED = 2**14  # elements
+# Smaller arrays are replicated, because they are not worth an exchange of their own.
+_MIN_SHARDED_ELEMENTS = 2**14
 
 
 def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-    """Joins the other processes of the run, if there are any; before any array is made.
+    """Joins the other processes of the run, if there are any; call it before any array is made.
 
-    With nothing given JAX looks for a TPU VM, SLURM, Open MPI or Kubernetes, and goes on alone
-    where it finds none, or where this process has used JAX before. Under SLURM a process takes
-    one GPU, or all of a node's where the node has a single process.
+    Without arguments JAX looks for a TPU VM, SLURM, Open MPI or Kubernetes. It goes on alone if it
+    finds none, or if this process has used JAX before. Under SLURM a process takes one GPU, or all
+    GPUs of a node that has a single process.
 
     Args:
-      coordinator: `HOST:PORT` of the process with index 0, where JAX cannot find it.
-      num_processes: how many there are; 1 alone looks for no others.
-      process_id: this one's index.
+      coordinator: `HOST:PORT` of the process with index 0, if JAX cannot find it.
+      num_processes: Number of processes; 1 looks for no others.
+      process_id: Index of this process.
 
     Raises:
-      ValueError: if the arguments do not fit.
-      JoinError: if the others cannot be reached within half an hour.
+      InputError: If the arguments do not fit.
+      JoinError: If the others cannot be reached within half an hour.
     """
     if num_processes == 1:
         return
@@ -70,7 +71,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
         }
     try:
         jax.distributed.initialize(initialization_timeout=_PATIENCE_SECONDS, **arguments)
-    except Exception as error:  # of JAX, a metadata server, Kubernetes
+    except Exception as error:  # JAX, a metadata server and Kubernetes have errors of their own.
         if not any(given) and any(words in str(error) for words in _ALONE):
             return
         raise JoinError(
@@ -80,24 +81,28 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
 
 
 def _gpus_of_the_node() -> list[int] | None:
-    """All GPUs where SLURM runs one process a node; `None` leaves the choice to JAX."""
+    """Returns all GPUs if SLURM runs one process a node; `None` leaves the choice to JAX."""
     one_task = re.fullmatch(r"1(\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
     return list(range(int(gpus))) if one_task and gpus.isdigit() else None
 
 
 def client() -> Any:
-    """The key-value store and barriers of the run; `None` for a process alone."""
+    """Returns the key-value store and barriers of the run; `None` for a single process.
+
+    JAX has no public access to them, so this module imports a private one. The test
+    tests/test_distributed.py says what to look at if JAX moves it.
+    """
     return global_state.client if (global_state.num_processes or 1) > 1 else None
 
 
 def process_index() -> int:
-    """This process's index; makes no devices, as `jax.process_index` does."""
+    """Returns this process's index without creating devices, which `jax.process_index` does."""
     return global_state.process_id
 
 
 def process_name(index: int | None = None) -> str:
-    """`process 3 of 8` of a run with several, empty for a process alone."""
+    """Returns "process 3 of 8" in a run of several processes, and "" in a single process."""
     if client() is None:
         return ""
     index = process_index() if index is None else index
@@ -105,13 +110,16 @@ def process_name(index: int | None = None) -> str:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here. A name is used once in a run."""
+    """Waits until every process is here. A name may be used only once in a run."""
     if (store := client()) is not None:
         store.wait_at_barrier(f"noah_jax/barrier/{name}", 1000 * _PATIENCE_SECONDS)
 
 
 def gather(name: str, value: str) -> list[str]:
-    """What every process says, by index; waits for all. A name is used once in a run."""
+    """Returns the value of every process, by index; waits for all.
+
+    A name may be used only once in a run.
+    """
     if (store := client()) is None:
         return [value]
     key = f"noah_jax/gathered/{name}/"
@@ -120,52 +128,52 @@ def gather(name: str, value: str) -> list[str]:
     return [text for _, text in sorted(store.key_value_dir_get(key))]
 
 
-def check_equal(name: str, facts: Mapping[str, Any]) -> None:
-    """Compares what should be the same everywhere with what process 0 has; waits for all.
+def check_equal(name: str, metadata: Mapping[str, Any]) -> None:
+    """Checks that every process has the same metadata as process 0; waits for all.
 
     Args:
-      name: of this comparison, used once in a run.
-      facts: by what they are, in words; anything JSON takes.
+      name: Name of this check, which may be used only once in a run.
+      metadata: Values that JSON can hold; the keys say in words what they are.
 
     Raises:
-      ValueError: on every process alike; names the processes, their hosts and what differs.
+      InputError: On every process, if any differs; names the processes, their hosts and what
+        differs.
     """
     if (store := client()) is None:
         return
     key = f"noah_jax/compared/{name}"
-    facts = json.loads(json.dumps(facts))
+    own = json.loads(json.dumps(metadata))
     if process_index() == 0:
-        store.key_value_set(key, json.dumps(facts))
+        store.key_value_set(key, json.dumps(own))
     first = json.loads(store.blocking_key_value_get(key, 1000 * _PATIENCE_SECONDS))
     differing = [
-        f"{what} is {facts.get(what)!r}, {first.get(what)!r} on process 0"
-        for what in sorted(facts.keys() | first.keys())
-        if facts.get(what) != first.get(what)
+        f"{what} is {own.get(what)!r}, {first.get(what)!r} on process 0"
+        for what in sorted(own.keys() | first.keys())
+        if own.get(what) != first.get(what)
     ]
     more = f" (and {len(differing) - _MAX_LISTED} more)" if len(differing) > _MAX_LISTED else ""
     listed = "; ".join(differing[:_MAX_LISTED]) + more
-    complaints = gather(
-        name, f"{process_name()} on {socket.gethostname()}: {listed}" if listed else ""
-    )
-    if found := [text for text in complaints if text]:
-        more = f" (and {len(found) - _MAX_LISTED} more)" if len(found) > _MAX_LISTED else ""
+    complaint = f"{process_name()} on {socket.gethostname()}: {listed}" if listed else ""
+    if complaints := [text for text in gather(name, complaint) if text]:
+        surplus = len(complaints) - _MAX_LISTED
+        more = f" (and {surplus} more)" if surplus > 0 else ""
         raise InputError(
-            f"the processes differ. {'. '.join(found[:_MAX_LISTED])}{more}. All must run the same"
-            " command with the same code on the same files"
+            f"the processes differ. {'. '.join(complaints[:_MAX_LISTED])}{more}. All must run the"
+            " same command with the same code on the same files"
         )
 
 
 def code_version() -> str:
-    """A digest of this package's source files."""
-    digest = hashlib.sha256()
+    """Returns a checksum of this package's source files."""
+    checksum = hashlib.sha256()
     root = pathlib.Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
+        checksum.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return checksum.hexdigest()[:12]
 
 
-def machine_facts() -> dict[str, Any]:
-    """What every host of a run should have alike, for `check_equal`."""
+def machine_metadata() -> dict[str, Any]:
+    """Returns what the hosts of a run must have in common, for `check_equal`."""
     return {
         "the code": code_version(),
         "JAX's version": jax.__version__,
@@ -176,31 +184,35 @@ def machine_facts() -> dict[str, Any]:
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """All devices (of all hosts) along one axis, `data`."""
+    """Makes a mesh of all devices of all hosts, or of the given ones, with the one axis `data`."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device: the state."""
+    """Returns the sharding of an array that every device holds as a whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split along the first axis: images."""
+    """Returns the sharding of a batch, which the devices split along its first axis."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def shared_out(tree: Any, mesh: Mesh) -> Any:
-    """Shardings by which the devices share a state, for a tree of arrays or their shapes.
+def sharded(tree: Any, mesh: Mesh) -> Any:
+    """Returns the shardings of a state that the devices share.
 
-    Large arrays are split along the longest axis that the devices divide; small ones, and those
-    without such an axis, are the same on every device.
+    Large arrays are split along the longest axis that the number of devices divides. Small ones,
+    and those without such an axis, are replicated.
+
+    Args:
+      tree: The state: arrays or anything else with `.shape` and `.size`.
+      mesh: The devices.
     """
 
-    def place(x):
+    def place(x: Any) -> NamedSharding:
         axes = [axis for axis, size in enumerate(x.shape) if size % mesh.size == 0]
-        if x.size < _LEAST_SHARDED or not axes:
+        if x.size < _MIN_SHARDED_ELEMENTS or not axes:
             return replicated(mesh)
         longest = max(axes, key=lambda axis: x.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
@@ -209,20 +221,21 @@ def shared_out(tree: Any, mesh: Mesh) -> Any:
 
 
 def device_bytes(tree: Any) -> int:
-    """What arrays, or their shapes and shardings, take on one device."""
+    """Returns the bytes that a tree of arrays, or of shapes with shardings, takes on one device."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's part of a batch as global arrays."""
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Places this host's rows of a batch on its devices, as shards of global arrays."""
     sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    placed = {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    return cast(Batch, placed)
 
 
 def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises a ValueError unless the devices share the batch evenly."""
+    """Raises an InputError unless every device gets the same number of the batch's images."""
     if batch_size < 1 or batch_size % mesh.size:
         raise InputError(
             f"{name}={batch_size} must be a positive multiple of the {mesh.size} devices"
@@ -230,7 +243,7 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
-    """Shapes and dtypes of a tree, placed by `shardings`: one, or a tree of them."""
+    """Returns the shapes and dtypes of a tree with their shardings: one for all, or a tree."""
     if isinstance(shardings, NamedSharding):
         one = shardings
         shardings = jax.tree.map(lambda _: one, tree)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trains on a SLURM cluster, one process a GPU (or a node), and queues itself again to go on.
+# Trains on a SLURM cluster with one process per GPU (or node), and queues itself again to go on.
 #
 #   scripts/slurm.sh --nodes 2 --gpus 8 [--per-node] [--time 24:00:00] [--starts 20] [--dry-run]
 #       -- --config configs/resnet.py:noah_resnet50 --workdir /shared/runs/noah_resnet50
 #
 # The workdir must be on a file system that all nodes share. SLURM sends SIGTERM two minutes
-# before the time is up: the run saves and exits with 75, and a next job goes on. So it does
-# after a crash (a code above 128), at most --starts times; after an error (1) it does not.
+# before the time is up. The run then saves and exits with 75, and the next job goes on. A job is
+# also queued after a crash (a code above 128), at most --starts times, but not after an error (1).
 set -euo pipefail
 
 usage() {
@@ -48,9 +48,9 @@ job=$(
 #SBATCH --time=$time
 #SBATCH --signal=TERM@120
 cd $(printf %q "$PWD")
-# Gradients are exchanged while the backward pass goes on.
+# Exchanges gradients while the backward pass goes on.
 export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true \${XLA_FLAGS:-}"
-# The step has its GPU to itself; by default JAX takes three quarters of the memory.
+# No other process uses the GPU; by default JAX takes only three quarters of its memory.
 export XLA_PYTHON_CLIENT_MEM_FRACTION=\${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}
 code=0
 srun --kill-on-bad-exit=0 python -m noah_jax.train$(printf ' %q' "$@") || code=\$?

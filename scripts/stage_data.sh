@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Copies a prepared data set from gs:// to a local disk of every host of a Cloud TPU.
+# Copies a prepared dataset from gs:// to a local disk of every host of a Cloud TPU.
 #
 #   scripts/stage_data.sh --from gs://bucket/tfds --set imagenet2012 --to /mnt/disks/data
 #       [--name my-pod --zone us-west4-a] [--dry-run]
 #
-# Without --name and --zone it copies to this machine. Every host needs the whole set: the order
-# of the images is drawn anew in every epoch. Started again it copies what is missing or differs
-# and checks the rest; a set that does not fit on the disk is not begun. Then train with
-# --config.data.dir=/mnt/disks/data.
+# Without --name and --zone it copies to this machine. Every host needs the whole dataset, because
+# the order of the images is drawn anew in every epoch. Started again it copies what is missing or
+# differs, and checks the rest. It does not start if the dataset does not fit on the disk. Train with
+# --config.data.dir=/mnt/disks/data afterwards.
 set -euo pipefail
 
 usage() {

@@ -5,8 +5,8 @@
 #       -- --config configs/resnet.py:noah_resnet50 --workdir gs://bucket/runs/noah_resnet50
 #
 # The TPU must exist, with this repository under ~/noah_jax on every host, installed by
-# `pip install -e '.[tpu]'`. All hosts run the same command; they find one another. After code 75
-# or one above 128 (a crash) every host starts it again, at most --starts times.
+# `pip install -e '.[tpu]'`. All hosts run the same command and find one another. If the code is 75
+# or above 128 (a crash) every host starts the command again, at most --starts times.
 set -euo pipefail
 
 usage() {
@@ -32,9 +32,9 @@ shift
 [[ -n $name && -n $zone ]] || usage "--name and --zone say which TPU"
 [[ $starts =~ ^[0-9]+$ ]] || usage "--starts must be a number, got '$starts'"
 
-# Every host starts its own process again: when one is gone, all of them end.
-# The flags let all-reduces of gradients, of whatever sizes, overlap with the backward pass, which
-# counts most where the chips are of several slices. LIBTPU_INIT_ARGS, on the hosts, replaces them.
+# Every host starts its own process again, because all processes end when one is gone.
+# The flags let the all-reduces of gradients overlap with the backward pass, whatever their sizes.
+# This helps most if the chips belong to several slices. LIBTPU_INIT_ARGS on the hosts replaces them.
 flags="--xla_tpu_enable_data_parallel_all_reduce_opt=true"
 flags+=" --xla_tpu_data_parallel_opt_different_sized_ops=true"
 loop="export LIBTPU_INIT_ARGS=\"\${LIBTPU_INIT_ARGS-$flags}\"

@@ -66,8 +66,7 @@ def tutorial(workdir: pathlib.Path, *, quick: bool) -> None:
         changes = ("epochs=0.1", "optim.warmup_epochs=0.0", "model.depth=1")
     arguments = ["--config", os.path.relpath(CONFIGS / config), "--workdir", trained]
     arguments += [f"--config.{change}" for change in changes]
-    # This program's main takes the whole command line.
-    _program(lambda words: train(["train", *words]), "-m noah_jax.train", arguments)
+    _program(train, "-m noah_jax.train", arguments)
 
     _say("2. Evaluate. Every test image counts once; the report has the accuracy of each class.")
     arguments = ["--checkpoint", trained, "--report", str(workdir / "report")]

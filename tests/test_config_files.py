@@ -2,8 +2,8 @@
 
 import pytest
 
-from noah_jax.config import parse_command_line
 from noah_jax.config_files import config_folder, find_config
+from noah_jax.config_flags import parse_config
 from noah_jax.errors import UsageError
 from tests.helpers import ROOT
 
@@ -17,7 +17,7 @@ def test_packaged_files_are_found_from_elsewhere(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_config(config) == f"{ROOT}/configs/resnet.py:noah_resnet18"
     for words in ([f"--config={config}"], ["--config", config]):
-        assert parse_command_line(["", *words])[0].model.name == "noah_resnet18"
+        assert parse_config(words).model.name == "noah_resnet18"
 
 
 def test_a_file_of_ones_own_comes_first(tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from noah_jax.config import default_config, parse_command_line
+from noah_jax.config import default_config
+from noah_jax.config_flags import parse_config
 from noah_jax.errors import UsageError
 from noah_jax.models import get_architecture
 from noah_jax.models.published import published
@@ -110,16 +111,16 @@ def test_a_variant_of_each_file_is_built(variant, class_folders, monkeypatch):
     family, _, name = variant.partition(":")
     words = [f"--config=configs/{family}.py:{name}", f"--config.dataset={class_folders}"]
     words += ["--config.epochs=1500", "--config.optim.warmup_epochs=0"]
-    config, _ = parse_command_line(["train", *words])
-    experiment = build(config)
-    assert experiment.model.name == name and experiment.model.num_classes == 3
+    config = parse_config(words)
+    setup = build(config)
+    assert setup.model.name == name and setup.model.num_classes == 3
 
 
 def test_a_variant_must_be_one(monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     for variant, words in (("", "got none"), (":noah_resnet19", "did you mean noah_resnet1")):
         with pytest.raises(UsageError, match=f"variants resnet18, .* {words}"):
-            parse_command_line(["train", f"--config=configs/resnet.py{variant}"])
+            parse_config([f"--config=configs/resnet.py{variant}"])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from noah_jax.aot import hlo
 from noah_jax.aot.head_shape import HeadShape
 from noah_jax.aot.kernel_cycles import kernel_calls, kernel_cycles
 from noah_jax.models import create_model
-from noah_jax.train.step import init_state, make_train_step
+from noah_jax.train.state import init_state
+from noah_jax.train.step import make_train_step
 
 _HEADS = ("auto", "xla", "reference")
 _GPU_HEADS = ("pallas", "xla", "reference")  # "auto" is "xla" there

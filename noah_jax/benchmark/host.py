@@ -16,17 +16,17 @@ import jax
 
 from noah_jax.cli import load_config
 from noah_jax.compilation import enable_compilation_cache
-from noah_jax.train.setup import Experiment, build
+from noah_jax.train.setup import TrainSetup, build
 
 HOST_LIMIT_MS = 2.0
 _ROUNDS = 5
 
 
-def benchmark_host(experiment: Experiment, steps: int) -> dict[str, float]:
+def benchmark_host(setup: TrainSetup, steps: int) -> dict[str, float]:
     """Returns milliseconds per step, as medians over the rounds.
 
     Args:
-      experiment: The training run to measure.
+      setup: The training run to measure.
       steps: Number of steps of each loop in each of the five rounds.
 
     Returns:
@@ -34,12 +34,11 @@ def benchmark_host(experiment: Experiment, steps: int) -> dict[str, float]:
       the time from the end of a step to the call of the next; `host_cpu`: processor time of the
       loop outside the step; `call`: the time until the call of the step returns.
     """
-    train_step, _ = experiment.compile_steps()
-    state = experiment.init_state()
-    for index in range(len(experiment.train_source)):
-        if not experiment.config.data.cache:
-            break
-        experiment.train_source[index]  # from the second epoch on every image is cached
+    train_step, _ = setup.steps.compile()
+    state = setup.states.create()
+    source = setup.inputs.train_source
+    for index in range(len(source) if source.cached else 0):
+        source[index]  # from the second epoch on every image is cached
 
     def run(batches: Iterator) -> dict[str, float]:
         nonlocal state
@@ -65,7 +64,7 @@ def benchmark_host(experiment: Experiment, steps: int) -> dict[str, float]:
         while True:
             yield batch
 
-    stream = experiment.train_batches(0)
+    stream = setup.inputs.train_batches(0)
     fixed = repeat(next(stream))
     alone, fed = [], []
     for _ in range(_ROUNDS):
@@ -85,15 +84,15 @@ def measure_and_print(args: argparse.Namespace) -> None:
     config = load_config(args)
     steps = args.steps
     needed = _ROUNDS * (steps + 1) + 1
-    experiment = build(config)
-    if experiment.total_steps < needed:
-        config.epochs = (needed + 1) / experiment.steps_per_epoch
+    setup = build(config)
+    if setup.plan.total_steps < needed:
+        config.epochs = (needed + 1) / setup.plan.steps_per_epoch
         config.optim.warmup_epochs = 0.0
-        experiment = build(config)
+        setup = build(config)
     enable_compilation_cache(config.compilation_cache)
-    ms = benchmark_host(experiment, steps)
-    batch = experiment.config.batch_size
-    print(f"{experiment.model.name}, {batch} images a step, {_ROUNDS} x {steps} steps")
+    ms = benchmark_host(setup, steps)
+    batch = setup.plan.batch_size
+    print(f"{setup.model.name}, {batch} images a step, {_ROUNDS} x {steps} steps")
     print(f"compiled step alone     {ms['step']:9.2f} ms")
     print(f"loop with real data     {ms['loop']:9.2f} ms  ({ms['loop'] / ms['step']:.3f} of it)")
     print(f"call until it returns   {ms['call']:9.2f} ms  (inside the compiled step)")

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from noah_jax.compare.summary import Record, draw_curves, format_table, summarise
 from noah_jax.compare.variants import folder_name, variant_for
-from noah_jax.config import parse_command_line
+from noah_jax.config_flags import parse_config
 from noah_jax.errors import UsageError
 from noah_jax.files import write_bytes, write_text
 from noah_jax.runs.run_dir import check_config, read_results
@@ -95,7 +95,7 @@ def resolve(
     resolved = []
     for head in heads:
         variant = variant_for(config, head)
-        parsed, _ = parse_command_line(["compare", f"--config={variant}", *overrides])
+        parsed = parse_config([f"--config={variant}", *overrides])
         flat = flatten_dict(json.loads(parsed.to_json_best_effort()), sep=".")
         name = flat["model.name"]
         if name.startswith("noah_") != (head == "noah"):

@@ -18,7 +18,7 @@ from noah_jax.aot.targets import Target
 from noah_jax.data import imagenet
 from noah_jax.errors import CompileError, InputError
 from noah_jax.train.param_groups import trainable
-from noah_jax.train.setup import Experiment, build
+from noah_jax.train.setup import TrainSetup, build
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -137,22 +137,22 @@ def compile_for(config: ConfigDict, target: Target) -> Report:
       InputError: If a key of the configuration does not fit; names the key.
       CompileError: If XLA refuses the step for another reason than its memory.
     """
-    experiment = _build(config, target.devices)
-    traced = experiment.trace_train_step()
+    setup = _build(config, target.devices)
+    traced = setup.steps.trace_train_step()
     start = time.perf_counter()
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         compiled, memory = None, needed_memory(error)
     seconds = time.perf_counter() - start
-    state = experiment.abstract_state()
+    state = setup.states.abstract()
     details: dict[str, Any] = {}
     if compiled is not None:
         text = hlo.program_text(compiled)
         memory = _memory(compiled, target)
         flops, accessed = _cost(compiled, config, target)
         batch_arrays = 2
-        cycles, of_kernels = _cycles(text, experiment, target)
+        cycles, of_kernels = _cycles(text, setup, target)
         details = {
             "flops": flops,
             "bytes_accessed": accessed,
@@ -166,14 +166,14 @@ def compile_for(config: ConfigDict, target: Target) -> Report:
             ),
         }
     return Report(
-        model=experiment.model.name,
+        model=setup.model.name,
         dtype=config.model.dtype,
         topology=target.name,
         device_kind=target.devices[0].device_kind,
         num_devices=len(target.devices),
-        batch_size=experiment.config.batch_size,
+        batch_size=setup.plan.batch_size,
         state_bytes=distributed.device_bytes(state),
-        parameter_bytes=_num_bytes(trainable(state["params"], experiment.groups.frozen)),
+        parameter_bytes=_num_bytes(trainable(state["params"], setup.param_groups.frozen)),
         statistics_bytes=_num_bytes(state["stats"]),
         memory=memory,
         compile_seconds=seconds,
@@ -214,14 +214,12 @@ def smaller_batch(config: ConfigDict, target: Target, unfit: Report) -> Report |
     return None
 
 
-def _build(config: ConfigDict, devices: list[jax.Device]) -> Experiment:
+def _build(config: ConfigDict, devices: list[jax.Device]) -> TrainSetup:
     absent = imagenet.absent_imagenet() if config.dataset == imagenet.NAME else None
     return build(config, mesh=distributed.make_mesh(devices), sources=absent)
 
 
-def _cycles(
-    text: str, experiment: Experiment, target: Target
-) -> tuple[int, int] | tuple[None, None]:
+def _cycles(text: str, setup: TrainSetup, target: Target) -> tuple[int, int] | tuple[None, None]:
     """Returns the cycles of a step with the head's kernels, and of the kernels alone."""
     cycles = hlo.estimated_cycles(text)
     if cycles is None:
@@ -229,9 +227,9 @@ def _cycles(
     of_kernels = 0
     if kernel_calls(text):
         # Each micro-batch calls the kernels once.
-        micro_batches = experiment.config.optim.accumulate
-        images = experiment.config.batch_size // micro_batches // len(target.devices)
-        shape = head_shape(experiment.model)
+        micro_batches = setup.plan.accumulate
+        images = setup.plan.batch_size // micro_batches // len(target.devices)
+        shape = head_shape(setup.model)
         of_kernels = micro_batches * kernel_cycles(target.name, shape, images)
     return cycles + of_kernels, of_kernels
 
@@ -272,7 +270,7 @@ def _cost(
         cost = compiled.cost_analysis() or {}
         return cost["flops"], cost["bytes accessed"]
     # XLA's GPU compiler tells no FLOPs, so they are counted before it, for all devices together.
-    traced = _build(config, jax.devices("cpu")[:1]).trace_train_step()
+    traced = _build(config, jax.devices("cpu")[:1]).steps.trace_train_step()
     cost = traced.lower(lowering_platforms=("cuda",)).cost_analysis() or {}
     return cost["flops"] / len(target.devices), None
 

@@ -12,7 +12,7 @@ from noah_jax.errors import MissingError, ReadError
 from noah_jax.models import create_model
 from noah_jax.models.base import Model, Tree
 from noah_jax.pytorch.load import load_torch
-from noah_jax.runs.checkpoints import restore_model_with_step
+from noah_jax.runs.checkpoints import restore_model
 from noah_jax.runs.run_dir import CHECKPOINTS, MODEL_FILE
 
 
@@ -91,7 +91,7 @@ def load_with_step(
     description = read_description(folder)
     model = create_model(description["name"], **description["arguments"])
     params, stats = model.abstract()
-    step, tree = restore_model_with_step(
+    step, tree = restore_model(
         folder / CHECKPOINTS, {"params": params, "stats": stats}, ema=ema, step=step
     )
     return step, model, tree["params"], tree.get("stats", {})

@@ -1,13 +1,14 @@
-"""Checkpoints: Orbax, asynchronous and atomic, with a digest per array.
+"""Saves and restores checkpoints with Orbax, and verifies a checksum of every array.
 
-Orbax does not checksum what it stores, so a flipped bit would be restored silently. Every
-array's digest is stored beside it and verified on restoring; a checkpoint that fails is set
-aside and the next older one is used. Nothing here knows of models: a state is a tree.
+Orbax saves asynchronously and atomically, but does not checksum what it stores, so a flipped bit
+would be restored silently. Every array's checksum is therefore stored beside it and verified when
+it is restored. A checkpoint that fails is set aside, and the next older one is used. Nothing here
+knows of models: a state is a tree of arrays.
 """
 
 import concurrent.futures
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,23 +23,25 @@ from orbax.checkpoint import checkpoint_managers
 from noah_jax import distributed
 from noah_jax.compilation import QUICK_COMPILE
 from noah_jax.console import say
-from noah_jax.errors import CheckpointError
+from noah_jax.errors import CheckpointError, one_line
+from noah_jax.files import is_remote
 
 _MODEL_KEYS = ("params", "stats")
-# One pass over the state now and then: compiling it quickly matters more than its speed.
-_FACTORS = (0x9E3779B1, 0x85EBCA77)  # odd constants of the xxHash family
-_CHUNK = 2**15  # values digested at a time, so that they and their weights fit a core's cache
+_FACTORS = (0x9E3779B1, 0x85EBCA77)  # Odd constants of the xxHash family.
+_CHUNK = 2**15  # Values summed at a time, so that they and their weights fit a core's cache.
+# The item of a checkpoint that holds the checksums. Runs have it on disk, so the name stays.
+_CHECKSUMS = "digests"
 
 
 class Checkpoints:
     """The checkpoints of one run, by step.
 
     Args:
-      directory: local or `gs://` folder; made when the first checkpoint is saved.
-      keep: how many of the newest to keep.
+      directory: A local or `gs://` folder, which is made when the first checkpoint is saved.
+      keep: How many checkpoints to keep, the newest ones.
     """
 
-    def __init__(self, directory: str | epath.Path, *, keep: int = 3):
+    def __init__(self, directory: str | epath.Path, *, keep: int = 3) -> None:
         self._directory = _absolute(directory)
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -48,52 +51,54 @@ class Checkpoints:
                 create=True,
             ),
         )
-        self._digests = jax.jit(digests, compiler_options=QUICK_COMPILE)
+        # It runs once a checkpoint, so compiling it quickly matters more than its speed.
+        self._checksums = jax.jit(checksums, compiler_options=QUICK_COMPILE)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Starts to save a state; returns when the state may be donated.
+        """Starts to save a state; when it returns, the state's memory may be reused.
 
         Raises:
-          Exception: whatever an earlier save that ran in the background failed with.
+          Exception: The error of an earlier save, which ran in the background.
         """
         self._manager.check_for_errors()
-        found = jax.tree.map(lambda x: [int(v) for v in x], jax.device_get(self._digests(state)))
+        sums = jax.device_get(self._checksums(state))
+        sums = {path: [int(value) for value in values] for path, values in sums.items()}
         tree = serialization.to_state_dict(state)
         items = {name: ocp.args.StandardSave(part) for name, part in _parts(tree).items()}
         self._manager.save(
             step,
-            args=ocp.args.Composite(**items, digests=ocp.args.JsonSave(found)),
+            args=ocp.args.Composite(**items, **{_CHECKSUMS: ocp.args.JsonSave(sums)}),
             force=True,
         )
 
     def restore(self, abstract: dict[str, Any]) -> dict[str, Any] | None:
-        """The newest state that verifies, or `None` if nothing was ever saved.
+        """Restores the newest state that verifies; returns `None` if nothing was ever saved.
 
-        Checkpoints newer than it are damaged: they are renamed to `damaged-STEP`.
+        Newer checkpoints, which are corrupt, are renamed to `damaged-STEP`.
 
         Args:
-          abstract: the state as `jax.ShapeDtypeStruct`s with shardings.
+          abstract: The state as `jax.ShapeDtypeStruct`s with shardings.
 
         Raises:
-          CheckpointError: if there are checkpoints and none can be used.
+          CheckpointError: If there are checkpoints and none can be used.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        damaged = []
+        corrupt: list[int] = []
         for step in steps:
             state, reason = None, ""
             try:
                 state = self._restore_step(step, abstract)
-            except Exception as error:  # whatever damage makes Orbax raise
-                reason = " ".join(str(error).split())[:200]
-            # What one process cannot read, none may go on from.
+            except Exception as error:  # Orbax raises many kinds of errors for corrupt files.
+                reason = one_line(error, 200)
+            # No process may go on from a checkpoint that another one cannot read.
             reasons = list(filter(None, distributed.gather(f"restored {step}", reason)))
             if reasons:
                 say(f"checkpoint of step {step} cannot be used: {reasons[0]}")
-                damaged.append(step)
+                corrupt.append(step)
                 continue
-            if damaged:
+            if corrupt:
                 say(f"going on from the older checkpoint of step {step}")
-                self._set_aside(damaged)
+                self._set_aside(corrupt)
             return state
         if steps:
             raise CheckpointError(
@@ -103,24 +108,24 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Waits until everything is saved; raises if a save failed."""
+        """Waits until everything is saved; raises the error of a save that failed."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and releases the threads."""
+        """Waits until everything is saved and releases the threads."""
         self._manager.close()
 
     def _restore_step(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         parts = _parts(serialization.to_state_dict(abstract))
         items = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
         restored = self._manager.restore(
-            step, args=ocp.args.Composite(**items, digests=ocp.args.JsonRestore())
+            step, args=ocp.args.Composite(**items, **{_CHECKSUMS: ocp.args.JsonRestore()})
         )
         tree = {**restored["model"], **restored["training"]}
         if "ema" in parts:
             tree["ema"] = restored["ema"]
         state = serialization.from_state_dict(abstract, tree)
-        _verify(self._digests(state), restored["digests"])
+        _verify(jax.device_get(self._checksums(state)), restored[_CHECKSUMS])
         return state
 
     def _set_aside(self, steps: list[int]) -> None:
@@ -130,62 +135,58 @@ class Checkpoints:
                 if target.exists():
                     target.rmtree()
                 (self._directory / str(step)).rename(target)
-        distributed.barrier("damaged checkpoints set aside")
+        distributed.barrier("corrupt checkpoints set aside")
         self._manager.reload()
 
 
 def save_model(directory: str | epath.Path, tree: dict[str, Any]) -> None:
-    """Saves parameters and statistics alone, as step 0, for `restore_model`.
+    """Saves parameters and statistics alone, as the checkpoint of step 0, for `restore_model`.
 
     Args:
-      directory: a new local or `gs://` folder of checkpoints.
-      tree: `{"params": ..., "stats": ...}` of NumPy or JAX arrays; may be views of any layout.
+      directory: A new local or `gs://` folder of checkpoints.
+      tree: `{"params": ..., "stats": ...}` of NumPy or JAX arrays; views of any layout will do.
     """
     step = epath.Path(directory) / "0"
-    # Compressing weights saves hardly any space and holds another copy of them in memory; the
-    # copy that Orbax makes of NumPy arrays guards against changes, which nobody makes here.
+    # Compressing weights saves hardly any space and holds another copy of them in memory. Orbax
+    # copies NumPy arrays to guard against later changes, which nobody makes here.
     registry = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
         (jax.Array, ocp.type_handlers.ArrayHandler()),
     )
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        found = pool.submit(host_digests, tree)
+        sums = pool.submit(host_checksums, tree)
         with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
             checkpointer.save(step / "model", args=ocp.args.PyTreeSave(tree))
     with contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as writer:
-        writer.save(step / "digests", args=ocp.args.JsonSave(found.result()))
+        writer.save(step / _CHECKSUMS, args=ocp.args.JsonSave(sums.result()))
 
 
 def saved_steps(directory: str | epath.Path) -> list[int]:
-    """The steps of the checkpoints, damaged or not, in a folder that need not exist."""
+    """Returns the steps of the checkpoints, corrupt or not, in a folder that need not exist."""
     return sorted(m.step for m in ocp.path.step.standard_name_format().find_all(directory))
 
 
 def restore_model(
-    directory: str | epath.Path, abstract: dict[str, Any], *, ema: bool = False
-) -> dict[str, Any]:
-    """What `restore_model_with_step` gives, without the step."""
-    return restore_model_with_step(directory, abstract, ema=ema)[1]
-
-
-def restore_model_with_step(
     directory: str | epath.Path,
     abstract: dict[str, Any],
     *,
     ema: bool = False,
     step: int | None = None,
 ) -> tuple[int, dict[str, Any]]:
-    """Parameters and statistics alone, from the newest checkpoint that verifies, and its step.
+    """Restores parameters and statistics alone from the newest checkpoint that verifies.
 
     Args:
-      directory: the folder of the checkpoints.
+      directory: The folder of the checkpoints.
       abstract: `{"params": ..., "stats": ...}` as `jax.ShapeDtypeStruct`s.
-      ema: their moving average instead.
-      step: take the checkpoint of this step or none.
+      ema: Restore their moving average instead.
+      step: Restore the checkpoint of this step or none.
+
+    Returns:
+      The step of the checkpoint, and the tree.
 
     Raises:
-      CheckpointError: if there is none, or none can be used, or they hold no average.
+      CheckpointError: If there is none, or none can be used, or they hold no average.
     """
     directory = _absolute(directory)
     names = [p.name for p in directory.iterdir()] if directory.is_dir() else []
@@ -215,35 +216,37 @@ def restore_model_with_step(
             with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
                 tree = checkpointer.restore(directory / str(step) / item, target)
             with contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as reader:
-                expected = reader.restore(directory / str(step) / "digests")
-            _verify(host_digests({"ema": tree} if ema else tree), expected)
+                expected = reader.restore(directory / str(step) / _CHECKSUMS)
+            _verify(host_checksums({"ema": tree} if ema else tree), expected)
             return step, tree
-        except Exception as error:  # whatever damage makes Orbax raise
-            reason = " ".join(str(error).split())[:200]
+        except Exception as error:  # Orbax raises many kinds of errors for corrupt files.
+            failure = one_line(error, 200)
             if step != steps[-1]:
-                logging.warning("checkpoint of step %d cannot be used: %s", step, reason)
-            failure = reason
+                logging.warning("checkpoint of step %d cannot be used: %s", step, failure)
     raise CheckpointError(f"no checkpoint{which} in {directory} can be used: {failure}")
 
 
 def _absolute(directory: str | epath.Path) -> epath.Path:
-    """As Orbax wants it."""
-    path = epath.Path(directory)
-    return path if "://" in str(directory) else path.resolve()
+    """Returns the absolute path, which Orbax requires."""
+    return epath.Path(directory) if is_remote(directory) else epath.Path(directory).resolve()
 
 
-def host_digests(tree: Any) -> dict[str, list[int]]:
-    """What `digests` gives, computed by NumPy: no compilation, which takes longer than this."""
-    return {path: _host_digest(np.asarray(leaf)) for path, leaf in _leaves(tree)}
+def host_checksums(tree: Any) -> dict[str, list[int]]:
+    """Returns what `checksums` does, computed by NumPy.
+
+    A process that only loads a model would wait longer for the compilation of `checksums`. Both
+    must agree, which tests/runs/test_checkpoints.py checks.
+    """
+    return {path: _host_checksum(np.asarray(leaf)) for path, leaf in _leaves(tree)}
 
 
-def digests(tree: Any) -> dict[str, jax.Array]:
-    """Two 32-bit sums per array, over its bits weighed by position.
+def checksums(tree: Any) -> dict[str, jax.Array]:
+    """Returns two 32-bit sums per array, over its bits weighed by position; can be jitted.
 
     Integer sums do not depend on their order, so neither sharding nor device count matter.
     Every weight is odd, so any single flipped bit changes both sums.
     """
-    return {path: _digest(leaf) for path, leaf in _leaves(tree)}
+    return {path: _checksum(leaf) for path, leaf in _leaves(tree)}
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -251,7 +254,7 @@ def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
         yield "/".join(str(k.key) for k in path), leaf
 
 
-def _digest(x: jax.Array) -> jax.Array:
+def _checksum(x: jax.Array) -> jax.Array:
     unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
     bits = x.astype(unsigned) if x.dtype == bool else jax.lax.bitcast_convert_type(x, unsigned)
     bits = bits.astype(jnp.uint32)
@@ -264,7 +267,7 @@ def _digest(x: jax.Array) -> jax.Array:
     return jnp.stack(sums)
 
 
-def _host_digest(x: np.ndarray) -> list[int]:
+def _host_checksum(x: np.ndarray) -> list[int]:
     unsigned = np.dtype(f"uint{8 * x.dtype.itemsize}")
     x = np.ascontiguousarray(x).reshape(-1).view(unsigned)
     sums = [0] * len(_FACTORS)
@@ -282,17 +285,16 @@ def _weight(index: Any, factor: int) -> Any:
     return (weight ^ (weight >> 13)) | np.uint32(1)
 
 
-def _verify(found: dict[str, jax.Array], expected: dict[str, list[int]]) -> None:
-    found = jax.device_get(found)
-    bad = [path for path in found if list(map(int, found[path])) != expected.get(path)]
+def _verify(actual: Mapping[str, Sequence[int]], expected: Mapping[str, list[int]]) -> None:
+    bad = [path for path in actual if list(map(int, actual[path])) != expected.get(path)]
     if bad:
         raise CheckpointError(
-            f"{len(bad)} array(s) differ from their digest, such as {', '.join(bad[:3])}"
+            f"{len(bad)} array(s) differ from their checksum, such as {', '.join(bad[:3])}"
         )
 
 
 def _parts(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A state as it lies in a checkpoint: what only training needs stands apart."""
+    """Splits a state into the items of a checkpoint: what only training needs stands apart."""
     parts = {
         "model": {key: tree[key] for key in _MODEL_KEYS},
         "training": {key: x for key, x in tree.items() if key not in (*_MODEL_KEYS, "ema")},

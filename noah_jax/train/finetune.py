@@ -1,7 +1,7 @@
-"""Starting from other weights: what of them fits this model, and how.
+"""Takes over weights from another model, as far as this one can start with them.
 
-The backbone must be the same. The head is taken over where it is the same too, and is fresh
-otherwise; position embeddings are resized to another image size as DeiT's fine-tuning does it.
+The backbone must be the same. The head is taken over if it is the same too, and is fresh
+otherwise. Position embeddings are resized to another image size as DeiT's fine-tuning does it.
 """
 
 import dataclasses
@@ -16,25 +16,27 @@ from noah_jax.errors import CheckpointError, InputError
 from noah_jax.inference.loading import load_with_step
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
-from noah_jax.train.step import State
+from noah_jax.train.state import State
 
-# What may differ between two models with the same backbone, by argument of `create_model`.
-_OF_THE_HEAD = ("head", "num_classes", "head_num", "key_ratio", "head_split", "kv_split")
-_OF_THE_HEAD += ("features_only",)
-_FREE = {*_OF_THE_HEAD, "image_size", "head_drop_rate", "drop_rate", "drop_path_rate"}
-_FREE |= {"batch_norm_group", "remat", "dtype"}
-_BICUBIC_A = -0.75  # PyTorch's; jax.image.resize has -0.5
+# Arguments of `create_model` that may differ between two models with the same backbone.
+_HEAD_ARGUMENTS = (
+    *("head", "num_classes", "head_num", "key_ratio", "head_split", "kv_split"),
+    "features_only",
+)
+_FREE_ARGUMENTS = {*_HEAD_ARGUMENTS, "image_size", "head_drop_rate", "drop_rate", "drop_path_rate"}
+_FREE_ARGUMENTS |= {"batch_norm_group", "remat", "dtype"}
+_BICUBIC_A = -0.75  # PyTorch's coefficient; jax.image.resize has -0.5.
 _MAX_LISTED = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Initial:
+class InitialWeights:
     """Weights to start with.
 
     Attributes:
-      params: float32 arrays on this host, by path; what is not among them stays fresh.
-      stats: likewise.
-      lines: what was taken from where, resized and left fresh.
+      params: float32 arrays on this host, by path. A parameter that is missing stays fresh.
+      stats: The running statistics, likewise.
+      lines: What was taken from where, what was resized, and what stays fresh.
     """
 
     params: Mapping[str, np.ndarray]
@@ -42,60 +44,74 @@ class Initial:
     lines: tuple[str, ...]
 
 
-def load_initial(path: str, model: Model, *, ema: bool = False) -> Initial:
-    """The weights of a folder or file as far as `model` can start with them.
+def check_initial_weights(section: Mapping[str, Any]) -> None:
+    """Raises an InputError if the moving average is asked for, but no weights are named.
 
     Args:
-      path: what `noah_jax.load_model` takes.
-      model: the model to start; nothing is computed with it.
-      ema: take the moving average of the weights.
+      section: See `noah_jax.config.initial_weights_section`.
+    """
+    if section["init_ema"] and section["init_from"] is None:
+        raise InputError("init_ema=True needs init_from, whose moving average it takes")
+
+
+def load_initial_weights(path: str, model: Model, *, ema: bool = False) -> InitialWeights:
+    """Loads the weights of a folder or file that `model` can start with.
+
+    Args:
+      path: What `noah_jax.load_model` takes.
+      model: The model to start; nothing is computed with it.
+      ema: Take the moving average of the weights.
 
     Raises:
-      ValueError: in one line, if there are no such weights or their backbone is another.
+      InputError: If there are no such weights, or their backbone is another one.
     """
     try:
-        step, theirs, *trees = load_with_step(path, ema=ema)
+        step, source_model, *trees = load_with_step(path, ema=ema)
     except (FileNotFoundError, ValueError, CheckpointError) as error:
         raise InputError(f"init_from={path}: {error}") from error
-    except Exception as error:  # of the scheme's library, which may be missing
+    except Exception as error:  # The library behind gs:// may be missing, or raise its own errors.
         raise InputError(f"init_from={path} cannot be read: {error!r}") from error
     params, stats = ({k: np.asarray(v) for k, v in _flat(tree).items()} for tree in trees)
-    _check_backbone(path, theirs, model)
+    _check_backbone(path, source_model, model)
 
-    what = ("the moving average of " if ema else "") + theirs.name
+    name = ("the moving average of " if ema else "") + source_model.name
     origin = f"{path} after step {step}" if step else path
-    lines = [f"starting from {what}, {theirs.num_params:,} parameters, in {origin}"]
-    ours = _flat(model.abstract()[0])
-    fresh, resized = set(), {}
-    if (there := _head(theirs)) != (here := _head(model)):
-        lines.append(f"the head is fresh: {there} there, {here} here")
-        fresh = {key for key in ours if _in_head(key)}
-    # Some parts of a backbone are there for one kind of head alone, such as a class token.
-    added = sorted(key for key in ours.keys() - params.keys() if not _in_head(key))
-    dropped = sorted(key for key in params.keys() - ours.keys() if not _in_head(key))
+    lines = [f"starting from {name}, {source_model.num_params:,} parameters, in {origin}"]
+    wanted = _flat(model.abstract()[0])
+    fresh: set[str] = set()
+    source_head, head = _describe_head(source_model), _describe_head(model)
+    if source_head != head:
+        lines.append(f"the head is fresh: {source_head} there, {head} here")
+        fresh = {key for key in wanted if _in_head(key)}
+    # Some parts of a backbone exist only with one kind of head, such as a class token.
+    added = sorted(key for key in wanted.keys() - params.keys() if not _in_head(key))
+    dropped = sorted(key for key in params.keys() - wanted.keys() if not _in_head(key))
     if added:
-        lines.append(f"fresh besides, for this head: {', '.join(added)}")
+        lines.append(f"fresh as well, because only this head needs them: {', '.join(added)}")
     if dropped:
-        lines.append(f"left out, of the head there: {', '.join(dropped)}")
+        lines.append(f"left out, because only the head there needs them: {', '.join(dropped)}")
+    resized: dict[str, np.ndarray] = {}
     for key, grid in model.position_grids.items():
-        old = theirs.position_grids[key]
-        resized[key] = _fit_positions(params[key], old, grid, ours[key].shape[1])
-        if old != grid:
-            lines.append(f"{key} resized bicubically from {_size(old)} to {_size(grid)} positions")
+        source_grid = source_model.position_grids[key]
+        resized[key] = _fit_positions(params[key], source_grid, grid, wanted[key].shape[1])
+        if source_grid != grid:
+            sizes = f"{_size(source_grid)} to {_size(grid)}"
+            lines.append(f"{key} resized bicubically from {sizes} positions")
     taken = {
-        key: resized.get(key, params[key]) for key in ours if key in params and key not in fresh
+        key: resized.get(key, params[key]) for key in wanted if key in params and key not in fresh
     }
-    if bound := [key for key in taken if taken[key].shape != ours[key].shape]:
+    if misshapen := [key for key in taken if taken[key].shape != wanted[key].shape]:
         raise InputError(
-            f"init_from={path}: {bound[0]} and {len(bound) - 1} more weights of {theirs.name} mix"
-            f" the tokens of images of {_size(theirs.image_size)} pixels and cannot be resized:"
-            f" set model.image_size, here {_size(model.image_size)}, to that"
+            f"init_from={path}: {misshapen[0]} and {len(misshapen) - 1} more weights of"
+            f" {source_model.name} mix the tokens of images of {_size(source_model.image_size)}"
+            f" pixels and cannot be resized: set model.image_size, here {_size(model.image_size)},"
+            " to that"
         )
-    return Initial(taken, stats, tuple(lines))
+    return InitialWeights(taken, stats, tuple(lines))
 
 
-def take_over(state: State, initial: Initial) -> State:
-    """A fresh state with other weights, placed as its own were; the average starts at them."""
+def take_over(state: State, initial: InitialWeights) -> State:
+    """Replaces the weights of a fresh state, on the same devices; the average starts at them."""
     weights = {"params": initial.params, "stats": initial.stats}
     new = {key: _replace(state[key], arrays) for key, arrays in weights.items()}
     if "ema" in state:
@@ -104,9 +120,14 @@ def take_over(state: State, initial: Initial) -> State:
 
 
 def resize_bicubic(x: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
-    """Position embeddings `[1, rows * columns, channels]` of another grid of rows and columns.
+    """Resizes position embeddings as PyTorch's `interpolate(mode="bicubic")` does.
 
-    PyTorch's `interpolate(mode="bicubic", align_corners=False)`, which never antialiases.
+    PyTorch's `align_corners` is False, and nothing is antialiased.
+
+    Args:
+      x: Position embeddings `[1, rows * columns, channels]`.
+      old: Their `(rows, columns)`.
+      new: The `(rows, columns)` of the result, which is float32.
     """
     rows, columns = (_bicubic_weights(*sizes) for sizes in zip(old, new, strict=True))
     x = np.asarray(x, np.float64).reshape(*old, -1)
@@ -115,7 +136,7 @@ def resize_bicubic(x: np.ndarray, old: tuple[int, int], new: tuple[int, int]) ->
 
 
 def _bicubic_weights(old: int, new: int) -> np.ndarray:
-    """What each old position along an axis gives to each new one, `[new, old]`."""
+    """Returns the weight of each old position along an axis in each new one, `[new, old]`."""
     position = (np.arange(new) + 0.5) * old / new - 0.5
     low = np.floor(position).astype(int)
     weights = np.zeros((new, old))
@@ -124,7 +145,7 @@ def _bicubic_weights(old: int, new: int) -> np.ndarray:
         x = np.abs(position - (low + offset))
         inner = (a + 2) * x**3 - (a + 3) * x**2 + 1
         outer = a * (x**3 - 5 * x**2 + 8 * x - 4)
-        # Beyond the border the last position stands in.
+        # Beyond the border the last position is repeated.
         nearest = (low + offset).clip(0, old - 1)
         np.add.at(weights, (np.arange(new), nearest), np.where(x <= 1, inner, outer))
     return weights
@@ -133,57 +154,68 @@ def _bicubic_weights(old: int, new: int) -> np.ndarray:
 def _fit_positions(
     x: np.ndarray, old: tuple[int, int], new: tuple[int, int], tokens: int
 ) -> np.ndarray:
-    """Position embeddings for `tokens` tokens, of which those over the new grid are class tokens.
+    """Fits position embeddings to another grid and another number of class tokens.
 
-    A class token that was not there starts at 0: a fresh one has a random value of its own.
+    A new class token's embedding starts at 0, because the fresh token is random itself.
+
+    Args:
+      x: Position embeddings `[1, class tokens + rows * columns, channels]`.
+      old: Their `(rows, columns)`.
+      new: The `(rows, columns)` of the result.
+      tokens: Number of tokens of the result, class tokens included.
     """
-    there = x.shape[1] - old[0] * old[1]
-    here = tokens - new[0] * new[1]
-    token, grid = x[:, :there], x[:, there:]
-    if here != there:
-        token = np.zeros((1, here, x.shape[2]), x.dtype)
+    source_class_tokens = x.shape[1] - old[0] * old[1]
+    class_tokens = tokens - new[0] * new[1]
+    token, grid = x[:, :source_class_tokens], x[:, source_class_tokens:]
+    if class_tokens != source_class_tokens:
+        token = np.zeros((1, class_tokens, x.shape[2]), x.dtype)
     if old != new:
         grid = resize_bicubic(grid, old, new)
     return np.concatenate([token, grid], axis=1)
 
 
-def _check_backbone(path: str, theirs: Model, ours: Model) -> None:
-    """Refuses weights that do not fit our backbone, were it with their head and image size."""
-    there, here = theirs.arguments, ours.arguments
-    borrowed = {key: there[key] for key in (*_OF_THE_HEAD, "image_size")}
+def _check_backbone(path: str, source: Model, model: Model) -> None:
+    """Raises unless the weights fit this backbone.
+
+    The backbone is built with the head and the image size of the weights' own model, so that only
+    the backbone can differ.
+    """
+    borrowed = {key: source.arguments[key] for key in (*_HEAD_ARGUMENTS, "image_size")}
     reasons = [
-        f"{key} is {there[key]!r} there and {here[key]!r} here"
-        for key in sorted(there.keys() & here.keys() - _FREE)
-        if there[key] != here[key]
+        f"{key} is {source.arguments[key]!r} there and {model.arguments[key]!r} here"
+        for key in sorted(source.arguments.keys() & model.arguments.keys() - _FREE_ARGUMENTS)
+        if source.arguments[key] != model.arguments[key]
     ]
     try:
-        twin = create_model(ours.name, **{**here, **borrowed})
+        twin = create_model(model.name, **{**model.arguments, **borrowed})
     except ValueError as error:
         raise InputError(
-            f"init_from={path}: {theirs.name} does not fit {ours.name}: {error}"
+            f"init_from={path}: {source.name} does not fit {model.name}: {error}"
         ) from error
-    found, expected = (
+    actual, expected = (
         {key: leaf.shape for tree in m.abstract() for key, leaf in _flat(tree).items()}
-        for m in (theirs, twin)
+        for m in (source, twin)
     )
-    # Attention heads are the one size that no shape shows.
-    if found == expected and there.get("num_heads") == here.get("num_heads"):
+    # The number of attention heads is the one size that no shape shows.
+    same_heads = source.arguments.get("num_heads") == model.arguments.get("num_heads")
+    if actual == expected and same_heads:
         return
-    misshapen = [k for k in expected if k in found and found[k] != expected[k]]
-    for what, keys in (
-        ("missing there", expected.keys() - found.keys()),
-        ("unknown here", found.keys() - expected.keys()),
-        ("of another shape", [f"{k} {found[k]} for {expected[k]}" for k in misshapen]),
+    misshapen = [key for key in expected if key in actual and actual[key] != expected[key]]
+    for problem, keys in (
+        ("missing there", expected.keys() - actual.keys()),
+        ("unknown here", actual.keys() - expected.keys()),
+        ("of another shape", [f"{k} {actual[k]} for {expected[k]}" for k in misshapen]),
     ):
         if keys:
-            reasons.append(f"{len(keys)} {what}, such as {_listed(keys)}")
+            reasons.append(f"{len(keys)} {problem}, such as {_listed(keys)}")
     raise InputError(
-        f"init_from={path}: {theirs.name} there does not fit {ours.name} here: {'; '.join(reasons)}"
+        f"init_from={path}: {source.name} there does not fit {model.name} here:"
+        f" {'; '.join(reasons)}"
     )
 
 
-def _head(model: Model) -> str:
-    """All that a head's weights depend on, but its input, in words."""
+def _describe_head(model: Model) -> str:
+    """Returns all that a head's weights depend on, except for its input, in words."""
     arguments = model.arguments
     if arguments["features_only"]:
         return "none"
@@ -201,10 +233,9 @@ def _in_head(path: str) -> bool:
 
 
 def _replace(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """Replaces the arrays of a tree that are given by path; each process makes its own shards."""
     placed = {
-        key: jax.make_array_from_callback(
-            leaf.shape, leaf.sharding, lambda index, array=arrays[key]: array[index]
-        )
+        key: jax.make_array_from_callback(leaf.shape, leaf.sharding, arrays[key].__getitem__)
         if key in arrays
         else leaf
         for key, leaf in _flat(tree).items()

@@ -2,22 +2,18 @@
 
 import collections
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from clu import parameter_overview
 from etils import epath
-from flax.traverse_util import flatten_dict
-from jax.experimental.multihost_utils import reached_preemption_sync_point
 from ml_collections import ConfigDict
 
 from noah_jax import console, distributed
 from noah_jax.compilation import QUICK_COMPILE, enable_compilation_cache
-from noah_jax.config import HOST_KEYS
+from noah_jax.config import HOST_KEYS, flat_config
 from noah_jax.console import say
 from noah_jax.runs.checkpoints import Checkpoints, saved_steps
 from noah_jax.runs.run_dir import (
@@ -27,18 +23,20 @@ from noah_jax.runs.run_dir import (
     read_results,
     write_results,
 )
-from noah_jax.tasks.task import Task, describe
-from noah_jax.train import nonfinite as finite
+from noah_jax.tasks.task import describe
+from noah_jax.train.finetune import take_over
+from noah_jax.train.messages import describe_batch, describe_setup, describe_sharding
 from noah_jax.train.metric_writer import MetricWriter
+from noah_jax.train.nonfinite import finite_leaves
 from noah_jax.train.profiling import StepProfile
 from noah_jax.train.progress import Progress
-from noah_jax.train.setup import Experiment, build, every
+from noah_jax.train.setup import TrainSetup, build
+from noah_jax.train.stop_request import Stopped, StopRequest
+from noah_jax.train.throughput import train_flops
 
-_STEPS_IN_FLIGHT = 2  # enough to keep the device busy without batches piling up on it
+_STEPS_IN_FLIGHT = 2  # Enough to keep the device busy without batches piling up on it.
 
-
-class Stopped(Exception):
-    """The run was asked to stop; its state is saved."""
+EvalMetrics = dict[str, float]
 
 
 def train(
@@ -48,119 +46,126 @@ def train(
     alive: Callable[[int], None] = lambda step: None,
     profile: bool = False,
 ) -> dict[str, Any]:
-    """Trains, evaluates and saves what the configuration says; returns the results.
+    """Trains, evaluates and saves what the configuration says.
 
     Args:
-      config: see `noah_jax.config`.
-      workdir: the run's folder, the same for all processes.
-      alive: called with the step after every step and every batch of an evaluation.
-      profile: write a profile of some steps into the folder.
+      config: The configuration, see `noah_jax.config`.
+      workdir: The run's folder, the same for all processes.
+      alive: Called with the step after every training step and every evaluation batch.
+      profile: Whether to write a profile of some steps into the folder.
+
+    Returns:
+      The results, as in `results.json`.
 
     Raises:
-      ValueError: before anything is written, if the configuration or the folder does not fit,
-        or the processes of the run differ.
-      NonFiniteError: before anything of it is saved, if the loss or the weights are not finite.
-      Stopped: after SIGTERM or SIGINT, once the state is saved.
+      InputError: If the configuration or the folder does not fit, or the processes of the run
+        differ. Nothing has been written then.
+      NonFiniteError: If the loss or the weights are not finite. Nothing of that is saved.
+      Stopped: After SIGTERM or SIGINT, once the state is saved.
     """
     started = time.time()
     directory = epath.Path(workdir)
 
-    # ---- What to train, on what. Nothing is written before all of it is known to fit.
-    as_dict = json.loads(config.to_json_best_effort())
-    check_config(directory, as_dict)
+    # ---- Check everything before anything is written.
+    config_dict = json.loads(config.to_json_best_effort())
+    check_config(directory, config_dict)
     saved = saved_steps(directory / CHECKPOINTS)
-    distributed.check_equal("start", _facts(as_dict, saved))
+    distributed.check_equal("start", _start_metadata(config_dict, saved))
     if (results := read_results(directory)) is not None:
         say(f"{workdir} is finished: {_result_line(results)}. Choose another --workdir to train.")
         return results
-    experiment = build(config)
-    model, total_steps = experiment.model, experiment.total_steps
-    distributed.check_equal("data", experiment.data_facts())
-    initial = None if saved else experiment.load_initial()
+    setup = build(config)
+    model, plan = setup.model, setup.plan
+    total_steps = plan.total_steps
+    distributed.check_equal("data", setup.inputs.metadata())
+    # A run always resumes from its own checkpoints. The weights of init_from start it only once.
+    initial = None if saved else setup.load_initial_weights()
 
-    # ---- Compile both steps, once each.
+    # ---- Compile both steps, once each, for their only shapes.
     enable_compilation_cache(config.compilation_cache, shared=str(directory / "compilation"))
     begin = time.perf_counter()
-    train_step, eval_step = experiment.compile_steps()
+    train_step, eval_step = setup.steps.compile()
     compile_seconds = time.perf_counter() - begin
 
-    # ---- State: resume, or start from other weights, or afresh.
+    # ---- Restore the state, or start from other weights, or afresh.
     prepare_folder(
         directory,
-        as_dict,
+        config_dict,
         model_name=model.name,
         model_arguments=model.arguments,
-        class_names=experiment.class_names,
+        class_names=setup.inputs.class_names,
     )
     checkpoints = Checkpoints(directory / CHECKPOINTS, keep=config.keep_checkpoints)
-    state = checkpoints.restore(experiment.abstract_state())
-    if state is None:
-        state = experiment.init_state(initial)
+    restored = checkpoints.restore(setup.states.abstract())
+    state = setup.states.create() if restored is None else restored
+    if restored is None:
+        if initial is not None:
+            state = take_over(state, initial)
         say(parameter_overview.get_parameter_overview(state["params"], include_stats=False))
         for line in initial.lines if initial else ():
             say(line)
-    del initial  # on the devices now
+    del restored, initial  # The weights are on the devices now; free the host's memory.
     start_step = int(state["step"])
-    say(
-        f"{model.name}: {model.num_params:,} parameters; {experiment.data_name},"
-        f" {len(experiment.train_source):,} training and {len(experiment.eval_source):,}"
-        f" evaluation images; {total_steps} steps of {experiment.config.batch_size} on"
-        f" {experiment.mesh.size} {jax.devices()[0].device_kind} device(s), compiled in"
-        f" {compile_seconds:.1f} s"
-    )
-    for line in _what_is_special(config, experiment):
+    say(describe_setup(setup, compile_seconds=compile_seconds))
+    for line in describe_batch(config, setup):
         say(line)
     if config.shard_state:
-        own, whole = distributed.device_bytes(state), sum(x.nbytes for x in jax.tree.leaves(state))
-        say(f"a device holds {own / 2**20:,.1f} MiB of the state's {whole / 2**20:,.1f} MiB")
-    for line in experiment.groups.describe(state["params"]):
+        say(describe_sharding(state))
+    for line in setup.param_groups.describe(state["params"]):
         say(line)
     if start_step:
         say(f"going on after step {start_step} of {total_steps}")
+
+    # ---- Prepare logging and evaluation.
     writer = MetricWriter(directory, start_step=start_step)
-
-    def evaluate(step: int, *, record: bool = True) -> dict[str, dict[str, float]]:
-        weights = {"eval": (state["params"], state["stats"])}
-        if "ema" in state:
-            weights["eval_ema"] = (state["ema"]["params"], state["ema"]["stats"])
-        metrics = {split: experiment.empty_eval_metrics() for split in weights}
-        for batch in experiment.eval_batches():
-            for split, (params, stats) in weights.items():
-                metrics[split] = eval_step(params, stats, batch, metrics[split])
-            alive(step)
-        return {
-            split: _evaluated(step, split, experiment.task, found, writer if record else None)
-            for split, found in metrics.items()
-        }
-
-    # ---- The loop: the host feeds the device and reads metrics one log interval late.
-    eval_every = every(config.eval_every, experiment)
-    checkpoint_every = every(config.checkpoint_every, experiment)
     progress = Progress(
-        experiment,
         directory,
         writer,
+        plan=plan,
+        mesh=setup.mesh,
+        schedule=setup.schedule,
+        image_indices=setup.inputs.image_indices,
+        step_flops=_step_flops(setup),
         start_step=start_step,
         started=started,
         compile_seconds=compile_seconds,
     )
-    profiled = StepProfile(
+
+    def evaluate(step: int, *, record: bool = True) -> dict[str, EvalMetrics]:
+        weights = {"eval": (state["params"], state["stats"])}
+        if "ema" in state:
+            weights["eval_ema"] = (state["ema"]["params"], state["ema"]["stats"])
+        metrics = {split: setup.steps.empty_eval_metrics() for split in weights}
+        for batch in setup.inputs.eval_batches():
+            for split, (params, stats) in weights.items():
+                metrics[split] = eval_step(params, stats, batch, metrics[split])
+            alive(step)
+        summaries = {split: setup.task.summarise(metrics[split]) for split in weights}
+        for split, values in summaries.items():
+            if record:
+                writer.write(step, split, values)
+            say(_evaluation_line(step, split, values))
+        return summaries
+
+    # ---- The loop. The host runs ahead of the device and reads metrics one log interval late, so
+    # that the device never waits for it.
+    check_finite = jax.jit(finite_leaves, compiler_options=QUICK_COMPILE)
+    profiler = StepProfile(
         directory, start_step=start_step, total_steps=total_steps, wanted=profile
     )
-    finite_leaves = jax.jit(finite.finite_leaves, compiler_options=QUICK_COMPILE)
-    in_flight: collections.deque = collections.deque()
-    batches = experiment.train_batches(start_step)
-    evaluated: dict[str, dict[str, float]] = {}
-    with _StopRequest() as stop, profiled:
+    in_flight: collections.deque[Any] = collections.deque()
+    batches = setup.inputs.train_batches(start_step)
+    evaluated: dict[str, EvalMetrics] = {}
+    with StopRequest() as stop, profiler:
         for step in range(start_step + 1, total_steps + 1):
             with progress.host_time(), progress.input_wait():
                 batch = next(batches)
-            with profiled.step(step):
+            with profiler.step(step):
                 state, metrics = train_step(state, batch)
-            profiled.after(step, metrics)
+            profiler.after(step, metrics)
             with progress.host_time():
                 progress.add(step, metrics)
-                if step % config.log_every == 0 or step == total_steps:
+                if step % plan.log_every == 0 or step == total_steps:
                     progress.log(step, metrics)
                 in_flight.append(metrics)
             if len(in_flight) > _STEPS_IN_FLIGHT:
@@ -169,14 +174,16 @@ def train(
 
             last = step == total_steps
             stopping = stop.due(step) and not last
-            evaluating = last or step % eval_every == 0
-            saving = last or stopping or step % checkpoint_every == 0
+            evaluating = last or step % plan.eval_every == 0
+            saving = last or stopping or step % plan.checkpoint_every == 0
             if evaluating or saving:
                 progress.pause()
-                progress.check(step, finite_leaves(state))
+                progress.check(step, check_finite(state))
                 if evaluating:
                     evaluated = evaluate(step)
                 if saving:
+                    # The metrics go first: a resumed run drops the lines after its checkpoint,
+                    # but it could not write those that are missing before it.
                     writer.flush()
                     with progress.saving(step):
                         checkpoints.save(step, state)
@@ -188,10 +195,12 @@ def train(
                     f"stopped after step {step} of {total_steps}, which is saved;"
                     " the same command goes on from there"
                 )
-    if not evaluated:  # resumed after the last step: evaluated and recorded, no results yet
+    # A run may have been stopped between its last checkpoint and its results. The evaluation of
+    # the last step is in the metrics then, so it is repeated without recording it again.
+    if not evaluated:
         evaluated = evaluate(total_steps, record=False)
 
-    # ---- The results, once everything else is safe.
+    # ---- Write the results, which mark the run as finished, once everything else is safe.
     progress.pause()
     checkpoints.close()
     writer.close()
@@ -204,9 +213,9 @@ def train(
         "num_params": model.num_params,
     }
     write_results(directory, results)
-    if count := len(experiment.corrupt_images):
+    if corrupt := len(setup.inputs.corrupt_images):
         console.warn(
-            f"{count} corrupt image(s), named above: replaced by the next one in training,"
+            f"{corrupt} corrupt image(s), named above: replaced by the next one in training,"
             " left out of the evaluation"
         )
     say(
@@ -216,79 +225,29 @@ def train(
     return results
 
 
-def _evaluated(
-    step: int, split: str, task: Task, metrics: Any, writer: MetricWriter | None
-) -> dict[str, float]:
-    """What an evaluation found, told and, with a writer, recorded."""
-    values = task.summarise(metrics)
-    if writer is not None:
-        writer.write(step, split, values)
-    say(
-        f"step {step}: {'EMA ' if split == 'eval_ema' else ''}{describe(values)}, loss"
-        f" {values['loss']:.4f} on {values['examples']:,} images"
-    )
-    return values
-
-
-def _what_is_special(config: ConfigDict, experiment: Experiment) -> Iterator[str]:
-    """Lines on how the batch is not simply the configuration's, shared by the devices."""
-    ours = experiment.config
-    if config.scale_batch != 1:
-        yield (
-            f"scale_batch={config.scale_batch:g}: batch {config.batch_size} -> {ours.batch_size},"
-            f" learning rate {config.optim.learning_rate:g} -> {ours.optim.learning_rate:g} (linear"
-            " rule); epochs and warm-up stay"
-        )
-    if ours.optim.accumulate > 1:
-        part = ours.batch_size // ours.optim.accumulate
-        yield f"a step computes its {ours.batch_size} images in parts of {part}"
-    if line := experiment.describe_groups():
-        yield line
-
-
-def _facts(config: dict[str, Any], saved: list[int]) -> dict[str, Any]:
-    """What all processes must have alike before they open the data."""
-    flat = flatten_dict(config, sep=".")
+def _start_metadata(config: dict[str, Any], saved: list[int]) -> dict[str, Any]:
+    """What all processes must have in common before they open the data."""
+    shared = {key: value for key, value in flat_config(config).items() if key not in HOST_KEYS}
     return {
-        **distributed.machine_facts(),
-        **{f"config.{key}": value for key, value in flat.items() if key not in HOST_KEYS},
+        **distributed.machine_metadata(),
+        **{f"config.{key}": value for key, value in shared.items()},
         "the list of checkpoints": saved,
     }
 
 
-class _StopRequest:
-    """SIGTERM and SIGINT, honoured by all processes after the same step.
+def _step_flops(setup: TrainSetup) -> float | None:
+    """FLOPs of a step on all devices; `None` if frozen parameters save an unknown number."""
+    if setup.param_groups.frozen:
+        return None
+    return setup.plan.batch_size * train_flops(setup.model)
 
-    A process alone honours them after the step it is in. Of several JAX's preemption service
-    has them agree on a step that none has passed; it needs no collective.
-    """
 
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self):
-        self._requested = False
-        self._alone = distributed.client() is None
-
-    def due(self, step: int) -> bool:
-        """Whether to stop after this step; to be asked after every one."""
-        return self._requested if self._alone else reached_preemption_sync_point(step)
-
-    def __enter__(self):
-        # Only the main thread may. SIGTERM of several processes is the service's own.
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            numbers = self._SIGNALS if self._alone else (signal.SIGINT,)
-            self._before = {s: signal.signal(s, self._request) for s in numbers}
-        return self
-
-    def __exit__(self, *unused):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _request(self, number, frame):
-        self._requested = True
-        if not self._alone:
-            signal.raise_signal(signal.SIGTERM)
+def _evaluation_line(step: int, split: str, values: EvalMetrics) -> str:
+    average = "EMA " if split == "eval_ema" else ""
+    return (
+        f"step {step}: {average}{describe(values)}, loss"
+        f" {values['loss']:.4f} on {values['examples']:,} images"
+    )
 
 
 def _result_line(results: dict[str, Any]) -> str:

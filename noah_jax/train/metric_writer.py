@@ -1,4 +1,4 @@
-"""Metrics of a run, as lines of `metrics.jsonl` and as TensorBoard events."""
+"""Writes the metrics of a run to `metrics.jsonl` and as TensorBoard events."""
 
 import json
 import os
@@ -13,25 +13,25 @@ from noah_jax.files import copy_files, write_text
 
 
 class MetricWriter:
-    """Scalars by step, as lines of `metrics.jsonl` and as TensorBoard events.
+    """Writes scalars by step, on the first process.
 
     A run that resumes at a step first drops the lines after it, so that the file is what
-    an uninterrupted run writes. Object stores cannot append: there the files are kept here
-    and copied whole at every `flush`.
+    an uninterrupted run writes. Object stores cannot append to a file, so for `gs://` folders the
+    files are written locally and copied as a whole at every `flush`.
 
     Args:
-      workdir: the run's folder, local or `gs://`.
-      start_step: the step the run resumes after; 0 for a fresh one.
+      workdir: The run's folder, local or `gs://`.
+      start_step: The step the run resumes after; 0 for a fresh run.
     """
 
-    def __init__(self, workdir: epath.Path, *, start_step: int):
+    def __init__(self, workdir: epath.Path, *, start_step: int) -> None:
         self._active = jax.process_index() == 0
         if not self._active:
             return
         self._target = workdir
         self._remote = "://" in os.fspath(workdir)
         self._local = epath.Path(tempfile.mkdtemp()) if self._remote else workdir
-        lines = self._kept_lines(workdir / "metrics.jsonl", start_step)
+        lines = self._lines_until(workdir / "metrics.jsonl", start_step)
         write_text(self._local / "metrics.jsonl", "".join(lines))
         self._file = (self._local / "metrics.jsonl").open("a")
         self._events = SummaryWriter(
@@ -39,7 +39,7 @@ class MetricWriter:
         )
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """One line and one event per value, which TensorBoard shows as `split/name`."""
+        """Writes one line, and one event per value, which TensorBoard shows as `split/name`."""
         if not self._active:
             return
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
@@ -48,7 +48,7 @@ class MetricWriter:
             self._events.add_scalar(f"{split}/{name}", value, step)
 
     def flush(self) -> None:
-        """Makes what was written so far safe where it belongs."""
+        """Writes out everything so far, to the bucket if the run's folder is one."""
         if not self._active:
             return
         self._file.flush()
@@ -67,12 +67,12 @@ class MetricWriter:
             shutil.rmtree(self._local)
 
     @staticmethod
-    def _kept_lines(path: epath.Path, start_step: int) -> list[str]:
+    def _lines_until(path: epath.Path, step: int) -> list[str]:
         if not path.exists():
             return []
-        kept = []
-        for line in path.read_text().splitlines(keepends=True):
-            # A line cut off by a crash has no end and is after the last checkpoint.
-            if line.endswith("\n") and json.loads(line)["step"] <= start_step:
-                kept.append(line)
-        return kept
+        return [
+            line
+            for line in path.read_text().splitlines(keepends=True)
+            # A line that a crash cut off lacks its end, and is after the last checkpoint.
+            if line.endswith("\n") and json.loads(line)["step"] <= step
+        ]

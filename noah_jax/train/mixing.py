@@ -1,9 +1,9 @@
-"""Random erasing, mixup and cutmix: on the device, inside the step, as timm computes them.
+"""Erases, mixes and cuts images on the device, inside the step, as timm does.
 
-Drawing stands apart from applying, so that fixed draws can be compared. What is drawn depends
-on the key and the batch alone, never on the devices that share it: each group of images that
-mixes has its own draw, as each process of the original had, and where a device holds whole
-groups no image leaves it.
+The functions that draw stand apart from those that apply, so that tests can compare fixed draws.
+What is drawn depends on the key and the batch alone, never on the devices that share the batch.
+Each mix group of images has its own draw, as each process of the original had. If a device holds
+whole mix groups, no image leaves it.
 """
 
 import math
@@ -16,24 +16,24 @@ import optax
 
 from noah_jax.errors import InputError
 
-# Of random erasing: the rectangle's share of the image, its aspect, and tries to fit it.
+# Random erasing: the rectangle's fraction of the image, its aspect, and the tries to fit it.
 _AREA = (0.02, 1 / 3)
 _ASPECT = (0.3, 1 / 0.3)
 _TRIES = 10
 
-# (key, images, labels) -> images, targets
+# Takes (key, images, labels), returns (images, targets).
 Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
 
 
 class Mixing(NamedTuple):
-    """How each group of images mixes with its own reverse.
+    """How each mix group of images mixes with its own reverse.
 
     Attributes:
-      weight: float32 `[groups]`, the share that an image keeps of its target and, outside
-        `box`, of each of its pixels. 1 outside the box where `cut`.
-      box: int32 `[groups, 4]`, `top, bottom, left, right` of the pixels that come from the
+      weight: float32 `[mix_groups]`, the fraction that an image keeps of its target. With mixup
+        it also keeps this fraction of each of its pixels.
+      box: int32 `[mix_groups, 4]`, `top, bottom, left, right` of the pixels that come from the
         partner alone; empty for mixup.
-      cut: bool `[groups]`, whether this is cutmix.
+      cut: bool `[mix_groups]`, whether this is cutmix.
     """
 
     weight: jax.Array
@@ -42,15 +42,16 @@ class Mixing(NamedTuple):
 
 
 def smooth(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-    """Targets: `smoothing / num_classes` for every class and the rest for the label's.
+    """Makes targets: `smoothing / num_classes` for every class and the rest for the image's own.
 
     Args:
-      labels: int32 `[batch]`, or `[batch, num_classes]`, 1 for each class of an image.
-      num_classes: number of classes.
-      smoothing: share of the target that is spread over all classes.
+      labels: int32 `[batch]`, or `[batch, num_classes]` with a 1 for each class of an image, which
+        are not smoothed.
+      num_classes: Number of classes.
+      smoothing: The fraction of the target that is spread over all classes.
 
     Returns:
-      float32 `[batch, num_classes]`; of a single label each sums to one.
+      float32 `[batch, num_classes]`; with single labels each row sums to one.
     """
     if labels.ndim == 2:
         return (labels == 1).astype(jnp.float32)
@@ -59,22 +60,22 @@ def smooth(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
 
 
 def draw_erasing(key: jax.Array, batch: int, size: tuple[int, int], prob: float) -> jax.Array:
-    """The rectangle to erase of each image (Zhong et al., 2017).
+    """Draws the rectangle to erase from each image (Zhong et al., 2017).
 
-    Area uniform, aspect log-uniform; of ten tries the first that is smaller than the image in
-    both directions counts, its place uniform. If none is, nothing is erased.
+    The area is uniform, the aspect log-uniform. The first of ten tries that is smaller than the
+    image in both directions counts, and its position is uniform. If none is, nothing is erased.
 
     Args:
-      key: random key.
-      batch: number of images.
+      key: Random key.
+      batch: Number of images.
       size: `(height, width)` of the images in pixels.
-      prob: of erasing, for each image.
+      prob: Probability of erasing, for each image.
 
     Returns:
       int32 `[batch, 4]`: `top, bottom, left, right`, exclusive ends; empty for nothing.
     """
     height, width = size
-    # One draw for everything: every further one takes a CPU's compiler a second.
+    # One draw for everything, because each draw takes a CPU's compiler a second.
     drawn = jax.random.uniform(key, (batch, 2 * _TRIES + 3), jnp.float32)
     areas, aspects = drawn[:, :_TRIES], drawn[:, _TRIES : 2 * _TRIES]
     chance, row, column = drawn[:, 2 * _TRIES :].T
@@ -92,19 +93,19 @@ def draw_erasing(key: jax.Array, batch: int, size: tuple[int, int], prob: float)
 
 
 def erase(images: jax.Array, boxes: jax.Array, noise: jax.Array) -> jax.Array:
-    """Puts noise in place of a rectangle of each image.
+    """Replaces a rectangle of each image by noise.
 
     Args:
-      images: normalised, `[batch, height, width, 3]`.
-      boxes: see `draw_erasing`.
-      noise: like `images`.
+      images: Normalised images `[batch, height, width, 3]`.
+      boxes: The rectangles, see `draw_erasing`.
+      noise: Noise of the shape of `images`.
     """
-    return jnp.where(_inside(boxes, images.shape[1:3])[..., None], noise, images)
+    return jnp.where(_inside(boxes, _size(images))[..., None], noise, images)
 
 
 def draw_mixing(
     key: jax.Array,
-    groups: int,
+    mix_groups: int,
     size: tuple[int, int],
     *,
     mixup: float,
@@ -112,47 +113,47 @@ def draw_mixing(
     prob: float = 1.0,
     switch_prob: float = 0.5,
 ) -> Mixing:
-    """How each group mixes: mixup (Zhang et al., 2017) or cutmix (Yun et al., 2019).
+    """Draws how each mix group mixes: mixup (Zhang et al., 2017) or cutmix (Yun et al., 2019).
 
     Args:
-      key: random key.
-      groups: number of groups.
+      key: Random key.
+      mix_groups: Number of mix groups.
       size: `(height, width)` of the images in pixels.
-      mixup: alpha of the Beta distribution of mixup's weight; 0 for no mixup.
-      cutmix: alpha of cutmix's; 0 for no cutmix.
-      prob: of mixing at all.
-      switch_prob: of cutmix rather than mixup, where both are on.
+      mixup: Alpha of the Beta distribution of mixup's weight; 0 for no mixup.
+      cutmix: Alpha of the Beta distribution of cutmix's weight; 0 for no cutmix.
+      prob: Probability of mixing at all.
+      switch_prob: Probability of cutmix instead of mixup, if both are on.
     """
     choice_key, weight_key = jax.random.split(key)
-    chance, kind, row, column = jax.random.uniform(choice_key, (4, groups), jnp.float32)
+    chance, kind, row, column = jax.random.uniform(choice_key, (4, mix_groups), jnp.float32)
     mixed = chance < prob
     cut = mixed & (kind < (switch_prob if mixup and cutmix else float(bool(cutmix))))
-    # Beta(alpha, alpha) is one of two equal gamma variables over their sum.
+    # A Beta(alpha, alpha) variable is one of two equal gamma variables over their sum.
     alpha = jnp.where(cut, cutmix or 1.0, mixup or 1.0).astype(jnp.float32)
-    gammas = jax.random.loggamma(weight_key, alpha, (2, groups), jnp.float32)
+    gammas = jax.random.loggamma(weight_key, alpha, (2, mix_groups), jnp.float32)
     drawn = jax.nn.sigmoid(gammas[0] - gammas[1])
-    box, kept = cutmix_box(drawn, _below(size[0], row), _below(size[1], column), size)
-    weight = jnp.where(cut, kept, jnp.where(mixed, drawn, 1))
+    box, cutmix_weight = cutmix_box(drawn, _below(size[0], row), _below(size[1], column), size)
+    weight = jnp.where(cut, cutmix_weight, jnp.where(mixed, drawn, 1))
     return Mixing(weight, jnp.where(cut[:, None], box, 0), cut)
 
 
 def cutmix_box(
     weight: jax.Array, row: jax.Array, column: jax.Array, size: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
-    """Cutmix's rectangle, clipped to the image, and the weight that its area really leaves.
+    """Clips cutmix's rectangle to the image and returns the weight that its area really leaves.
 
     Args:
-      weight: drawn share of the image to keep, `[groups]`.
-      row: of the rectangle's centre, int32 `[groups]`.
-      column: likewise.
+      weight: The fraction of the image to keep, as drawn, `[mix_groups]`.
+      row: The row of the rectangle's centre, int32 `[mix_groups]`.
+      column: The column of the rectangle's centre, int32 `[mix_groups]`.
       size: `(height, width)` of the images in pixels.
 
     Returns:
-      int32 `[groups, 4]`, `top, bottom, left, right`, and float32 `[groups]`.
+      `top, bottom, left, right`, int32 `[mix_groups, 4]`, and the weight, float32 `[mix_groups]`.
     """
     ratio = jnp.sqrt(1 - weight)
 
-    def ends(centre, length):
+    def ends(centre: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
         half = (length * ratio).astype(jnp.int32) // 2
         return jnp.clip(centre - half, 0, length), jnp.clip(centre + half, 0, length)
 
@@ -162,90 +163,94 @@ def cutmix_box(
 
 
 def mix_images(images: jax.Array, mixing: Mixing) -> jax.Array:
-    """Each image mixed with the one at the mirrored place of its group.
+    """Mixes each image with the one at the mirrored position in its mix group.
 
     Args:
-      images: normalised, `[batch, height, width, 3]`.
-      mixing: its number of groups divides the batch.
+      images: Normalised images `[batch, height, width, 3]`.
+      mixing: What was drawn; its number of mix groups divides the batch.
     """
-    own = _grouped(images, mixing)
+    own = _in_mix_groups(images, mixing)
     partner = own[:, ::-1]
     weight = jnp.where(mixing.cut, 1, mixing.weight)[:, None, None, None, None]
     blend = own * weight + partner * (1 - weight)
-    inside = _inside(mixing.box, images.shape[1:3])[:, None, :, :, None]
+    inside = _inside(mixing.box, _size(images))[:, None, :, :, None]
     return jnp.where(inside, partner, blend).reshape(images.shape)
 
 
 def mix_targets(targets: jax.Array, mixing: Mixing) -> jax.Array:
-    """The targets `[batch, num_classes]` mixed likewise."""
-    own = _grouped(targets, mixing)
+    """Mixes the targets `[batch, num_classes]` as `mix_images` mixes their images."""
+    own = _in_mix_groups(targets, mixing)
     weight = mixing.weight[:, None, None]
     return (own * weight + own[:, ::-1] * (1 - weight)).reshape(targets.shape)
 
 
 def make_augment(
-    config: Mapping[str, Any],
+    section: Mapping[str, Any],
     *,
     num_classes: int,
     batch_size: int,
     size: tuple[int, int],
     replicate: Callable[[Mixing], Mixing] = lambda mixing: mixing,
 ) -> Augment:
-    """What a configuration does to normalised images and their labels, in the recipes' order.
+    """Makes the function that augments normalised images and their labels, in the recipes' order.
 
     Args:
-      config: its `smoothing`, `erase_prob`, `mixup`, `cutmix`, `mix_prob`, `mix_switch_prob`
-        and `mix_group`.
-      num_classes: number of classes.
-      batch_size: images per step over all devices.
+      section: See `noah_jax.config.augmentation_section`.
+      num_classes: Number of classes.
+      batch_size: Images per step over all devices.
       size: `(height, width)` of the images in pixels.
-      replicate: puts what is drawn on every device. Without it XLA may split the draws as it
-        splits the images, and then gather a part of them.
+      replicate: Puts what is drawn on every device. Without it XLA may split the draws as it
+        splits the images, and then gather some of them.
 
     Returns:
-      `f(key, images, labels) -> images, targets`; the targets are `None` where the labels
-      themselves are, else float32 `[batch, num_classes]`.
+      `f(key, images, labels) -> images, targets`. The targets are float32 `[batch, num_classes]`,
+      or `None` if they are just the labels.
 
     Raises:
-      ValueError: on a value out of its range; names the key.
+      InputError: If a value is out of its range; the message names the key.
     """
     for key in ("erase_prob", "mix_prob", "mix_switch_prob", "smoothing"):
-        if not 0 <= config[key] <= 1:
-            raise InputError(f"{key} must be in 0..1, got {config[key]}")
+        if not 0 <= section[key] <= 1:
+            raise InputError(f"{key} must be in 0..1, got {section[key]}")
     for key in ("mixup", "cutmix"):
-        if not 0 <= config[key] < math.inf:
+        if not 0 <= section[key] < math.inf:
             raise InputError(
-                f"{key} is the alpha of a Beta distribution, 0 or more (0: none), got {config[key]}"
+                f"{key} is the alpha of a Beta distribution, 0 or more (0: none), got"
+                f" {section[key]}"
             )
-    mixes = bool(config["mixup"] or config["cutmix"])
-    group = config["mix_group"]
-    if group is not None and not mixes:
-        raise InputError(f"mix_group={group} without mixing; set mixup or cutmix, or no mix_group")
-    group = batch_size if group is None else group
-    if mixes and (group < 2 or group % 2 or batch_size % group):
+    mixes = bool(section["mixup"] or section["cutmix"])
+    mix_group = section["mix_group"]
+    if mix_group is not None and not mixes:
         raise InputError(
-            f"mix_group={group} must be even, because images mix in pairs, and divide"
+            f"mix_group={mix_group} without mixing; set mixup or cutmix, or no mix_group"
+        )
+    mix_group = batch_size if mix_group is None else mix_group
+    if mixes and (mix_group < 2 or mix_group % 2 or batch_size % mix_group):
+        raise InputError(
+            f"mix_group={mix_group} must be even, because images mix in pairs, and divide"
             f" batch_size={batch_size}"
         )
 
-    def augment(key, images, labels):
+    def augment(
+        key: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
         box_key, noise_key, mix_key = jax.random.split(key, 3)
-        if config["erase_prob"]:
-            boxes = draw_erasing(box_key, batch_size, size, config["erase_prob"])
+        if section["erase_prob"]:
+            boxes = draw_erasing(box_key, batch_size, size, section["erase_prob"])
             noise = jax.random.normal(noise_key, images.shape, images.dtype)
             images = erase(images, boxes, noise)
-        targets = None
-        if mixes or config["smoothing"]:
-            targets = smooth(labels, num_classes, config["smoothing"])
+        if not mixes and not section["smoothing"]:
+            return images, None
+        targets = smooth(labels, num_classes, section["smoothing"])
         if mixes:
             mixing = draw_mixing(
                 mix_key,
-                batch_size // group,
+                batch_size // mix_group,
                 size,
-                mixup=config["mixup"],
-                cutmix=config["cutmix"],
-                prob=config["mix_prob"],
-                switch_prob=config["mix_switch_prob"],
+                mixup=section["mixup"],
+                cutmix=section["cutmix"],
+                prob=section["mix_prob"],
+                switch_prob=section["mix_switch_prob"],
             )
             mixing = replicate(mixing)
             images, targets = mix_images(images, mixing), mix_targets(targets, mixing)
@@ -255,16 +260,22 @@ def make_augment(
 
 
 def _below(limit: jax.Array | int, uniform: jax.Array) -> jax.Array:
-    """Whole numbers from 0 to below a limit, equally likely, from numbers in [0, 1)."""
+    """Turns numbers in [0, 1) into whole numbers from 0 to below a limit, equally likely."""
     return (uniform * limit).astype(jnp.int32)
 
 
-def _grouped(x: jax.Array, mixing: Mixing) -> jax.Array:
+def _in_mix_groups(x: jax.Array, mixing: Mixing) -> jax.Array:
+    """Reshapes `[batch, ...]` to `[mix_groups, images, ...]`."""
     return x.reshape(mixing.weight.shape[0], -1, *x.shape[1:])
 
 
+def _size(images: jax.Array) -> tuple[int, int]:
+    _, height, width, _ = images.shape
+    return height, width
+
+
 def _inside(boxes: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Which pixels lie in each box, bool `[boxes, height, width]`."""
+    """Returns which pixels lie in each box, bool `[boxes, height, width]`."""
     top, bottom, left, right = (x[:, None] for x in boxes.T)
     rows, columns = jnp.arange(size[0]), jnp.arange(size[1])
     rows = (rows >= top) & (rows < bottom)

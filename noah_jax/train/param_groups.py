@@ -1,8 +1,8 @@
-"""Which parameters are trained, and how fast: regular expressions over their paths.
+"""Finds which parameters are trained, and how fast, by regular expressions over their paths.
 
 A path is the keys of the parameter joined by "/", such as "layer1/0/conv1/kernel" or
-"head/query/bias". An expression is searched for anywhere in it (`re.search`): "^head/" is the
-head, "^(?!head/)" all else.
+"head/query/bias". An expression may match anywhere in it (`re.search`): "^head/" is the head,
+"^(?!head/)" is everything else.
 """
 
 import dataclasses
@@ -17,68 +17,67 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from noah_jax.errors import InputError
 
-_NEAR = 3
+_MAX_SUGGESTED = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Groups:
+class ParamGroups:
     """What the configuration says of single parameters, by path.
 
     Attributes:
-      frozen: the parameters that are not trained.
-      factors: of the learning rate, where it is not the schedule's.
+      frozen: The parameters that are not trained.
+      factors: Factors of the learning rate, for parameters that do not have the schedule's.
     """
 
     frozen: frozenset[str]
     factors: Mapping[str, float]
 
     def describe(self, params: Any) -> Iterator[str]:
-        """Lines on how many parameters are frozen or have a learning rate of their own."""
+        """Says how many parameters are frozen or have a learning rate of their own."""
         sizes = {path: leaf.size for path, leaf in flatten_dict(params, sep="/").items()}
         if self.frozen:
             frozen = sum(sizes[path] for path in self.frozen)
             yield f"{frozen:,} parameters are frozen, {sum(sizes.values()) - frozen:,} are trained"
-        count = Counter()
+        count: Counter[float] = Counter()
         for path, factor in self.factors.items():
             count[factor] += sizes[path]
         for factor, size in count.items():
             yield f"the learning rate of {size:,} parameters is {factor:g} times the schedule's"
 
 
-def find_groups(config: Mapping[str, Any], params: Any) -> Groups:
-    """The groups of a model's parameters.
+def find_param_groups(section: Mapping[str, Any], params: Any) -> ParamGroups:
+    """Finds the parameters that the expressions match.
 
     Args:
-      config: The `optim` section of the configuration. `freeze` has expressions; `param_groups` has
-        pairs of an expression and a factor of the learning rate, the first that matches counts.
-      params: nested dicts.
+      section: The section `optim`. `freeze` has expressions; `param_groups` has pairs of an
+        expression and a factor of the learning rate, and the first pair that matches counts.
+      params: The model's parameters, as nested dicts.
 
     Raises:
-      ValueError: on a bad expression or factor, one that reaches no parameter, or if nothing is
-        left to train.
+      InputError: If an expression or factor is wrong, an expression reaches no parameter, or
+        nothing is left to train.
     """
     paths = list(flatten_dict(params, sep="/"))
     frozen: set[str] = set()
-    for pattern in config["freeze"]:
+    for pattern in section["freeze"]:
         frozen.update(_matching("optim.freeze", pattern, paths))
-    trained = [path for path in paths if path not in frozen]
-    if not trained:
+    if len(frozen) == len(paths):
         raise InputError("optim.freeze leaves no parameter to train; '^(?!head/)' spares the head")
     factors: dict[str, float] = {}
-    for pair in config["param_groups"]:
+    for pair in section["param_groups"]:
         pattern, factor = _pair(pair)
         matching = _matching("optim.param_groups", pattern, paths)
         reached = [path for path in matching if path not in frozen and path not in factors]
         if not reached:
             raise InputError(
-                f"optim.param_groups: all that {pattern!r} matches is frozen or in an earlier group"
+                f"optim.param_groups: all that {pattern!r} matches is frozen or in an earlier pair"
             )
         factors.update(dict.fromkeys(reached, factor))
-    return Groups(frozenset(frozen), factors)
+    return ParamGroups(frozenset(frozen), factors)
 
 
 def trainable(params: Any, frozen: Collection[str]) -> Any:
-    """Nested dicts without the frozen parameters."""
+    """Returns nested dicts without the frozen parameters."""
     if not frozen:
         return params
     flat = flatten_dict(params, sep="/")
@@ -86,7 +85,7 @@ def trainable(params: Any, frozen: Collection[str]) -> Any:
 
 
 def with_frozen(trained: Any, params: Any) -> Any:
-    """`params` with what `trained` has in place of their own."""
+    """Returns `params` with the arrays of `trained` in place of its own."""
     return unflatten_dict(flatten_dict(params) | flatten_dict(trained))
 
 
@@ -94,13 +93,13 @@ def _matching(key: str, pattern: Any, paths: list[str]) -> list[str]:
     if not isinstance(pattern, str):
         raise InputError(f"{key}: expected a regular expression, got {pattern!r}")
     try:
-        found = [path for path in paths if re.search(pattern, path)]
+        matching = [path for path in paths if re.search(pattern, path)]
     except re.error as error:
         raise InputError(f"{key}: {pattern!r} is no regular expression: {error}") from error
-    if not found:
-        near = difflib.get_close_matches(pattern.strip("^$"), paths, n=_NEAR, cutoff=0)
-        raise InputError(f"{key}: {pattern!r} matches no parameter; near are {', '.join(near)}")
-    return found
+    if not matching:
+        close = difflib.get_close_matches(pattern.strip("^$"), paths, n=_MAX_SUGGESTED, cutoff=0)
+        raise InputError(f"{key}: {pattern!r} matches no parameter; near are {', '.join(close)}")
+    return matching
 
 
 def _pair(pair: Any) -> tuple[str, float]:

@@ -1,4 +1,9 @@
-"""A profile of some steps, for xprof."""
+"""Writes a profile of some steps, to be looked at with xprof.
+
+`clu.periodic_actions.Profile` is not used. It stops after the call of the last step, which the
+device may not have begun; it never ends the profile of a run that is too short; and it cannot write
+to `gs://`.
+"""
 
 import os
 import shutil
@@ -13,32 +18,35 @@ from noah_jax.files import copy_files
 
 FOLDER = "profile"
 
-_SKIPPED_STEPS = 10  # until the input has settled
+_SKIPPED_STEPS = 10  # The input has settled by then.
 _STEPS = 5
 
 
 class StepProfile:
-    """Profiles five steps of the first process while the context is open, or none.
+    """Profiles five steps of the first process while the context is open, if wanted.
 
-    They are written to `profile/` in the run's folder; of a short run, fewer, and earlier ones.
+    The profile is written to `profile/` in the run's folder. The first ten steps are skipped; a
+    short run skips fewer.
 
     Args:
-      workdir: the run's folder, local or `gs://`.
-      start_step: the step the run resumes after.
-      total_steps: of the run.
-      wanted: whether to profile at all.
+      workdir: The run's folder, local or `gs://`.
+      start_step: The step the run resumes after.
+      total_steps: Steps of the whole run.
+      wanted: Whether to profile at all.
     """
 
-    def __init__(self, workdir: epath.Path, *, start_step: int, total_steps: int, wanted: bool):
+    def __init__(
+        self, workdir: epath.Path, *, start_step: int, total_steps: int, wanted: bool
+    ) -> None:
         self._target = workdir / FOLDER
         left = total_steps - start_step
         self._first = start_step + 1 + max(min(_SKIPPED_STEPS, left - _STEPS), 0)
         self._last = min(self._first + _STEPS - 1, total_steps)
         self._wanted = wanted and left > 0 and jax.process_index() == 0
-        self._local: str | None = None  # where the profile is being written
+        self._local: str | None = None  # Where the profile is being written, while it is.
 
     def step(self, step: int) -> jax.profiler.StepTraceAnnotation:
-        """A context for one step, by which xprof tells steps apart."""
+        """Returns the context of one step, by which xprof tells steps apart."""
         if self._wanted and step == self._first:
             remote = "://" in os.fspath(self._target)
             self._local = tempfile.mkdtemp() if remote else os.fspath(self._target)
@@ -46,7 +54,7 @@ class StepProfile:
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def after(self, step: int, metrics: Any) -> None:
-        """Ends the profile after its last step; waits for `metrics` of that step."""
+        """Ends the profile after its last step, once that step's `metrics` are computed."""
         if self._local is not None and step == self._last:
             jax.block_until_ready(metrics)
             self._end()
@@ -58,13 +66,13 @@ class StepProfile:
     def __enter__(self) -> "StepProfile":
         return self
 
-    def __exit__(self, *unused) -> None:
+    def __exit__(self, *unused: object) -> None:
         if self._local is not None:
             self._end()
 
     def _end(self) -> None:
         local, self._local = self._local, None
         jax.profiler.stop_trace()
-        if local != os.fspath(self._target):
+        if local is not None and local != os.fspath(self._target):
             copy_files(epath.Path(local), self._target)
             shutil.rmtree(local)

@@ -1,42 +1,47 @@
-"""What `python -m noah_jax.train` does with its command line."""
+"""Runs the training program on a parsed command line; turns its endings into exit codes."""
 
-import os
+import argparse
 
 from absl import logging
 from ml_collections import ConfigDict
 
 from noah_jax import console, distributed
-from noah_jax.config import parse_command_line
+from noah_jax.cli import load_config
 from noah_jax.console import say
 from noah_jax.errors import JoinError, NoahError
 from noah_jax.runs.run_dir import CHECKPOINTS, RESULTS_FILE
-from noah_jax.train.loop import Stopped, train
+from noah_jax.train.loop import train
+from noah_jax.train.stop_request import Stopped
 from noah_jax.train.watchdog import RESTARTABLE, Watchdog
 
 
-def main(argv: list[str]) -> int:
-    """Trains what the command line says; returns the exit code."""
-    logging.set_verbosity(logging.ERROR)  # the libraries' own notes; ours are printed
+def run_training(arguments: argparse.Namespace) -> int:
+    """Trains what the command line says.
+
+    Args:
+      arguments: What the parser in `noah_jax.train.__main__` returns.
+
+    Returns:
+      The exit code: 0 if the run is finished, `RESTARTABLE` if the same command would go on.
+
+    Raises:
+      NoahError: If the same command would fail again.
+    """
+    logging.set_verbosity(logging.ERROR)  # Hides the libraries' notes; ours are printed.
+    config = load_config(arguments)
     try:
-        config, given = parse_command_line(
-            argv, workdir=None, coordinator="", num_processes=0, process_id=-1, profile=False
-        )
-        distributed.start(given["coordinator"], given["num_processes"], given["process_id"])
+        distributed.start(arguments.coordinator, arguments.num_processes, arguments.process_id)
         with Watchdog(
             config.watchdog_seconds, orderly=(Stopped,), expected=(NoahError,)
         ) as watchdog:
-            train(config, given["workdir"], alive=watchdog.progress, profile=given["profile"])
+            train(config, arguments.workdir, alive=watchdog.progress, profile=arguments.profile)
     except Stopped as stopped:
         say(stopped)
         return RESTARTABLE
     except JoinError as error:
         console.fail(error)
         return RESTARTABLE
-    except NoahError as error:
-        if "NOAH_TRACEBACK" in os.environ:
-            raise
-        return console.fail(error)
-    say(_closing_words(config, given["workdir"]))
+    say(_closing_words(config, arguments.workdir))
     return 0
 
 

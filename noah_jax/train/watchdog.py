@@ -1,9 +1,10 @@
-"""The watchdog: ends a process that is stuck, or whose peers are gone, and says why.
+"""Ends a process that is stuck, or whose peers are gone, and says why.
 
-Collectives wait for ever for a process that stopped. So a thread of every process tells the
-others through the key-value store that it lives and how far it is, and looks after them. A
-process ends with all stacks on stderr when its own loop makes no progress, or when another one
-has not been heard of; and it ends when another one says that it failed.
+A collective waits for ever for a process that has stopped. Therefore a thread of every process
+publishes through the key-value store that the process is alive and at which step it is, and reads
+what the others publish. A process ends, with all stacks on standard error, if its own loop makes
+no progress or another process has been silent for too long. It also ends if another process says
+that it failed.
 """
 
 import contextlib
@@ -18,11 +19,11 @@ import traceback
 from typing import Any, NoReturn
 
 from noah_jax import distributed
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, one_line
 
-RESTARTABLE = 75  # EX_TEMPFAIL: the same command goes on from the last saved step
+RESTARTABLE = 75  # EX_TEMPFAIL: the same command goes on from the last saved step.
 
-_SILENCE_SECONDS = 60.0  # of a peer whose thread speaks every few seconds
+_SILENCE_SECONDS = 60.0  # A live peer publishes every few seconds.
 _MAX_INTERVAL_SECONDS = 5.0
 _BEATS = "noah_jax/beats/"
 _ENDS = "noah_jax/ends/"
@@ -32,16 +33,20 @@ _LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE:|DEADLINE_EXCEEDED:|ABORTED:|CANCELLE
 
 
 class Watchdog:
-    """Looks after this process and the others while the context is open.
+    """Watches this process and the others while the context is open.
 
-    Leaving it by an exception that is no `orderly` one ends a process of several at once, after
-    telling the others: they would wait for it. A process alone leaves it as any context.
+    If the context is left by an exception that is not `orderly`, and there are several processes,
+    this process tells the others and ends at once, because they would wait for it. A single
+    process leaves the context by its exception, as usual.
 
     Args:
-      limit: seconds without progress after which the process is stuck; counted from the first
-        `progress` on.
-      orderly: exceptions that all processes raise together.
-      expected: exceptions whose message says all; others are shown with their traceback.
+      limit: Seconds without progress after which the process counts as stuck. They are counted
+        from the first call of `progress` on.
+      orderly: Exceptions that all processes raise together.
+      expected: Exceptions whose message says everything; others are shown with their traceback.
+
+    Raises:
+      InputError: If the limit is not above 0.
     """
 
     def __init__(
@@ -50,7 +55,7 @@ class Watchdog:
         *,
         orderly: tuple[type[Exception], ...] = (),
         expected: tuple[type[Exception], ...] = (),
-    ):
+    ) -> None:
         if limit <= 0:
             raise InputError(f"watchdog_seconds must be above 0, got {limit}")
         self._limit = limit
@@ -59,18 +64,18 @@ class Watchdog:
         self._orderly = orderly
         self._expected = expected
         self._store = distributed.client()
-        # Time is what this thread's intervals add up to: a machine that was suspended as a
-        # whole has lost none.
+        # Time is what this thread's intervals add up to, so that the time for which a machine was
+        # suspended as a whole does not count.
         self._now = 0.0
         self._step = 0
         self._since: float | None = None
-        self._heard: dict[int, tuple[str, float]] = {}  # what each process said last, and when
+        self._heard: dict[int, tuple[str, float]] = {}  # What each process said last, and when.
         self._closed = threading.Event()
         self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def progress(self, step: int) -> None:
-        """The loop has come to a step, or on within it."""
+        """Tells the watchdog that the loop has reached a step, or advanced within it."""
         self._step, self._since = step, self._now
 
     def __enter__(self) -> "Watchdog":
@@ -90,25 +95,25 @@ class Watchdog:
             self._now += self._interval
             stuck = self._since is not None and self._now - self._since > self._limit
             try:
-                self._speak(f"{count} {self._step}")
-                silent = self._listen()
-            except Exception as error:  # whatever the store raises when its process is gone
-                self._end(f"process 0 cannot be reached: {_one_line(error)}", stacks=True)
+                self._publish(f"{count} {self._step}")
+                silent = self._read()
+            except Exception as error:  # The store's errors are JAX's own and have no common class.
+                self._end(f"process 0 cannot be reached: {one_line(error, 500)}", stacks=True)
             if stuck:
                 reason = f"no progress for {self._limit:g} s after step {self._step}"
                 self._end("; ".join([reason, *silent, *self._behind()]), stacks=True)
             elif silent:
                 self._end("; ".join(silent), stacks=True)
-        with contextlib.suppress(Exception):  # process 0 may be gone already
-            self._speak(_DONE)
+        with contextlib.suppress(Exception):  # Process 0, which has the store, may be gone.
+            self._publish(_DONE)
 
-    def _speak(self, text: str) -> None:
+    def _publish(self, text: str) -> None:
         if self._store is not None:
             key = f"{_BEATS}{distributed.process_index()}"
             self._store.key_value_set(key, text, allow_overwrite=True)
 
-    def _listen(self) -> list[str]:
-        """What is to be said of processes that were not heard of for too long."""
+    def _read(self) -> list[str]:
+        """Reads what the others published; returns a message for each that is silent too long."""
         if self._store is None:
             return []
         for _, text in self._store.key_value_dir_get(_ENDS):
@@ -127,7 +132,7 @@ class Watchdog:
         ]
 
     def _behind(self) -> list[str]:
-        """The processes that are at an earlier step than others."""
+        """Returns a message for each process that is at an earlier step than others."""
         steps = {i: int(text.split()[1]) for i, (text, _) in self._heard.items() if text != _DONE}
         last = max(steps.values(), default=0)
         return [
@@ -137,43 +142,40 @@ class Watchdog:
         ]
 
     def _fail(self, error: BaseException) -> None:
-        """Ends this process because of an exception, its own or what a lost peer made of it."""
+        """Ends this process because of an exception, which a lost peer may have caused."""
         if "NOAH_TRACEBACK" in os.environ or not isinstance(error, self._expected):
-            with _however_full_the_disk():
+            with _ignoring_a_full_disk():
                 traceback.print_exception(error)
         if _LOST.search(f"{type(error).__name__} {error}"):
-            # A peer that ended by itself says why, and then its code is right for all.
+            # If the peer exited on its own it has published its reason and exit code; give that
+            # message time to arrive.
             time.sleep(2 * self._interval)
-            self._end(f"another process is gone: {_one_line(error)}")
-        self._end(_one_line(error), code=1)
+            self._end(f"another process is gone: {one_line(error, 500)}")
+        self._end(one_line(error, 500), code=1)
 
     def _end(
         self, why: str, code: int = RESTARTABLE, *, stacks: bool = False, tell: bool = True
     ) -> NoReturn:
-        """Says why, tells the others unless one of them did, and ends the process."""
+        """Says why, tells the others unless one of them knows, and ends the process."""
         if not self._ending.acquire(blocking=False):
-            threading.Event().wait()  # the other thread is at it
+            threading.Event().wait()  # The other thread is ending the process.
         who = distributed.process_name()
-        with _however_full_the_disk():
+        with _ignoring_a_full_disk():
             print("error:", f"{who}: {why}" if who else why, file=sys.stderr, flush=True)
             if stacks:
                 faulthandler.dump_traceback(file=sys.stderr)
         if self._store is not None:
             if tell:
                 end = json.dumps({"who": who, "why": why, "code": code})
-                with contextlib.suppress(Exception):  # process 0 may be gone
+                with contextlib.suppress(Exception):  # Process 0 may be gone.
                     self._store.key_value_set(f"{_ENDS}{distributed.process_index()}", end)
             if distributed.process_index() == 0:
-                time.sleep(2 * self._interval)  # the store ends with this process
-        with _however_full_the_disk():
+                time.sleep(2 * self._interval)  # The store ends with this process.
+        with _ignoring_a_full_disk():
             sys.stdout.flush()
-        os._exit(code)  # JAX's own way out would wait for the others
+        os._exit(code)  # JAX's own exit would wait for the others.
 
 
-def _however_full_the_disk() -> contextlib.suppress:
-    """Goes on to the end where the log cannot be written either."""
+def _ignoring_a_full_disk() -> contextlib.suppress:
+    """Ignores that the log cannot be written, so that the process still ends."""
     return contextlib.suppress(OSError)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__

@@ -228,9 +228,9 @@ def test_mistakes_are_one_line(words, expected, monkeypatch, capsys):
 
 def test_imagenet_need_not_be_here(tiny_config):
     tiny_config.dataset = "imagenet2012"
-    experiment = build(tiny_config, sources=absent_imagenet())
-    assert experiment.model.num_classes == 1000
-    assert experiment.steps_per_epoch == 1_281_167 / tiny_config.batch_size
-    assert len(experiment.eval_source) == 50_000
+    setup = build(tiny_config, sources=absent_imagenet())
+    assert setup.model.num_classes == 1000
+    assert setup.plan.steps_per_epoch == 1_281_167 / tiny_config.batch_size
+    assert len(setup.inputs.eval_source) == 50_000
     with pytest.raises(ValueError, match="image 0 of imagenet2012:train is not on this machine"):
-        experiment.train_source[0]
+        setup.inputs.train_source[0]

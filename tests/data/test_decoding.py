@@ -343,4 +343,4 @@ def test_a_run_survives_corrupt_files(tiny_config, tmp_path, capfd):
         assert err.count(f"{path} cannot be decoded") == 1
     tiny_config.data.on_corrupt_image = "stop"
     with pytest.raises(CorruptImageError, match=r"bee/03\.png"):
-        list(build(tiny_config).train_batches(0))
+        list(build(tiny_config).inputs.train_batches(0))

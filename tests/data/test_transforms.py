@@ -307,7 +307,9 @@ def _small_config():
 
 def test_a_config_chooses_the_augmentation():
     config = _small_config()
-    assert build(config).train_transform == TrainTransform("random_resized", (32, 32), fill=FILL)
+    assert build(config).inputs.train_transform == TrainTransform(
+        "random_resized", (32, 32), fill=FILL
+    )
     config.data.interpolation = "random"
     config.data.eval_interpolation = "bicubic"
     config.data.ratio = (0.67, 1.5)
@@ -315,7 +317,7 @@ def test_a_config_chooses_the_augmentation():
     config.data.rand_augment.num_ops = 3
     config.data.rand_augment.magnitude = 6
     config.data.rand_augment.magnitude_std = 1.0
-    assert build(config).train_transform == TrainTransform(
+    assert build(config).inputs.train_transform == TrainTransform(
         "random_resized",
         (32, 32),
         ratio=(0.67, 1.5),

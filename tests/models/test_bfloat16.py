@@ -17,7 +17,8 @@ from noah_jax.models import get_family
 from noah_jax.pytorch.files.layouts import load_weights
 from noah_jax.pytorch.mapping import to_jax
 from noah_jax.train.optimizer import make_optimizer
-from noah_jax.train.step import init_state, make_train_step
+from noah_jax.train.state import init_state
+from noah_jax.train.step import make_train_step
 
 PRODUCT = re.compile(r"stablehlo\.(dot_general|convolution)\b.* : \((.*)\) -> ")
 TENSOR = re.compile(r"tensor<(?:\d+x)*(\w+)>")

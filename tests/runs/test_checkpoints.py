@@ -1,4 +1,4 @@
-"""Checkpoints: exact, digested, and the ladder down to the one that verifies."""
+"""Checkpoints: exact, verified, and the ladder down to the one that verifies."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from noah_jax.errors import CheckpointError
-from noah_jax.runs.checkpoints import Checkpoints, digests, host_digests, restore_model, save_model
+from noah_jax.runs.checkpoints import (
+    Checkpoints,
+    checksums,
+    host_checksums,
+    restore_model,
+    save_model,
+)
 
 
 def _state(step=0):
@@ -58,7 +64,7 @@ def test_restores_the_newest_exactly(tmp_path):
     assert _equal(restored, _state(3))
     assert jax.tree.structure(restored) == jax.tree.structure(_state())
     weights = {key: _abstract()[key] for key in ("params", "stats")}
-    assert _equal(restore_model(tmp_path, weights), {k: _state(3)[k] for k in weights})
+    assert _equal(restore_model(tmp_path, weights)[1], {k: _state(3)[k] for k in weights})
 
 
 def test_nothing_saved_is_no_error(tmp_path):
@@ -93,38 +99,38 @@ def test_missing_files_fall_back_and_none_left_refuses(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
-def test_any_single_bit_changes_the_digest(dtype):
+def test_any_single_bit_changes_the_checksum(dtype):
     size = 37
     values = np.arange(size) % 2 if dtype == "bool" else np.arange(size) - (dtype != "uint8")
     array = np.asarray(jnp.asarray(values).astype(dtype))
-    reference = np.asarray(digests({"x": jnp.asarray(array)})["x"])
-    digest = jax.jit(digests)
+    reference = np.asarray(checksums({"x": jnp.asarray(array)})["x"])
+    checksum = jax.jit(checksums)
     random = np.random.RandomState(0)
     for _ in range(60):
         raw = bytearray(array.tobytes())
         bit = 0 if dtype == "bool" else random.randint(8)
         raw[random.randint(len(raw))] ^= 1 << bit
         flipped = np.frombuffer(bytes(raw), array.dtype)
-        changed = np.asarray(digest({"x": jnp.asarray(flipped)})["x"])
+        changed = np.asarray(checksum({"x": jnp.asarray(flipped)})["x"])
         assert np.all(changed != reference)
 
 
-def test_swapped_values_change_the_digest():
+def test_swapped_values_change_the_checksum():
     x = jnp.arange(12.0).reshape(3, 4)
-    assert np.any(digests({"x": x})["x"] != digests({"x": x[::-1]})["x"])
+    assert np.any(checksums({"x": x})["x"] != checksums({"x": x[::-1]})["x"])
 
 
 def test_a_model_alone(tmp_path):
     state = {key: jax.device_get(_state(3)[key]) for key in ("params", "stats")}
     save_model(tmp_path / "new", state)
     abstract = {key: _abstract()[key] for key in state}
-    assert _equal(restore_model(tmp_path / "new", abstract), state)
+    assert _equal(restore_model(tmp_path / "new", abstract)[1], state)
     _flip_a_bit(_largest_file(tmp_path / "new"))
     with pytest.raises(CheckpointError, match="can be used"):
         restore_model(tmp_path / "new", abstract)
 
 
-def test_digests_of_host_and_device_are_the_same():
+def test_checksums_of_host_and_device_are_the_same():
     random = np.random.RandomState(0)
     tree = {
         "wide": random.standard_normal((2**20 + 3, 2)).astype(np.float32),
@@ -134,5 +140,5 @@ def test_digests_of_host_and_device_are_the_same():
         "scalar": np.float32(3),
         "truth": np.array([True, False]),
     }
-    found = jax.device_get(jax.jit(digests)(tree))
-    assert {k: [int(v) for v in value] for k, value in found.items()} == host_digests(tree)
+    found = jax.device_get(jax.jit(checksums)(tree))
+    assert {k: [int(v) for v in value] for k, value in found.items()} == host_checksums(tree)

@@ -299,8 +299,8 @@ def test_evaluating_a_dataset_like_voc(multi_label_run, csv_folder, tmp_path, ca
 
 
 def test_ignored_labels_have_no_gradient(multi_label_config):
-    experiment = build(multi_label_config)
-    per_image = experiment.task.per_image
+    setup = build(multi_label_config)
+    per_image = setup.task.per_image
     labels = jnp.array([[1, -1], [-1, -1]])
     grads = jax.grad(lambda x: per_image(x, labels)["loss"].sum())(jnp.array([[0.1, 2.0]] * 2))
     assert grads[0, 0] != 0 and grads[0, 1] == 0 and not grads[1].any()
@@ -310,7 +310,7 @@ def test_ignored_labels_have_no_gradient(multi_label_config):
 
 def test_mixing_several_labels(multi_label_config):
     multi_label_config.mixup = 0.8
-    augment = build(multi_label_config).augment
+    augment = build(multi_label_config).steps.augment
     labels = jnp.array([[1, 0], [0, 0], [1, 1], [1, -1], [0, 1]] * 2)
     images = jax.random.normal(jax.random.key(1), (10, 28, 28, 3))
     _, targets = augment(jax.random.key(0), images, labels)

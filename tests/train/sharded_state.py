@@ -1,4 +1,4 @@
-"""Eight CPU devices that hold the same state, or share it; run by test_sharded_state.py."""
+"""Trains on eight CPU devices that replicate the state or share it; see test_sharded_state.py."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from noah_jax import distributed
 from noah_jax.aot import hlo
 from noah_jax.runs.checkpoints import Checkpoints
-from noah_jax.train.setup import Experiment, build
+from noah_jax.train.setup import TrainSetup, build
 from tests.helpers import make_tiny_config
 
 STEPS = 2
@@ -24,7 +24,7 @@ def _resnet(data: str) -> ConfigDict:
     config.optim.clip_grad_norm = 1.0
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3
-    config.optim.epsilon = 1e-3  # where no gradient is, rounding would decide the update
+    config.optim.epsilon = 1e-3  # Rounding would decide the update where the gradient is zero.
     return config
 
 
@@ -41,26 +41,27 @@ def _mixer(data: str) -> ConfigDict:
     return config
 
 
-def _trained(experiment: Experiment):
-    """A fresh state, the same after some steps, and the compiled step."""
-    step = experiment.trace_train_step().lower().compile()
-    first = state = experiment.init_state()
+def _trained(setup: TrainSetup):
+    """Returns a fresh state, the state after some steps, the compiled step, and the norms."""
+    step = setup.steps.trace_train_step().lower().compile()
+    first = state = setup.states.create()
     first = jax.tree.map(np.asarray, first)
-    for _, batch in zip(range(STEPS), experiment.train_batches(0), strict=False):
-        state, _ = step(state, batch)
-    return first, state, step
+    for _, batch in zip(range(STEPS), setup.inputs.train_batches(0), strict=False):
+        state, metrics = step(state, batch)
+    norms = [metrics.grad_norm, metrics.param_norm, metrics.update_norm]
+    return first, state, step, list(map(float, norms))
 
 
-def _eval_loss(experiment: Experiment, state: Any) -> float:
-    _, eval_step = experiment.compile_steps()
-    metrics = experiment.empty_eval_metrics()
-    for batch in experiment.eval_batches():
+def _eval_loss(setup: TrainSetup, state: Any) -> float:
+    _, eval_step = setup.steps.compile()
+    metrics = setup.steps.empty_eval_metrics()
+    for batch in setup.inputs.eval_batches():
         metrics = eval_step(state["params"], state["stats"], batch, metrics)
     return float(metrics.loss.total)
 
 
 def _difference(one: Any, other: Any) -> float:
-    """The largest, over the largest value of the array or 1."""
+    """Returns the largest difference, relative to the largest value of the array or to 1."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     pairs = [[np.asarray(x, np.float64) for x in pair] for pair in pairs]
     return max(np.abs(a - b).max() / max(np.abs(a).max(), 1) for a, b in pairs)
@@ -72,15 +73,15 @@ def _save(folder: str, state: Any) -> None:
     checkpoints.close()
 
 
-def _restored(folder: str, experiment: Experiment, state: Any) -> dict[str, float]:
-    """How a restored state differs from what was saved, and what a device holds of it."""
+def _restored(folder: str, setup: TrainSetup, state: Any) -> dict[str, float]:
+    """Says how a restored state differs from what was saved, and what a device holds of it."""
     checkpoints = Checkpoints(folder)
-    restored = checkpoints.restore(experiment.abstract_state())
+    restored = checkpoints.restore(setup.states.abstract())
     checkpoints.close()
     return {
         "difference": _difference(state, restored),
         "bytes": distributed.device_bytes(restored),
-        "devices": experiment.mesh.size,
+        "devices": setup.mesh.size,
     }
 
 
@@ -91,8 +92,8 @@ def main(data: str, folder: str) -> None:
     config.shard_state = True
     sharded = build(config)
     on_four = build(config, mesh=distributed.make_mesh(jax.devices()[:4]))
-    first, state, step = _trained(replicated)
-    sharded_first, sharded_state, sharded_step = _trained(sharded)
+    first, state, step, norms = _trained(replicated)
+    sharded_first, sharded_state, sharded_step, sharded_norms = _trained(sharded)
     arrays = jax.tree.leaves(sharded_state)
     found = {
         "devices": jax.device_count(),
@@ -115,17 +116,19 @@ def main(data: str, folder: str) -> None:
     config = _mixer(data)
     config.optim.accumulate = 2
     config.shard_state = True
-    found["parts"] = _difference(state, _trained(build(config))[1])
+    _, accumulated, _, accumulated_norms = _trained(build(config))
+    found["micro_batches"] = _difference(state, accumulated)
+    found["norms"] = [norms, sharded_norms, accumulated_norms]
     print(json.dumps(found))
 
 
-def groups(data: str) -> None:
-    """The same of BatchNorm groups of parts of a batch, which span four devices each."""
+def batch_norm_groups(data: str) -> None:
+    """Prints the same for BatchNorm groups of micro-batches, which span four devices each."""
     whole = _trained(build(_resnet(data)))[1]
     config = _resnet(data)
     config.optim.accumulate = 2
     config.shard_state = True
-    print(json.dumps({"parts": _difference(whole, _trained(build(config))[1])}))
+    print(json.dumps({"micro_batches": _difference(whole, _trained(build(config))[1])}))
 
 
 if __name__ == "__main__":
@@ -133,4 +136,4 @@ if __name__ == "__main__":
     if folder:
         main(data, *folder)
     else:
-        groups(data)
+        batch_norm_groups(data)

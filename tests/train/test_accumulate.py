@@ -7,15 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from noah_jax.config import scaled
 from noah_jax.models import create_model
 from noah_jax.nn import dropout
 from noah_jax.nn.layers import Dropout, drop_path
 from noah_jax.train import train
+from noah_jax.train.messages import describe_batch_norm_groups
 from noah_jax.train.mixing import make_augment
 from noah_jax.train.optimizer import make_optimizer
 from noah_jax.train.schedules import make_schedule
 from noah_jax.train.setup import build
-from noah_jax.train.step import init_state, make_train_step
+from noah_jax.train.state import init_state
+from noah_jax.train.step import make_train_step
 from tests.helpers import make_tiny_config
 
 BATCH, STEPS = 16, 3
@@ -125,9 +128,9 @@ def test_elements_are_dropped_at_the_rate_and_independently(rate):
     ("accumulate", "group", "words"),
     [
         (0, 4, "optim.accumulate=0 must be at least 1"),
-        (3, 4, "must be at least 1 and cut batch_size=8 into parts"),
+        (3, 4, "must be at least 1 and cut batch_size=8 into micro-batches"),
         (2, None, "whole BatchNorm groups; model.batch_norm_group is the whole batch"),
-        (4, 4, "parts of 2 images, .*batch_norm_group is 4, choose a divisor of 2"),
+        (4, 4, "micro-batches of 2 images, .*batch_norm_group is 4, choose a divisor of 2"),
     ],
 )
 def test_parts_that_do_not_fit(tiny_config, accumulate, group, words):
@@ -140,7 +143,13 @@ def test_parts_that_do_not_fit(tiny_config, accumulate, group, words):
 def test_evaluation_takes_no_more_images_at_once_than_training(tiny_config):
     tiny_config.optim.accumulate = 2
     tiny_config.eval_batch_size = None
-    assert build(tiny_config).eval_batch_size == 4
+    assert build(tiny_config).plan.eval_batch_size == 4
+
+
+def _batch_norm_line(config, mesh) -> str | None:
+    setup = build(config, mesh=mesh)
+    micro_batch = setup.plan.batch_size // setup.plan.accumulate
+    return describe_batch_norm_groups(setup.model, micro_batch, mesh.size)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +167,7 @@ def test_groups_that_span_devices_are_told(tiny_config, group, accumulate, words
     tiny_config.optim.accumulate = accumulate
     tiny_config.model.batch_norm_group = group
     four = jax.sharding.AbstractMesh((4,), ("data",))
-    line = build(tiny_config, mesh=four).describe_groups()
+    line = _batch_norm_line(tiny_config, four)
     assert line is None if words is None else words in line
 
 
@@ -166,13 +175,13 @@ def test_groups_across_borders_are_told(tiny_config):
     tiny_config.batch_size = tiny_config.eval_batch_size = 24
     tiny_config.model.batch_norm_group = 4
     four = jax.sharding.AbstractMesh((4,), ("data",))
-    line = build(tiny_config, mesh=four).describe_groups()
+    line = _batch_norm_line(tiny_config, four)
     assert "a BatchNorm group of 4 images spans up to 2 devices, which have 6 each" in line
     tiny_config.model.name = "noah_mixer_s16_224"
     del tiny_config.model.stem, tiny_config.model.width
     tiny_config.model.image_size = 32
     tiny_config.data.pad = 8
-    assert build(tiny_config, mesh=four).describe_groups() is None
+    assert _batch_norm_line(tiny_config, four) is None
 
 
 def test_scaling_the_batch_scales_the_learning_rates_alone(tiny_config):
@@ -186,15 +195,16 @@ def test_scaling_the_batch_scales_the_learning_rates_alone(tiny_config):
     small = build(tiny_config)
     tiny_config.scale_batch = 2.0
     large = build(tiny_config)
-    assert large.config.batch_size == 12 and tiny_config.batch_size == 6
-    assert large.steps_per_epoch == small.steps_per_epoch / 2
-    assert large.total_steps == small.total_steps // 2 == 50
+    assert large.plan.batch_size == 12 and tiny_config.batch_size == 6
+    assert large.plan.steps_per_epoch == small.plan.steps_per_epoch / 2
+    assert large.plan.total_steps == small.plan.total_steps // 2 == 50
     for epoch in (2, 5, 9):  # after the warm-up
-        rates = [x.schedule(epoch * x.steps_per_epoch) for x in (small, large)]
+        rates = [x.schedule(epoch * x.plan.steps_per_epoch) for x in (small, large)]
         np.testing.assert_allclose(rates[1], 2 * rates[0], rtol=1e-5)
-    assert large.config.optim.final_learning_rate == 0.002
-    assert large.config.optim.warmup_learning_rate == 0.02
-    assert large.config.optim.weight_decay == small.config.optim.weight_decay
+    optim = scaled(tiny_config).optim
+    assert optim.final_learning_rate == 0.002
+    assert optim.warmup_learning_rate == 0.02
+    assert optim.weight_decay == tiny_config.optim.weight_decay
     tiny_config.scale_batch = 0.3
     with pytest.raises(ValueError, match=r"scale_batch=0.3 makes batch_size=6 into 1.8"):
         build(tiny_config)
@@ -209,5 +219,5 @@ def test_what_is_special_of_the_batch_is_said(tiny_config, tmp_path, capsys):
     train(tiny_config, str(tmp_path / "run"))
     said = capsys.readouterr().out
     assert "scale_batch=2: batch 8 -> 16, learning rate 0.05 -> 0.1 (linear rule)" in said
-    assert "a step computes its 16 images in parts of 8" in said
+    assert "a step computes its 16 images in micro-batches of 8" in said
     assert re.search(r"a device holds (\S+) MiB of the state's \1 MiB", said)

@@ -14,7 +14,7 @@ from noah_jax.runs.checkpoints import save_model
 from noah_jax.runs.run_dir import CHECKPOINTS, prepare_folder
 from noah_jax.train import main as train_program
 from noah_jax.train import train
-from noah_jax.train.finetune import load_initial, resize_bicubic
+from noah_jax.train.finetune import load_initial_weights, resize_bicubic, take_over
 from noah_jax.train.setup import build
 from tests.helpers import make_tiny_config
 
@@ -76,7 +76,7 @@ def _save(folder, name, **arguments):
 def test_fine_tuning_on_other_classes(pretrained, two_classes, tmp_path, capsys):
     source = shutil.copytree(pretrained, tmp_path / "source")
     (tmp_path / "config.py").write_text(CONFIG.format(folder=str(two_classes)))
-    command = ["train", f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/tuned"]
+    command = [f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/tuned"]
     command += [f"--config.init_from={source}", "--config.optim.freeze=^(?!head/)"]
     command += ["--config.optim.param_groups=('^head/query', 2.0),"]
     assert train_program(command) == 0
@@ -113,8 +113,8 @@ def test_fine_tuning_on_other_classes(pretrained, two_classes, tmp_path, capsys)
 def test_the_state_starts_at_the_weights(pretrained, class_folders, ema):
     config = shorten(make_tiny_config(class_folders))
     config.init_from, config.init_ema = str(pretrained), ema
-    experiment = build(config)
-    state = experiment.init_state(experiment.load_initial())
+    setup = build(config)
+    state = take_over(setup.states.create(), setup.load_initial_weights())
     _, params, stats = load_model(str(pretrained), ema=ema)
     weights = {"params": params, "stats": stats}
     for got in ({key: state[key] for key in weights}, state["ema"]):
@@ -122,7 +122,7 @@ def test_the_state_starts_at_the_weights(pretrained, class_folders, ema):
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(weights), strict=True):
             np.testing.assert_array_equal(a, b)
     assert state["step"] == 0
-    abstract = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), experiment.abstract_state())
+    abstract = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), setup.states.abstract())
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == abstract
 
 
@@ -154,7 +154,7 @@ DEIT = dict(width=12, depth=1, num_heads=3, patch_size=8, num_classes=3)
 def test_position_embeddings_at_another_size(tmp_path, name):
     _, theirs = _save(tmp_path / "deit", name, image_size=32, **DEIT)
     model = create_model(name, image_size=(40, 56), **DEIT)
-    initial = load_initial(str(tmp_path / "deit"), model)
+    initial = load_initial_weights(str(tmp_path / "deit"), model)
     token = theirs["pos_embed"].shape[1] - 16
     assert token == (not name.startswith("noah"))
     got = initial.params["pos_embed"]
@@ -173,7 +173,7 @@ def test_pvt_at_another_size(tmp_path):
     sizes = dict(widths=(4, 4, 4, 4), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
     _, theirs = _save(tmp_path / "pvt", "pvt_tiny", image_size=64, num_classes=3, **sizes)
     model = create_model("pvt_tiny", image_size=96, num_classes=3, **sizes)
-    initial = load_initial(str(tmp_path / "pvt"), model)
+    initial = load_initial_weights(str(tmp_path / "pvt"), model)
     for stage, (old, new) in enumerate(((16, 24), (8, 12), (4, 6), (2, 3)), start=1):
         key, token = f"pos_embed{stage}", int(stage == 4)
         grid = resize_bicubic(theirs[key][:, token:], (old, old), (new, new))
@@ -184,14 +184,18 @@ def test_pvt_at_another_size(tmp_path):
 def test_another_kind_of_head_and_the_class_token(tmp_path):
     linear, noah = "deit_tiny_patch16_224", "noah_deit_tiny_patch16_224"
     _, theirs = _save(tmp_path / "linear", linear, image_size=32, **DEIT)
-    initial = load_initial(str(tmp_path / "linear"), create_model(noah, image_size=32, **DEIT))
-    assert "left out, of the head there: cls_token" in initial.lines
+    initial = load_initial_weights(
+        str(tmp_path / "linear"), create_model(noah, image_size=32, **DEIT)
+    )
+    assert "left out, because only the head there needs them: cls_token" in initial.lines
     np.testing.assert_array_equal(initial.params["pos_embed"], theirs["pos_embed"][:, 1:])
     assert not any(key.startswith("head/") for key in initial.params)
 
     _, theirs = _save(tmp_path / "noah", noah, image_size=32, **DEIT)
-    initial = load_initial(str(tmp_path / "noah"), create_model(linear, image_size=32, **DEIT))
-    assert "fresh besides, for this head: cls_token" in initial.lines
+    initial = load_initial_weights(
+        str(tmp_path / "noah"), create_model(linear, image_size=32, **DEIT)
+    )
+    assert "fresh as well, because only this head needs them: cls_token" in initial.lines
     assert "cls_token" not in initial.params and not initial.params["pos_embed"][:, 0].any()
     np.testing.assert_array_equal(initial.params["pos_embed"][:, 1:], theirs["pos_embed"])
 
@@ -213,7 +217,7 @@ def test_another_backbone_is_refused(tmp_path, change, words):
     if arguments["name"] == "noah_resnet18":
         arguments = dict(name="noah_resnet18", width=4)
     with pytest.raises(ValueError, match=words) as caught:
-        load_initial(str(tmp_path / "deit"), create_model(**arguments))
+        load_initial_weights(str(tmp_path / "deit"), create_model(**arguments))
     assert "\n" not in str(caught.value)
 
 
@@ -223,7 +227,7 @@ def test_token_mixing_keeps_its_image_size(tmp_path):
     model = create_model("mixer_s16_224", image_size=48, **sizes)
     words = "blocks/0/mlp_tokens/.* mix the tokens of images of 32x32 pixels .* here 48x48, to that"
     with pytest.raises(ValueError, match=words):
-        load_initial(str(tmp_path / "mixer"), model)
+        load_initial_weights(str(tmp_path / "mixer"), model)
 
 
 def test_what_cannot_be_read_leaves_no_folder(pretrained, class_folders, tmp_path):

@@ -155,7 +155,7 @@ def test_mixing_is_distributed_as_timms():
     size = (64, 96)
     random = np.random.RandomState(0)
     arguments = {"mixup": 0.8, "cutmix": 1.0, "prob": 0.9, "switch_prob": 0.3}
-    drawn = _jit(draw_mixing, groups=DRAWS, size=size, **arguments)(KEY)
+    drawn = _jit(draw_mixing, mix_groups=DRAWS, size=size, **arguments)(KEY)
     weight, box, cut = map(np.asarray, drawn)
     mixed = cut | (weight < 1)
     assert abs(mixed.mean() - 0.9) < 0.01 and abs(cut.mean() - 0.27) < 0.013
@@ -173,7 +173,7 @@ def test_mixing_is_distributed_as_timms():
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.5, 0.0), (0.0, 1.0)])
 def test_one_kind_alone_is_always_used(mixup, cutmix):
-    drawn = _jit(draw_mixing, groups=1000, size=(32, 32), mixup=mixup, cutmix=cutmix)(KEY)
+    drawn = _jit(draw_mixing, mix_groups=1000, size=(32, 32), mixup=mixup, cutmix=cutmix)(KEY)
     assert (np.asarray(drawn.cut) == bool(cutmix)).all()
     assert (np.asarray(drawn.weight) < 1).mean() > 0.95
 

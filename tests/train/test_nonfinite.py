@@ -48,7 +48,7 @@ def test_weights_that_overflow_at_the_last_step_before_a_save(tiny_config, tmp_p
 
 
 def test_incomplete_or_wrong_words_on_other_processes(tmp_path, capsys):
-    command = ["train", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'new'}"]
+    command = ["--config=configs/quickstart.py", f"--workdir={tmp_path / 'new'}"]
     assert main([*command, "--coordinator=localhost:1", "--num_processes=2"]) == 1
     assert "--process_id are needed together" in capsys.readouterr().err
     words = ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"]

@@ -65,11 +65,12 @@ def test_adamw_is_pytorchs(decay_all):
 
 
 def _decayed(config):
-    """Paths of the parameters that an experiment's weight decay moves."""
-    experiment = build(config)
-    params = jax.tree.map(lambda x: jnp.ones((1,) * x.ndim), experiment.model.abstract()[0])
+    """Paths of the parameters that a configuration's weight decay moves."""
+    setup = build(config)
+    params = jax.tree.map(lambda x: jnp.ones((1,) * x.ndim), setup.model.abstract()[0])
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = experiment.optimizer.update(zeros, experiment.optimizer.init(params), params)
+    optimizer = setup.states.optimizer
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     return {path for path, update in flatten_dict(updates, sep="/").items() if update.any()}
 
 

@@ -8,10 +8,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from noah_jax import create_model
-from noah_jax.config import default_config, parse_command_line
+from noah_jax.config import default_config
+from noah_jax.config_flags import parse_config
 from noah_jax.train.optimizer import make_optimizer
-from noah_jax.train.param_groups import find_groups, trainable
-from noah_jax.train.step import init_state, make_train_step
+from noah_jax.train.param_groups import find_param_groups, trainable
+from noah_jax.train.state import init_state
+from noah_jax.train.step import make_train_step
 from tests.helpers import ROOT
 
 BACKBONE = "^(?!head/)"
@@ -33,7 +35,7 @@ def model():
 def _one_step(model, **values):
     """The state before and after a step, and the groups."""
     config = _config(learning_rate=0.5, momentum=0.9, decay_all=True, **values)
-    groups = find_groups(config, model.abstract()[0])
+    groups = find_param_groups(config, model.abstract()[0])
     schedule = optax.constant_schedule(config.learning_rate)
     optimizer = make_optimizer(config, schedule, decay_all=True, factors=groups.factors)
     state = init_state(model, optimizer, 0, frozen=groups.frozen)
@@ -84,7 +86,7 @@ def test_no_gradient_is_computed_for_frozen_parameters(model):
         return jax.jit(step).lower(state, batch).compile().cost_analysis()["flops"]
 
     config = _config(freeze=(BACKBONE,))
-    assert flops(find_groups(config, model.abstract()[0]).frozen) < 0.6 * flops(frozenset())
+    assert flops(find_param_groups(config, model.abstract()[0]).frozen) < 0.6 * flops(frozenset())
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -100,7 +102,7 @@ def test_a_factor_multiplies_the_update(name):
         )
         return optimizer.update(grads, optimizer.init(params), params)[0]
 
-    groups = find_groups(config, params)
+    groups = find_param_groups(config, params)
     assert groups.factors == {"head/kernel": 8.0, "body/kernel": 0.5}  # the first that matches
     plain, scaled = update({}), update(groups.factors)
     np.testing.assert_array_equal(scaled["head"]["kernel"], 8 * plain["head"]["kernel"])
@@ -142,7 +144,7 @@ def test_what_is_trained_of_nothing_frozen_is_everything(model):
 )
 def test_expressions_that_do_not_fit(model, values, words):
     with pytest.raises(ValueError, match=words):
-        find_groups(_config(**values), model.abstract()[0])
+        find_param_groups(_config(**values), model.abstract()[0])
 
 
 @pytest.mark.parametrize("given", ["^(?!head/)", "('^(?!head/)',)"])
@@ -150,6 +152,6 @@ def test_the_command_line(given, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = ["--config=configs/quickstart.py", f"--config.optim.freeze={given}"]
     words += ["--config.optim.param_groups=('^head/', 10.0),"]
-    config, _ = parse_command_line(["train", *words])
+    config = parse_config(words)
     assert config.optim.freeze == (BACKBONE,)
     assert config.optim.param_groups == (("^head/", 10.0),)

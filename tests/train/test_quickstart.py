@@ -38,7 +38,7 @@ def test_trained_attention_is_not_uniform(tmp_path):
     config.compilation_cache = ""
     train(config, str(tmp_path))
     model, params, stats = load_model(str(tmp_path))
-    batch = next(build(config).eval_batches())
+    batch = next(build(config).inputs.eval_batches())
     images = normalise(batch["image"], config.data.mean, config.data.std)
     features = jax.jit(model.features)(params, stats, images)
     assert features.shape[1:3] == (4, 4)

@@ -54,9 +54,11 @@ def _optimised(class_folders):
 
 def _train(config, steps):
     """The states after each step on fixed images."""
-    experiment = dataclasses.replace(build(config), model=LinearModel())
-    step = jax.jit(experiment.make_train_step(), compiler_options=QUICK_COMPILE)
-    state = experiment.make_state()
+    setup = build(config)
+    states = dataclasses.replace(setup.states, model=LinearModel())
+    compiler = dataclasses.replace(setup.steps, states=states)
+    step = jax.jit(compiler.make_train_step(), compiler_options=QUICK_COMPILE)
+    state = states.make()
     random = np.random.RandomState(0)
     states = [state]
     for _ in range(steps):
@@ -148,12 +150,12 @@ def test_the_models_own_rows_draw_at_random(class_folders, key):
         config.model.name, config.model.image_size = "noah_mixer_s16_050_224", 32
         config.model.head_num, config.model.head_drop_rate = None, 0.0
         config.model[key] = rate
-        experiment = build(config)
+        setup = build(config)
         batch = {
             "image": jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.uint8),
             "label": jax.ShapeDtypeStruct((8,), jnp.int32),
         }
-        traced = jax.make_jaxpr(experiment.make_train_step())(experiment.abstract_state(), batch)
+        traced = jax.make_jaxpr(setup.steps.make_train_step())(setup.states.abstract(), batch)
         return str(traced).count("random_bits")
 
     assert draws(0.0) == 0 < draws(0.1)
@@ -165,7 +167,7 @@ def test_repeated_images_stand_in_different_groups(class_folders):
 
     def labels(repeats):
         config.data.repeats = repeats
-        images = next(build(config).train_batches(0))["image"]
+        images = next(build(config).inputs.train_batches(0))["image"]
         return np.asarray(images, np.float64).sum((1, 2, 3))
 
     repeated, once = labels(2), labels(1)
@@ -175,6 +177,6 @@ def test_repeated_images_stand_in_different_groups(class_folders):
 
 def test_the_rest_of_an_epoch_is_dropped(class_folders):
     config = make_tiny_config(class_folders)
-    assert build(config).steps_per_epoch == 7.5
+    assert build(config).plan.steps_per_epoch == 7.5
     config.data.drop_last = True
-    assert build(config).steps_per_epoch == 7
+    assert build(config).plan.steps_per_epoch == 7

@@ -1,4 +1,4 @@
-"""Devices that share the state: the same numbers in less memory, from any checkpoint."""
+"""Checks that devices which share the state compute the same numbers in less memory."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from tests.helpers import ROOT
 
 @pytest.fixture(scope="module")
 def found(class_folders, tmp_path_factory) -> dict:
-    """What `sharded_state.py` finds."""
+    """Returns what `sharded_state.py` prints."""
     return _run(class_folders, str(tmp_path_factory.mktemp("checkpoints")))
 
 
 def _run(*arguments: str) -> dict:
-    """`sharded_state.py` on eight devices."""
+    """Runs `sharded_state.py` on eight devices."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -42,13 +42,20 @@ def test_sharing_the_state_changes_nothing(found):
     assert sharded == pytest.approx(replicated, rel=1e-5)
 
 
-def test_nor_does_computing_the_batch_in_parts(found):
-    assert found["parts"] < 1e-5
+def test_nor_does_computing_the_batch_in_micro_batches(found):
+    assert found["micro_batches"] < 1e-5
+
+
+def test_norms_are_over_all_shards(found):
+    replicated, sharded, accumulated = found["norms"]
+    assert min(replicated) > 0
+    assert sharded == pytest.approx(replicated, rel=1e-5)
+    assert accumulated == pytest.approx(replicated, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_groups_that_span_devices_are_the_same_in_parts(class_folders):
-    assert _run(class_folders)["parts"] < 1e-5
+def test_batch_norm_groups_that_span_devices_are_the_same_in_micro_batches(class_folders):
+    assert _run(class_folders)["micro_batches"] < 1e-5
 
 
 def test_a_device_holds_less(found):
@@ -80,7 +87,7 @@ def test_large_arrays_are_split_along_the_longest_axis_that_divides():
         "indivisible": (1001, 1003),
     }
     tree = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
-    placed = distributed.shared_out(tree, mesh)
+    placed = distributed.sharded(tree, mesh)
     assert placed["kernel"].spec == PartitionSpec(None, None, None, "data")
     assert placed["odd"].spec == PartitionSpec(None, "data")
     assert placed["small"].spec == placed["indivisible"].spec == PartitionSpec()

@@ -10,7 +10,7 @@ from etils import epath
 from noah_jax import create_model
 from noah_jax.models.flops import multiply_adds
 from noah_jax.train import throughput, train
-from noah_jax.train.setup import Experiment
+from noah_jax.train.input_pipeline import InputPipeline
 
 
 def _train_lines(workdir) -> list[dict]:
@@ -35,24 +35,24 @@ def test_goodput_counts_steps_once_and_all_time_since_the_first_start(tmp_path, 
     monkeypatch.setattr(time, "time", lambda: now)
     first = throughput.Goodput(workdir, start_step=0, started=1000.0)
     now = 1100.0
-    assert first.share(60) == pytest.approx(0.6)
+    assert first.fraction(60) == pytest.approx(0.6)
     first.save(10, 60)
     now = 1140.0
     first.save(20, 90)  # which the crash leaves unfinished
     # It starts again at 1200 after step 10: 30 s of training are lost, and 60 s without any.
     now = 1250.0
     second = throughput.Goodput(workdir, start_step=10, started=1200.0)
-    assert second.share(0) == pytest.approx(60 / 250)
-    assert second.share(40) == pytest.approx(100 / 250)
+    assert second.fraction(0) == pytest.approx(60 / 250)
+    assert second.fraction(40) == pytest.approx(100 / 250)
     second.save(20, 40)
     third = throughput.Goodput(workdir, start_step=20, started=1250.0)
-    assert third.share(0) == pytest.approx(100 / 250)
+    assert third.fraction(0) == pytest.approx(100 / 250)
 
 
 def test_a_damaged_goodput_file_does_not_keep_a_run_from_going_on(tmp_path, capsys):
     (tmp_path / "goodput.json").write_text("{")
     goodput = throughput.Goodput(epath.Path(tmp_path), start_step=5, started=time.time())
-    assert goodput.share(0) == 0
+    assert goodput.fraction(0) == 0
     assert "goodput.json cannot be read" in capsys.readouterr().err
 
 
@@ -90,13 +90,13 @@ def test_a_run_accounts_for_its_time(tiny_config, tmp_path, monkeypatch, capsys)
 
 def test_a_run_without_a_known_peak_has_no_mfu_and_no_profile(tiny_config, tmp_path, monkeypatch):
     # Time that the evaluation takes is not training.
-    evaluated = Experiment.eval_batches
+    evaluated = InputPipeline.eval_batches
 
-    def slow(experiment):
+    def slow(inputs):
         time.sleep(1)
-        yield from evaluated(experiment)
+        yield from evaluated(inputs)
 
-    monkeypatch.setattr(Experiment, "eval_batches", slow)
+    monkeypatch.setattr(InputPipeline, "eval_batches", slow)
     workdir = tmp_path / "run"
     begin = time.time()
     train(tiny_config, str(workdir))

@@ -1,0 +1,78 @@
+"""Writes the lines that a run prints before its first step."""
+
+from collections.abc import Iterator
+
+import jax
+from ml_collections import ConfigDict
+
+from noah_jax import distributed
+from noah_jax.config import scaled
+from noah_jax.models.base import Model
+from noah_jax.train.setup import TrainSetup
+from noah_jax.train.state import State
+
+
+def describe_setup(setup: TrainSetup, *, compile_seconds: float) -> str:
+    """Says in one line what is trained on what."""
+    model, plan, inputs = setup.model, setup.plan, setup.inputs
+    return (
+        f"{model.name}: {model.num_params:,} parameters; {inputs.name},"
+        f" {len(inputs.train_source):,} training and {len(inputs.eval_source):,}"
+        f" evaluation images; {plan.total_steps} steps of {plan.batch_size} on"
+        f" {setup.mesh.size} {jax.devices()[0].device_kind} device(s), compiled in"
+        f" {compile_seconds:.1f} s"
+    )
+
+
+def describe_batch(config: ConfigDict, setup: TrainSetup) -> Iterator[str]:
+    """Says how a step's batch is scaled, cut into micro-batches and spread over the devices.
+
+    Args:
+      config: The configuration as given, before `scale_batch` is applied.
+      setup: What was built from it.
+    """
+    plan = setup.plan
+    if config.scale_batch != 1:
+        learning_rate = scaled(config).optim.learning_rate
+        yield (
+            f"scale_batch={config.scale_batch:g}: batch {config.batch_size} -> {plan.batch_size},"
+            f" learning rate {config.optim.learning_rate:g} -> {learning_rate:g} (linear"
+            " rule); epochs and warm-up stay"
+        )
+    micro_batch = plan.batch_size // plan.accumulate
+    if plan.accumulate > 1:
+        yield f"a step computes its {plan.batch_size} images in micro-batches of {micro_batch}"
+    line = describe_batch_norm_groups(setup.model, micro_batch, setup.mesh.size)
+    if line is not None:
+        yield line
+
+
+def describe_batch_norm_groups(model: Model, micro_batch: int, devices: int) -> str | None:
+    """Says what BatchNorm groups cost that span several devices; `None` if none does.
+
+    Args:
+      model: The model.
+      micro_batch: Images that are computed at once, over all devices.
+      devices: Number of devices.
+    """
+    if not model.abstract()[1]:
+        return None
+    batch_norm_group = model.arguments["batch_norm_group"] or micro_batch
+    images_of_a_device = micro_batch // devices
+    if images_of_a_device % batch_norm_group == 0:
+        return None
+    if batch_norm_group % images_of_a_device == 0:
+        spans = f"spans {batch_norm_group // images_of_a_device}"
+    else:
+        spans = f"spans up to {-(-batch_norm_group // images_of_a_device) + 1}"
+    return (
+        f"a BatchNorm group of {batch_norm_group} images {spans} devices, which have"
+        f" {images_of_a_device} each: every BatchNorm layer exchanges its sums among them"
+    )
+
+
+def describe_sharding(state: State) -> str:
+    """Says how much of a sharded state one device holds."""
+    shard = distributed.device_bytes(state)
+    whole = sum(x.nbytes for x in jax.tree.leaves(state))
+    return f"a device holds {shard / 2**20:,.1f} MiB of the state's {whole / 2**20:,.1f} MiB"
