@@ -52,17 +52,19 @@ class StepCompiler:
             states.optimizer,
             self.schedule,
             seed=states.seed,
-            mean=self.mean,
-            std=self.std,
-            task=self.task,
             augment=self.augment,
             ema_decay=self.ema_decay,
             frozen=states.frozen,
             log_every=self.plan.log_every,
             accumulate=self.plan.accumulate,
-            mesh=states.mesh,
             shardings=states.shardings if states.sharded else None,
+            **self._common,
         )
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        """The arguments that both steps take."""
+        return {"mean": self.mean, "std": self.std, "task": self.task, "mesh": self.states.mesh}
 
     def trace_train_step(self) -> jax.stages.Traced:
         """Traces the training step for its only shapes; `.lower().compile()` compiles it."""
@@ -81,14 +83,7 @@ class StepCompiler:
           it is given, and `eval_step(params, stats, batch, metrics) -> metrics`.
         """
         states = self.states
-        eval_step = make_eval_step(
-            states.model,
-            mean=self.mean,
-            std=self.std,
-            task=self.task,
-            mesh=states.mesh,
-            sharded=states.sharded,
-        )
+        eval_step = make_eval_step(states.model, sharded=states.sharded, **self._common)
         replicated = distributed.replicated(states.mesh)
         jitted_eval = jax.jit(
             eval_step,

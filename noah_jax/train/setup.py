@@ -46,30 +46,48 @@ class TrainSetup:
     """The parts of a run; see `build`.
 
     Attributes:
-      mesh: The devices.
-      model: The model.
-      task: Defines loss and metrics.
-      plan: How many images and steps the run has.
       inputs: Yields the batches.
-      states: Makes the state.
-      steps: Compiles the steps.
-      schedule: The learning rate by step.
+      steps: Compiles the steps; it knows the task, the schedule and how the state is made.
       param_groups: Which parameters are frozen or have a learning rate of their own.
       init_from: The weights to start with, as `noah_jax.load_model` takes them, if any.
       init_ema: Whether to take the moving average of those weights.
     """
 
-    mesh: Mesh
-    model: Model
-    task: Task
-    plan: Plan
     inputs: InputPipeline
-    states: StateMaker
     steps: StepCompiler
-    schedule: optax.Schedule
     param_groups: ParamGroups
     init_from: str | None
     init_ema: bool
+
+    @property
+    def states(self) -> StateMaker:
+        """Makes the state."""
+        return self.steps.states
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.states.model
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self.states.mesh
+
+    @property
+    def plan(self) -> Plan:
+        """How many images and steps the run has."""
+        return self.steps.plan
+
+    @property
+    def task(self) -> Task:
+        """Defines loss and metrics."""
+        return self.steps.task
+
+    @property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate by step."""
+        return self.steps.schedule
 
     def load_initial_weights(self) -> InitialWeights | None:
         """Loads the weights to start with, if the configuration names any."""
@@ -196,19 +214,7 @@ def build(
         mean=tuple(config.data.mean or model.mean),
         std=tuple(config.data.std or model.std),
     )
-    return TrainSetup(
-        mesh=mesh,
-        model=model,
-        task=task,
-        plan=plan,
-        inputs=inputs,
-        states=states,
-        steps=steps,
-        schedule=schedule,
-        param_groups=param_groups,
-        init_from=config.init_from,
-        init_ema=config.init_ema,
-    )
+    return TrainSetup(inputs, steps, param_groups, config.init_from, config.init_ema)
 
 
 def _check_ema_decay(ema_decay: float | None) -> None:

@@ -28,7 +28,7 @@ from noah_jax.config_flags import parse_config
 from noah_jax.errors import InputError, UsageError
 from noah_jax.train import train
 from noah_jax.train.setup import build
-from tests.helpers import ROOT
+from tests.helpers import ROOT, make_tiny_config
 
 ARCHIVE = ROOT / "tests" / "data" / "runs" / "before_rename.zip"
 # Another version of XLA rounds differently; six steps with BatchNorm over four images enlarge it.
@@ -37,40 +37,21 @@ TOLERANCE = 1e-4
 
 def _config():
     """The run's configuration, under the present names of the keys."""
-    config = default_config()
-    config.dataset = "folder:images"
-    config.model.name = "noah_resnet18"
-    config.model.image_size = 28
-    config.model.stem = "small"
-    config.model.width = 4
+    config = make_tiny_config("folder:images")
     config.model.depths = (1, 1, 1, 1)
-    config.model.batch_norm_group = 4
-    config.model.head_num = 2
-    config.model.head_drop_rate = 0.3
+    config.data.crop = "random_resized"
     config.data.num_threads = 1
     config.data.area = (0.5, 1.0)
     config.data.approximate_decode = True
     config.data.on_corrupt_image = "stop"
-    config.smoothing = 0.1
-    config.erase_prob = 0.5
-    config.mixup = 0.8
-    config.cutmix = 1.0
-    config.mix_group = 4
-    config.ema_decay = 0.9
-    config.batch_size = 8
-    config.eval_batch_size = 8
     config.epochs = 4.0
     config.log_every = 2
-    config.eval_every = 6
-    config.checkpoint_every = 3
-    config.keep_checkpoints = 10
     config.optim.learning_rate = 0.01
     config.optim.per_epoch = True
     config.optim.lr_delay_epochs = 1
     config.optim.weight_decay = 1e-3
     config.optim.freeze = ("^conv1/",)
     config.optim.param_groups = (("^head/", 3.0), ("^layer4/", 0.5))
-    config.compilation_cache = ""
     return config
 
 
