@@ -24,20 +24,13 @@ def _parser() -> Parser:
         help="machines: v4:2x2x4, v5p:2x2x4, v5e:16x16, v6e:16x16 (the chips along each axis;"
         " needs `pip install libtpu`), h100:8 (needs `pip install 'jax[cuda13]'`) or cpu:8",
     )
-    parser.add_argument(
-        "--all", action="store_true", help="a table of all variants of the files in configs/"
-    )
-    parser.add_argument(
-        "--models",
-        default="*",
-        metavar="PATTERN",
-        help="with --all: only variants of this pattern, such as 'noah_*'",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="one JSON object a line, for each configuration and machine; sizes in bytes",
-    )
+    for flag, meaning in (
+        ("--all", "a table of all variants of the files in configs/"),
+        ("--json", "one JSON object a line, for each configuration and machine; sizes in bytes"),
+    ):
+        parser.add_argument(flag, action="store_true", help=meaning)
+    pattern = "with --all: only variants of this pattern, such as 'noah_*'"
+    parser.add_argument("--models", default="*", metavar="PATTERN", help=pattern)
     return parser
 
 

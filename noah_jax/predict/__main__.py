@@ -42,7 +42,8 @@ def _parser() -> Parser:
 def _predict(arguments: argparse.Namespace) -> int:
     from noah_jax.predict.program import predict_all
 
-    return 0 if predict_all(**vars(arguments)) else 1
+    all_images_were_read = predict_all(**vars(arguments))
+    return 0 if all_images_were_read else 1
 
 
 main = program(_predict, _parser)

@@ -55,9 +55,9 @@ class StepCompiler:
             augment=self.augment,
             ema_decay=self.ema_decay,
             frozen=states.frozen,
+            shardings=states.shardings if states.sharded else None,
             log_every=self.plan.log_every,
             accumulate=self.plan.accumulate,
-            shardings=states.shardings if states.sharded else None,
             **self._common,
         )
 

@@ -39,10 +39,9 @@ class Toy(nnx.Module):
 
     def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         """The last feature map, `[batch, height/2**depth, width/2**depth, channels]`."""
-        x = images
         for layer in self.layers:
-            x = run_layer(layer, x, train=train, remat=self.remat)
-        return x
+            images = run_layer(layer, images, train=train, remat=self.remat)
+        return images
 
     def __call__(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         """float32 logits `[batch, num_classes]`."""
