@@ -1,4 +1,4 @@
-"""Checkpoints: exact, verified, and the ladder down to the one that verifies."""
+"""Checks that checkpoints are exact and verified, and that older ones step in."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Runs of the training program on several processes of this machine."""
+"""Starts the training program on several processes of this machine."""
 
 import dataclasses
 import os
@@ -20,15 +20,15 @@ class Run:
     """Processes of one run, started together.
 
     Attributes:
-      processes: by index.
-      logs: where their stdout and stderr go.
+      processes: The processes, by index.
+      logs: The files with their standard output and standard error.
     """
 
     processes: list[subprocess.Popen]
     logs: list[pathlib.Path]
 
     def wait(self, timeout: float = 240) -> list[int]:
-        """The exit codes; kills what is left after `timeout` seconds, whose code is then -9."""
+        """Returns the exit codes; kills what is left after `timeout` seconds, with code -9."""
         end = time.monotonic() + timeout
         for process in self.processes:
             try:
@@ -39,7 +39,7 @@ class Run:
         return [process.returncode for process in self.processes]
 
     def wait_until(self, happened: Callable[[], object], timeout: float = 240) -> None:
-        """Waits for something while the processes run."""
+        """Waits until something happens while the processes run."""
         end = time.monotonic() + timeout
         while not happened():
             assert time.monotonic() < end, self.said(0)
@@ -51,7 +51,7 @@ class Run:
         self.wait_until(lambda: words in self.said(0))
 
     def said(self, index: int) -> str:
-        """All that a process has printed so far."""
+        """Returns all that a process has printed so far."""
         return self.logs[index].read_text()
 
     def signal(self, index: int, number: signal.Signals) -> None:
@@ -64,25 +64,25 @@ def start(
     data: str,
     count: int,
     *keys: str,
-    of_the_last: Sequence[str] = (),
+    last_keys: Sequence[str] = (),
     largest_file: int | None = None,
 ) -> Run:
     """Starts the training program on `count` processes.
 
     Args:
-      workdir: the run's folder.
-      data: class folders.
-      count: how many processes; 1 is one alone.
-      *keys: such as `--config.epochs=2`, for all.
-      of_the_last: such keys for the last process alone.
-      largest_file: bytes after which writing a file fails, as on a full disk.
+      workdir: The run's folder.
+      data: The class folders.
+      count: Number of processes.
+      *keys: Arguments such as `--config.epochs=2`, for all processes.
+      last_keys: Such arguments for the last process alone.
+      largest_file: Bytes after which writing a file fails, as on a full disk.
     """
     cache = ROOT / ".pytest_cache" / "jax_processes"
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        # Compiling these programs well takes longer than running them badly.
+        # Compiling these short programs well would take longer than running them badly.
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
     address = f"--coordinator=localhost:{_free_port()}"
@@ -91,7 +91,7 @@ def start(
         command = [sys.executable, "-m", "noah_jax.train", f"--config={CONFIG}"]
         command += [f"--workdir={workdir}", f"--config.dataset={data}"]
         command += [f"--config.compilation_cache={cache}", *keys]
-        command += of_the_last if index == count - 1 else []
+        command += last_keys if index == count - 1 else []
         if count > 1:
             command += [address, f"--num_processes={count}", f"--process_id={index}"]
         if largest_file is not None:

@@ -1,4 +1,4 @@
-"""A small run for the tests on several processes: mixup, EMA, BatchNorm groups, dropout."""
+"""Configures a small run for the tests on several processes: mixup, EMA, BatchNorm, dropout."""
 
 from tests.helpers import make_tiny_config
 

@@ -1,4 +1,4 @@
-"""A batch computed in parts is the batch computed at once."""
+"""Checks that a batch computed in micro-batches is the batch computed at once."""
 
 import re
 
@@ -50,10 +50,10 @@ MODELS = {
 def _states(kind, accumulate):
     """The state after every step."""
     config = make_tiny_config("")
-    config.erase_prob = config.cutmix = 0.0  # which take long to compile, and see the whole batch
+    config.erase_prob = config.cutmix = 0.0  # They take long to compile, and see the whole batch.
     if kind != "resnet":
         config.optim.name, config.optim.learning_rate = "adamw", 1e-3
-        config.optim.epsilon = 1e-3  # where no gradient is, rounding would decide the update
+        config.optim.epsilon = 1e-3  # Rounding would decide the update where the gradient is zero.
     model = create_model(num_classes=3, **MODELS[kind])
     schedule = make_schedule(config.optim, epochs=1.0, steps_per_epoch=STEPS)
     optimizer = make_optimizer(config.optim, schedule, decay_all=True)
@@ -87,19 +87,19 @@ def _states(kind, accumulate):
     ("kind", "accumulate"),
     [("resnet", 4), pytest.param("deit", 2, marks=pytest.mark.slow)],
 )
-def test_parts_of_a_batch_give_the_step_of_the_whole(kind, accumulate):
+def test_micro_batches_give_the_step_of_the_whole_batch(kind, accumulate):
     whole, parts = _states(kind, 1), _states(kind, accumulate)
     for a, b in zip(whole, parts, strict=True):
         keep = ("step", "params", "stats", "ema", "metrics")
-        leaves, theirs = (jax.tree.leaves_with_path({k: s[k] for k in keep}) for s in (a, b))
-        for (path, x), (_, y) in zip(leaves, theirs, strict=True):
+        leaves, others = (jax.tree.leaves_with_path({k: s[k] for k in keep}) for s in (a, b))
+        for (path, x), (_, y) in zip(leaves, others, strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=str(path))
     # The optimizer was applied once a step.
     assert int(parts[-1]["step"]) == STEPS
     assert all(int(x) == STEPS for x in jax.tree.leaves(parts[-1]["opt_state"]) if x.ndim == 0)
 
 
-def test_masks_of_a_part_are_those_of_the_whole():
+def test_masks_of_a_micro_batch_are_those_of_the_batch():
     x = jax.random.normal(jax.random.key(1), (8, 3, 4, 6))
     part = dropout.MicroBatchKey(jax.random.key(0), jnp.array([1, 2, 6, 7]))
     for drop in (lambda x, key: drop_path(x, 0.5, key), Dropout(0.5)):
@@ -133,7 +133,7 @@ def test_elements_are_dropped_at_the_rate_and_independently(rate):
         (4, 4, "micro-batches of 2 images, .*batch_norm_group is 4, choose a divisor of 2"),
     ],
 )
-def test_parts_that_do_not_fit(tiny_config, accumulate, group, words):
+def test_micro_batches_that_do_not_fit(tiny_config, accumulate, group, words):
     tiny_config.optim.accumulate = accumulate
     tiny_config.model.batch_norm_group = group
     with pytest.raises(ValueError, match=words):
@@ -162,7 +162,7 @@ def _batch_norm_line(config, mesh) -> str | None:
         (None, 1, "a BatchNorm group of 16 images spans 4 devices"),
     ],
 )
-def test_groups_that_span_devices_are_told(tiny_config, group, accumulate, words):
+def test_batch_norm_groups_that_span_devices_are_told(tiny_config, group, accumulate, words):
     tiny_config.batch_size = tiny_config.eval_batch_size = 16
     tiny_config.optim.accumulate = accumulate
     tiny_config.model.batch_norm_group = group
@@ -171,7 +171,7 @@ def test_groups_that_span_devices_are_told(tiny_config, group, accumulate, words
     assert line is None if words is None else words in line
 
 
-def test_groups_across_borders_are_told(tiny_config):
+def test_batch_norm_groups_across_borders_are_told(tiny_config):
     tiny_config.batch_size = tiny_config.eval_batch_size = 24
     tiny_config.model.batch_norm_group = 4
     four = jax.sharding.AbstractMesh((4,), ("data",))

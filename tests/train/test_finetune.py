@@ -1,4 +1,4 @@
-"""Starting from other weights: another head, another image size, weights that do not fit."""
+"""Tests starting from other weights: another head or image size, weights that do not fit."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def _flat(tree):
 
 
 def _save(folder, name, **arguments):
-    """A folder as the converter makes it; returns the model and its parameters."""
+    """Saves a folder as the converter does; returns the model and its parameters."""
     model = create_model(name, **arguments)
     params, stats = jax.jit(model.init)(jax.random.key(1))
     names = [str(i) for i in range(model.num_classes)]
@@ -152,18 +152,18 @@ DEIT = dict(width=12, depth=1, num_heads=3, patch_size=8, num_classes=3)
 
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "noah_deit_tiny_patch16_224"])
 def test_position_embeddings_at_another_size(tmp_path, name):
-    _, theirs = _save(tmp_path / "deit", name, image_size=32, **DEIT)
+    _, saved = _save(tmp_path / "deit", name, image_size=32, **DEIT)
     model = create_model(name, image_size=(40, 56), **DEIT)
     initial = load_initial_weights(str(tmp_path / "deit"), model)
-    token = theirs["pos_embed"].shape[1] - 16
+    token = saved["pos_embed"].shape[1] - 16
     assert token == (not name.startswith("noah"))
     got = initial.params["pos_embed"]
     assert got.shape == (1, token + 5 * 7, 12)
-    np.testing.assert_array_equal(got[:, :token], theirs["pos_embed"][:, :token])
-    grid = resize_bicubic(theirs["pos_embed"][:, token:], (4, 4), (5, 7))
+    np.testing.assert_array_equal(got[:, :token], saved["pos_embed"][:, :token])
+    grid = resize_bicubic(saved["pos_embed"][:, token:], (4, 4), (5, 7))
     np.testing.assert_array_equal(got[:, token:], grid)
     assert "pos_embed resized bicubically from 4x4 to 5x7 positions" in initial.lines
-    assert initial.params.keys() == theirs.keys()  # the head too: it is the same
+    assert initial.params.keys() == saved.keys()  # the head too: it is the same
     shapes = {k: x.shape for k, x in flatten_dict(model.abstract()[0], sep="/").items()}
     assert {k: x.shape for k, x in initial.params.items()} == shapes
 
@@ -171,33 +171,33 @@ def test_position_embeddings_at_another_size(tmp_path, name):
 @pytest.mark.slow
 def test_pvt_at_another_size(tmp_path):
     sizes = dict(widths=(4, 4, 4, 4), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
-    _, theirs = _save(tmp_path / "pvt", "pvt_tiny", image_size=64, num_classes=3, **sizes)
+    _, saved = _save(tmp_path / "pvt", "pvt_tiny", image_size=64, num_classes=3, **sizes)
     model = create_model("pvt_tiny", image_size=96, num_classes=3, **sizes)
     initial = load_initial_weights(str(tmp_path / "pvt"), model)
     for stage, (old, new) in enumerate(((16, 24), (8, 12), (4, 6), (2, 3)), start=1):
         key, token = f"pos_embed{stage}", int(stage == 4)
-        grid = resize_bicubic(theirs[key][:, token:], (old, old), (new, new))
+        grid = resize_bicubic(saved[key][:, token:], (old, old), (new, new))
         np.testing.assert_array_equal(initial.params[key][:, token:], grid)
-        np.testing.assert_array_equal(initial.params[key][:, :token], theirs[key][:, :token])
+        np.testing.assert_array_equal(initial.params[key][:, :token], saved[key][:, :token])
 
 
 def test_another_kind_of_head_and_the_class_token(tmp_path):
     linear, noah = "deit_tiny_patch16_224", "noah_deit_tiny_patch16_224"
-    _, theirs = _save(tmp_path / "linear", linear, image_size=32, **DEIT)
+    _, saved = _save(tmp_path / "linear", linear, image_size=32, **DEIT)
     initial = load_initial_weights(
         str(tmp_path / "linear"), create_model(noah, image_size=32, **DEIT)
     )
     assert "left out, because only the head there needs them: cls_token" in initial.lines
-    np.testing.assert_array_equal(initial.params["pos_embed"], theirs["pos_embed"][:, 1:])
+    np.testing.assert_array_equal(initial.params["pos_embed"], saved["pos_embed"][:, 1:])
     assert not any(key.startswith("head/") for key in initial.params)
 
-    _, theirs = _save(tmp_path / "noah", noah, image_size=32, **DEIT)
+    _, saved = _save(tmp_path / "noah", noah, image_size=32, **DEIT)
     initial = load_initial_weights(
         str(tmp_path / "noah"), create_model(linear, image_size=32, **DEIT)
     )
     assert "fresh as well, because only this head needs them: cls_token" in initial.lines
     assert "cls_token" not in initial.params and not initial.params["pos_embed"][:, 0].any()
-    np.testing.assert_array_equal(initial.params["pos_embed"][:, 1:], theirs["pos_embed"])
+    np.testing.assert_array_equal(initial.params["pos_embed"][:, 1:], saved["pos_embed"])
 
 
 @pytest.mark.parametrize(

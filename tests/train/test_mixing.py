@@ -1,4 +1,4 @@
-"""Erasing, mixup and cutmix: fixed draws by hand, random ones against timm's rules in NumPy."""
+"""Compares erasing, mixup and cutmix with results by hand and with timm's rules in NumPy."""
 
 import functools
 import math
@@ -38,12 +38,15 @@ def _images(batch=6, size=(4, 5)):
     return jnp.asarray(np.random.RandomState(0).randn(batch, *size, 3), jnp.float32)
 
 
-def _same_distribution(ours, theirs):
-    """Kolmogorov and Smirnov's test, which one in ten thousand pairs of equals fails."""
-    ours, theirs = np.sort(np.asarray(ours, np.float64)), np.sort(np.asarray(theirs, np.float64))
-    values = np.concatenate([ours, theirs])
-    shares = [np.searchsorted(x, values, side="right") / len(x) for x in (ours, theirs)]
-    limit = 2.23 * math.sqrt(1 / len(ours) + 1 / len(theirs))
+def _same_distribution(actual, expected):
+    """The test of Kolmogorov and Smirnov; one in ten thousand equal pairs fails it."""
+    actual, expected = (
+        np.sort(np.asarray(actual, np.float64)),
+        np.sort(np.asarray(expected, np.float64)),
+    )
+    values = np.concatenate([actual, expected])
+    shares = [np.searchsorted(x, values, side="right") / len(x) for x in (actual, expected)]
+    limit = 2.23 * math.sqrt(1 / len(actual) + 1 / len(expected))
     assert np.abs(shares[0] - shares[1]).max() < limit
 
 
@@ -84,15 +87,15 @@ def _erasing_by_the_rules(count, height, width, prob, random):
 
 @pytest.mark.parametrize("size", [(224, 224), (8, 60)])  # on the second many tries fail
 def test_erased_rectangles_are_distributed_as_timms(size):
-    ours = np.asarray(_jit(draw_erasing, batch=DRAWS, size=size, prob=0.75)(KEY))
-    theirs = _erasing_by_the_rules(DRAWS, *size, 0.75, np.random.RandomState(0))
-    erased = [boxes[boxes[:, 1] > boxes[:, 0]] for boxes in (ours, theirs)]
+    actual = np.asarray(_jit(draw_erasing, batch=DRAWS, size=size, prob=0.75)(KEY))
+    expected = _erasing_by_the_rules(DRAWS, *size, 0.75, np.random.RandomState(0))
+    erased = [boxes[boxes[:, 1] > boxes[:, 0]] for boxes in (actual, expected)]
     shares = [len(boxes) / DRAWS for boxes in erased]
     assert abs(shares[0] - shares[1]) < 0.015  # four standard deviations
     assert abs(shares[1] - 0.75) < 0.02
-    ours, theirs = erased
-    assert (ours[:, (0, 2)] >= 0).all() and (ours[:, 1] <= size[0]).all()
-    assert (ours[:, 3] <= size[1]).all()
+    actual, expected = erased
+    assert (actual[:, (0, 2)] >= 0).all() and (actual[:, 1] <= size[0]).all()
+    assert (actual[:, 3] <= size[1]).all()
     for measure in (
         lambda b: b[:, 1] - b[:, 0],
         lambda b: b[:, 3] - b[:, 2],
@@ -100,7 +103,7 @@ def test_erased_rectangles_are_distributed_as_timms(size):
         lambda b: b[:, 0] / (size[0] - (b[:, 1] - b[:, 0])),
         lambda b: b[:, 2] / (size[1] - (b[:, 3] - b[:, 2])),
     ):
-        _same_distribution(measure(ours), measure(theirs))
+        _same_distribution(measure(actual), measure(expected))
 
 
 def test_cutmix_box_is_clipped_and_its_weight_corrected():
@@ -250,8 +253,8 @@ from noah_jax.train.mixing import Mixing, mix_images
 mesh = distributed.make_mesh()
 sharding = distributed.batch_sharding(mesh)
 images = jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.float32, sharding=sharding)
-for groups in (4, 1):
-    mixing = Mixing(jnp.ones(groups), jnp.zeros((groups, 4), jnp.int32), jnp.zeros(groups, bool))
+for count in (4, 1):
+    mixing = Mixing(jnp.ones(count), jnp.zeros((count, 4), jnp.int32), jnp.zeros(count, bool))
     compiled = jax.jit(mix_images, out_shardings=sharding).lower(images, mixing).compile()
     text = compiled.as_text()
     print(any(x in text for x in ("all-gather", "all-to-all", "all-reduce", "collective-permute")))

@@ -1,4 +1,4 @@
-"""The training program on several processes: equal to one, and none the worse for faults."""
+"""Tests the training program on several processes: equal to one, and it survives faults."""
 
 import json
 import pathlib
@@ -66,9 +66,9 @@ def _losses(workdir: pathlib.Path, split: str = "train") -> np.ndarray:
 
 def _assert_same_weights(workdir: pathlib.Path, other: pathlib.Path) -> None:
     for ema in (False, True):
-        _, *ours = load_model(str(workdir), ema=ema)
-        _, *theirs = load_model(str(other), ema=ema)
-        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+        _, *actual = load_model(str(workdir), ema=ema)
+        _, *expected = load_model(str(other), ema=ema)
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
     np.testing.assert_array_equal(_losses(workdir), _losses(other))
 
 
@@ -94,23 +94,23 @@ def test_four_processes_take_the_steps_of_one(one, jpegs, tmp_path):
 def test_an_uneven_evaluation_is_exact_on_any_number(two, jpegs, tmp_path, count):
     # 21 images in batches of 16; only the evaluation is left to do.
     workdir = _finish(_copy(two, tmp_path / "run"), jpegs, count)
-    ours, theirs = (json.loads((w / "results.json").read_text()) for w in (workdir, two))
-    assert ours["examples"] == 21
+    actual, expected = (json.loads((w / "results.json").read_text()) for w in (workdir, two))
+    assert actual["examples"] == 21
     for key in ("top1", "top5", "ema_top1", "ema_top5"):
-        assert ours[key] == theirs[key]
+        assert actual[key] == expected[key]
     for key in ("loss", "ema_loss"):
-        assert ours[key] == pytest.approx(theirs[key], rel=1e-6)
+        assert actual[key] == pytest.approx(expected[key], rel=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_going_on_with_another_number_of_processes(two, jpegs, tmp_path, count):
     workdir = _copy(two, tmp_path / "run", last=30)
     _finish(workdir, jpegs, count, "--config.data.num_threads=3")
-    ours, theirs = _losses(workdir), _losses(two)
-    assert len(ours) == STEPS
+    actual, expected = _losses(workdir), _losses(two)
+    assert len(actual) == STEPS
     # The same images in the same order; later, rounding has grown.
-    np.testing.assert_array_equal(ours[:30], theirs[:30])
-    np.testing.assert_allclose(ours[30:32], theirs[30:32], rtol=1e-4)
+    np.testing.assert_array_equal(actual[:30], expected[:30])
+    np.testing.assert_allclose(actual[30:32], expected[30:32], rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -175,7 +175,7 @@ def test_the_watchdog_ends_a_run_that_waits_for_a_stopped_process(jpegs, tmp_pat
 
 
 def test_processes_that_differ_say_so_and_leave_nothing(jpegs, tmp_path):
-    run = processes.start(tmp_path / "run", jpegs, 2, of_the_last=["--config.batch_size=8"])
+    run = processes.start(tmp_path / "run", jpegs, 2, last_keys=["--config.batch_size=8"])
     assert run.wait() == [1, 1]
     for index in (0, 1):
         assert "config.batch_size is 8, 16 on process 0" in run.said(index)

@@ -1,4 +1,4 @@
-"""Non-finite losses and weights are found, written down and not saved."""
+"""Checks that non-finite losses and weights are found, written down and not saved."""
 
 import json
 
@@ -32,9 +32,9 @@ def test_a_diverging_run_stops_before_it_saves(tiny_config, tmp_path):
     with pytest.raises(NonFiniteError, match="not finite at step"):
         train(tiny_config, str(tmp_path))
     (path,) = tmp_path.glob("nonfinite-*.json")
-    facts = json.loads(path.read_text())
-    assert facts["step"] <= 3 and facts["learning_rate"] == pytest.approx(1e30)
-    assert len(set(facts["image_indices"])) == 8
+    report = json.loads(path.read_text())
+    assert report["step"] <= 3 and report["learning_rate"] == pytest.approx(1e30)
+    assert len(set(report["image_indices"])) == 8
     assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
 
 

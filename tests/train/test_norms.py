@@ -1,4 +1,4 @@
-"""The norms that a step reports: those computed by hand, and their way into the log."""
+"""Compares the norms that a step reports with those computed by hand, and finds them in the log."""
 
 import json
 

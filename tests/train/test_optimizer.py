@@ -1,4 +1,4 @@
-"""Optimizers against PyTorch's formulas, and masks."""
+"""Compares the optimizers with PyTorch's formulas, and checks what they decay."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Frozen parameters and learning rates of their own."""
+"""Tests frozen parameters and learning rates of single parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -33,29 +33,39 @@ def model():
 
 
 def _one_step(model, **values):
-    """The state before and after a step, and the groups."""
+    """Returns the state before and after a step, and the parameter groups."""
     config = _config(learning_rate=0.5, momentum=0.9, decay_all=True, **values)
-    groups = find_param_groups(config, model.abstract()[0])
+    param_groups = find_param_groups(config, model.abstract()[0])
     schedule = optax.constant_schedule(config.learning_rate)
-    optimizer = make_optimizer(config, schedule, decay_all=True, factors=groups.factors)
-    state = init_state(model, optimizer, 0, frozen=groups.frozen)
+    optimizer = make_optimizer(config, schedule, decay_all=True, factors=param_groups.factors)
+    state = init_state(model, optimizer, 0, frozen=param_groups.frozen)
     step = make_train_step(
-        model, optimizer, schedule, seed=0, mean=(0.5,) * 3, std=(0.5,) * 3, frozen=groups.frozen
+        model,
+        optimizer,
+        schedule,
+        seed=0,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        frozen=param_groups.frozen,
     )
     images = np.random.RandomState(0).randint(0, 256, (2, 32, 32, 3), np.uint8)
     batch = {"image": images, "label": jnp.array([0, 2])}
-    return state, jax.jit(step)(state, batch)[0], groups
+    return state, jax.jit(step)(state, batch)[0], param_groups
 
 
 def test_frozen_parameters_have_no_update_and_no_state(model):
-    before, after, groups = _one_step(model, freeze=(BACKBONE, "query/bias$"), weight_decay=0.1)
+    before, after, param_groups = _one_step(
+        model, freeze=(BACKBONE, "query/bias$"), weight_decay=0.1
+    )
     paths = flatten_dict(before["params"], sep="/").keys()
-    assert groups.frozen == {p for p in paths if not p.startswith("head/")} | {"head/query/bias"}
+    assert param_groups.frozen == {p for p in paths if not p.startswith("head/")} | {
+        "head/query/bias"
+    }
     old, new = (flatten_dict(s["params"], sep="/") for s in (before, after))
     for path in paths:
-        assert (old[path] == new[path]).all() == (path in groups.frozen), path
+        assert (old[path] == new[path]).all() == (path in param_groups.frozen), path
     momenta = [x for x in jax.tree.leaves(before["opt_state"]) if x.ndim]
-    assert len(momenta) == len(paths) - len(groups.frozen)
+    assert len(momenta) == len(paths) - len(param_groups.frozen)
 
 
 def test_clipping_counts_trained_gradients_alone(model):
@@ -102,14 +112,17 @@ def test_a_factor_multiplies_the_update(name):
         )
         return optimizer.update(grads, optimizer.init(params), params)[0]
 
-    groups = find_param_groups(config, params)
-    assert groups.factors == {"head/kernel": 8.0, "body/kernel": 0.5}  # the first that matches
-    plain, scaled = update({}), update(groups.factors)
+    param_groups = find_param_groups(config, params)
+    assert param_groups.factors == {
+        "head/kernel": 8.0,
+        "body/kernel": 0.5,
+    }  # the first that matches
+    plain, scaled = update({}), update(param_groups.factors)
     np.testing.assert_array_equal(scaled["head"]["kernel"], 8 * plain["head"]["kernel"])
     np.testing.assert_array_equal(scaled["body"]["kernel"], 0.5 * plain["body"]["kernel"])
     only_head = update({"head/kernel": 8.0})
     np.testing.assert_array_equal(only_head["body"]["kernel"], plain["body"]["kernel"])
-    assert list(groups.describe(params)) == [
+    assert list(param_groups.describe(params)) == [
         "the learning rate of 3 parameters is 8 times the schedule's",
         "the learning rate of 2 parameters is 0.5 times the schedule's",
     ]

@@ -1,4 +1,4 @@
-"""The quickstart's configuration: same data for both heads, and something to attend to."""
+"""Tests the quickstart: both heads get the same data, and there is something to attend to."""
 
 import importlib.util
 

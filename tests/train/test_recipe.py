@@ -1,4 +1,4 @@
-"""Every row of a recipe reaches the step: without it, training goes another way."""
+"""Checks that every key of a recipe reaches the step: without it, training differs."""
 
 import dataclasses
 

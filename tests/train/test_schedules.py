@@ -1,4 +1,4 @@
-"""Schedules against the learning rates that the original had in every epoch."""
+"""Compares the schedules with the learning rates that the original had in every epoch."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Speeds, goodput and profiles."""
+"""Tests speeds, goodput and profiles."""
 
 import json
 import time
@@ -49,7 +49,7 @@ def test_goodput_counts_steps_once_and_all_time_since_the_first_start(tmp_path, 
     assert third.fraction(0) == pytest.approx(100 / 250)
 
 
-def test_a_damaged_goodput_file_does_not_keep_a_run_from_going_on(tmp_path, capsys):
+def test_a_corrupt_goodput_file_does_not_stop_a_run(tmp_path, capsys):
     (tmp_path / "goodput.json").write_text("{")
     goodput = throughput.Goodput(epath.Path(tmp_path), start_step=5, started=time.time())
     assert goodput.fraction(0) == 0
@@ -82,10 +82,10 @@ def test_a_run_accounts_for_its_time(tiny_config, tmp_path, monkeypatch, capsys)
     assert list((workdir / "profile").rglob("*.xplane.pb"))
 
     # The file has the time of training, which is less than that of the whole run.
-    facts = json.loads((workdir / "goodput.json").read_text())
-    assert list(facts["training_seconds"]) == ["5", "10", "12"]
+    report = json.loads((workdir / "goodput.json").read_text())
+    assert list(report["training_seconds"]) == ["5", "10", "12"]
     trained = np.sum([line["step_ms"] / 1000 for line in lines] * np.array([5, 5, 2]))
-    assert facts["training_seconds"]["12"] == pytest.approx(trained, rel=0.2)
+    assert report["training_seconds"]["12"] == pytest.approx(trained, rel=0.2)
 
 
 def test_a_run_without_a_known_peak_has_no_mfu_and_no_profile(tiny_config, tmp_path, monkeypatch):

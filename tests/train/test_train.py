@@ -1,4 +1,4 @@
-"""The training program, by training: resume, devices, results, bad input."""
+"""Tests the training program by training: resuming, devices, results, bad input."""
 
 import json
 import os
@@ -153,7 +153,7 @@ def test_resuming_after_the_last_step_only_evaluates(finished):
     assert _lines(workdir) == lines
 
 
-def test_a_damaged_checkpoint_falls_back(finished, capsys):
+def test_a_corrupt_checkpoint_falls_back(finished, capsys):
     config, workdir, results = finished
     (workdir / "results.json").unlink()
     whole = _weights(workdir)

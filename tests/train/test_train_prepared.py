@@ -1,4 +1,4 @@
-"""A small set of photographs, trained on as class folders and as a TFDS preparation of them."""
+"""Trains on a few photographs as class folders and as a prepared TFDS dataset of them."""
 
 import json
 import os

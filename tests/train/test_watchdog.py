@@ -1,4 +1,4 @@
-"""The watchdog of a process alone; of several, see test_multiprocess.py."""
+"""Tests the watchdog of a single process; for several see test_multiprocess.py."""
 
 import subprocess
 import sys
