@@ -21,6 +21,7 @@ class HeadShape(NamedTuple):
       key_ratio: Fraction of the channels that makes the query, r in the paper.
       num_classes: Number of classes, K in the paper.
       spatial_major: Whether the map comes from convolutions; see `noah_jax.NOAH`.
+      dropout: Dropout rate in training, which decides between the kernels.
     """
 
     spatial: tuple[int, ...]
@@ -29,6 +30,7 @@ class HeadShape(NamedTuple):
     key_ratio: float
     num_classes: int
     spatial_major: bool = False
+    dropout: float = 0.0
 
     def flops(self, batch: int) -> int:
         """Returns the operations of a forward pass's products; gradients take twice as many."""
@@ -55,4 +57,5 @@ def head_shape(model: Model) -> HeadShape:
         model.arguments["key_ratio"],
         model.num_classes,
         model.architecture.spatial_major,
+        model.arguments["head_drop_rate"],
     )

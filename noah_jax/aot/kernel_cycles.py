@@ -31,6 +31,7 @@ from noah_jax.errors import InputError
 from noah_jax.heads.noah.operands import ChannelSplit, PocaInputs, PocaShape, Weights
 from noah_jax.heads.noah.poca import ROWS, choose
 from noah_jax.heads.noah.tpu_block import TpuPlan
+from noah_jax.nn.dropout import seeds_of
 
 _MATMUL_CYCLES = 16  # cycles for which one product occupies its matrix unit
 # A line of the listing: an address, a mark, one `>` for every loop round the bundle, the bundle.
@@ -125,6 +126,7 @@ def compile_kernels() -> None:
         shape.num_classes,
         features.dtype,
         split,
+        dropout=shape.dropout,
         spatial_major=shape.spatial_major,
     )
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -133,10 +135,12 @@ def compile_kernels() -> None:
         raise InputError(f"no kernel takes {shape} at {batch} images")
     name, plan = choices["tpu"]
 
-    def head(features: Any, weights: Weights) -> jax.Array:
-        return ROWS[name].compute(plan, PocaInputs(split, features, weights, None))
-
     def step(*arguments: Any) -> Any:
+        seeds = seeds_of(jax.random.key(0), batch) if shape.dropout else None
+
+        def head(features: Any, weights: Weights) -> jax.Array:
+            return ROWS[name].compute(plan, PocaInputs(split, features, weights, seeds))
+
         logits, vjp = jax.vjp(head, *arguments)
         return vjp(jnp.sin(logits))
 

@@ -23,9 +23,9 @@ def test_each_head_is_measured():
 
 def test_shapes_are_those_of_the_models():
     shape = head_shape(create_model("noah_resnet50"))
-    assert shape == ((7, 7), 2048, 4, 1 / 8, 1000, True)
+    assert shape == ((7, 7), 2048, 4, 1 / 8, 1000, True, 0.0)
     shape = head_shape(create_model("noah_deit_tiny_patch16_224", num_classes=5))
-    assert shape == ((14, 14), 192, 4, 1 / 2, 5, False)
+    assert shape == ((14, 14), 192, 4, 1 / 2, 5, False, 0.0)
 
 
 def test_floor():
