@@ -18,9 +18,8 @@ environment shows where it came from.
 
 import argparse
 import sys
-from collections.abc import Sequence
 
-from noah_jax.cli import Parser, run
+from noah_jax.cli import Parser, program
 
 
 def _parser() -> Parser:
@@ -46,16 +45,13 @@ def _parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Trains what the command line says; returns the exit code."""
-    return run(_program, _parser(), argv)
-
-
-def _program(arguments: argparse.Namespace) -> int:
+def _train(arguments: argparse.Namespace) -> int:
     from noah_jax.train.program import run_training  # It takes seconds to import.
 
     return run_training(arguments)
 
+
+main = program(_train, _parser)
 
 if __name__ == "__main__":
     sys.exit(main())
