@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from noah_jax import console, distributed
 from noah_jax.config import OPERATIONAL_KEYS, RENAMED_KEYS, rename_old_keys
 from noah_jax.errors import InputError
-from noah_jax.files import write_text
+from noah_jax.files import make_folder, write_text
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.json"
@@ -114,9 +114,10 @@ def prepare_folder(
       class_names: The classes, in the order of their indices.
 
     Raises:
+      WriteError: If the folder cannot be made or written.
       InputError: If some process does not see what the first one wrote.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
     if jax.process_index() == 0:
         description = {
             "name": model_name,
