@@ -7,13 +7,16 @@ Both variants share seed, data order and everything but the head. The small stem
 final map of 4x4 positions, so that there is something to attend to.
 """
 
+from ml_collections import ConfigDict
+
 from noah_jax.config import sample_config
+from noah_jax.errors import InputError
 
 
-def get_config(variant: str = "noah"):
-    """The configuration of a variant: "noah" (the default) or "linear"."""
+def get_config(variant: str = "noah") -> ConfigDict:
+    """Returns the configuration of a variant: "noah" (the default) or "linear"."""
     if variant not in ("noah", "linear"):
-        raise ValueError(f"quickstart has the variants noah and linear, got {variant!r}")
+        raise InputError(f"quickstart has the variants noah and linear, got {variant!r}")
     config = sample_config()
     config.model.name = "noah_resnet18" if variant == "noah" else "resnet18"
     config.model.stem = "small"

@@ -7,7 +7,10 @@ share seed, data order and everything but the head. Patches of 7 x 7 pixels leav
 4 x 4 positions. A small ResNet is in `configs/quickstart.py`.
 """
 
+from ml_collections import ConfigDict
+
 from noah_jax.config import sample_config
+from noah_jax.errors import InputError
 
 _BACKBONES = {
     "deit": ("deit_tiny_patch16_224", {"num_heads": 4}),
@@ -15,12 +18,12 @@ _BACKBONES = {
 }
 
 
-def get_config(variant: str = ""):
-    """The configuration of a variant: a backbone, or `noah_` and a backbone."""
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the configuration of a variant: a backbone, or `noah_` and a backbone."""
     backbone = variant.removeprefix("noah_")
     if backbone not in _BACKBONES:
         variants = [*_BACKBONES, *("noah_" + name for name in _BACKBONES)]
-        raise ValueError(f"sample has the variants {', '.join(variants)}, got {variant!r}")
+        raise InputError(f"sample has the variants {', '.join(variants)}, got {variant!r}")
     config = sample_config()
     name, arguments = _BACKBONES[backbone]
     config.model.name = name if variant == backbone else "noah_" + name

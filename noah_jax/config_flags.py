@@ -68,4 +68,6 @@ def _find_unknown_key(words: Sequence[str]) -> str | None:
 def _last_line(error: Exception) -> str:
     """The reason in one line: the last line of a configuration file's traceback says why."""
     text = str(error)
-    return text.splitlines()[-1] if "Traceback" in text else text
+    reason = text.splitlines()[-1] if "Traceback" in text else text
+    # The errors of this package speak for themselves; the name of another error helps.
+    return re.sub(r"^noah_jax\.errors\.\w+: ", "", reason)

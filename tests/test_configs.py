@@ -119,7 +119,9 @@ def test_a_variant_of_each_file_is_built(variant, class_folders, monkeypatch):
 def test_a_variant_must_be_one(monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     for variant, words in (("", "got none"), (":noah_resnet19", "did you mean noah_resnet1")):
-        with pytest.raises(UsageError, match=f"variants resnet18, .* {words}"):
+        with pytest.raises(
+            UsageError, match=f"^--config FILE:VARIANT needs .* variants resnet18, .* {words}"
+        ):
             parse_config([f"--config=configs/resnet.py{variant}"])
 
 
