@@ -57,7 +57,7 @@ def set_command(command: str) -> None:
 
 
 def as_typed(text: str) -> str:
-    """A help text with `python -m noah_jax.NAME` as the user started the program."""
+    """Returns a help text with `python -m noah_jax.NAME` as the user started the program."""
     return text.replace(_MODULE, _started_by)
 
 

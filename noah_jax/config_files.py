@@ -12,7 +12,7 @@ from noah_jax.errors import UsageError
 
 
 def config_folder() -> pathlib.Path:
-    """The folder with the configuration files that come with the package."""
+    """Returns the folder with the configuration files that come with the package."""
     package = pathlib.Path(__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
@@ -48,7 +48,7 @@ def find_config(config: str) -> str:
 
 
 def with_found_config(argv: Sequence[str]) -> list[str]:
-    """A command line in which the value of `--config` is the path of a file that exists.
+    """Returns a command line in which the value of `--config` is the path of a file that exists.
 
     Raises:
       UsageError: If there is no such file.

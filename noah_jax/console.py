@@ -46,7 +46,7 @@ def _complain(kind: str, text: str) -> None:
 
 
 def _process() -> tuple[int, str]:
-    """The index of this process and its name, which is empty for a process alone."""
+    """Returns the index of this process and its name, which is empty for a process alone."""
     # A process joins others through this module; where nobody imported it, there are none.
     distributed = sys.modules.get("noah_jax.distributed")
     if distributed is None:

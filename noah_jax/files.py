@@ -31,7 +31,7 @@ _ADVICE = {
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a URL such as `gs://bucket/folder`, not a path of this machine."""
+    """Returns whether a path is a URL such as `gs://bucket/folder`, not a path of this machine."""
     return "://" in os.fspath(path)
 
 
@@ -252,7 +252,7 @@ def _flush(path: pathlib.Path) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    """Whether another process has that id."""
+    """Returns whether another process has that id."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

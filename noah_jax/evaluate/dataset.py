@@ -62,7 +62,7 @@ def open_dataset(choice: DatasetChoice, trained: TrainedModel) -> Source:
 
 
 def _completed(choice: DatasetChoice, trained: TrainedModel) -> DatasetChoice:
-    """The choice, with the dataset of the model's own training if the user names none."""
+    """Returns the choice, with the dataset of the model's own training if the user names none."""
     if choice.dataset is not None:
         return choice
     if "dataset" not in trained.config:

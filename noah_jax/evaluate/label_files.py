@@ -137,7 +137,7 @@ def _are_labels(labels: object, num_classes: int) -> bool:
 
 
 def _read_table(path: str, class_names: Sequence[str]) -> dict[str, int]:
-    """The class index of each file in a CSV table."""
+    """Returns the class index of each file in a CSV table."""
     indices = {name: index for index, name in enumerate(class_names)}
     table: dict[str, int] = {}
     for row in _read_rows(path):
@@ -163,7 +163,7 @@ def _read_rows(path: str) -> list[list[str]]:
 
 
 def _class_index(label: str, indices: Mapping[str, int], where: str) -> int:
-    """The index that a label stands for: a number, or the name of a class."""
+    """Returns the index that a label stands for: a number, or the name of a class."""
     index = int(label) if label.isdigit() else indices.get(label, -1)
     if not 0 <= index < len(indices):
         raise InputError(

@@ -99,7 +99,7 @@ def evaluate_all(
 
 
 def _inference(programs: dict[str, Inference], trained: TrainedModel, batch_size: int) -> Inference:
-    """The compiled program of a model; checkpoints of the same kind share it."""
+    """Returns the compiled program of a model; checkpoints of the same kind share it."""
     model = trained.model
     loss = [trained.config.get(key) for key in ("loss", "asymmetric")]
     key = repr((model.name, model.arguments, trained.preprocessing, loss, batch_size))

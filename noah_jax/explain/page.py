@@ -116,7 +116,7 @@ def _model(model: str, evidence: ClassEvidence, image: str, number: int) -> str:
 
 
 def _numbers(evidence: ClassEvidence, scale: Scale) -> dict[str, Any]:
-    """The numbers that the page's script draws; decimals that give each float32 exactly."""
+    """Returns the numbers that the page's script draws; decimals that give each float32 exactly."""
 
     def blocks(maps: np.ndarray) -> list[list[float]]:
         return [[float(str(x)) for x in block.ravel()] for block in maps]

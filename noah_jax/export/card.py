@@ -119,7 +119,7 @@ def _configuration(trained: TrainedModel, description: dict[str, Any]) -> Iterat
 
 
 def _recorded(trained: TrainedModel) -> dict[str, Any] | None:
-    """The evaluation that the training recorded at the checkpoint's step."""
+    """Returns the evaluation that the training recorded at the checkpoint's step."""
     folder = epath.Path(trained.path)
     if trained.path.endswith(f"/{CHECKPOINTS}/{trained.step}"):
         folder = folder.parent.parent

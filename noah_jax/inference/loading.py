@@ -114,7 +114,7 @@ def read_description(folder: epath.Path) -> dict[str, Any]:
 
 
 def _similar_folder(folder: epath.Path) -> str:
-    """A question to append to an error, if a model's folder nearby has a similar name."""
+    """Returns a question to append to an error, if a model's folder nearby has a similar name."""
     if not folder.parent.is_dir():
         return ""
     names = [path.name for path in folder.parent.iterdir() if (path / MODEL_FILE).exists()]

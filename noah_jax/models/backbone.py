@@ -21,7 +21,7 @@ class Backbone(Protocol):
     head: Any
 
     def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
-        """The last feature map, `[batch, *spatial, channels]`.
+        """Returns the last feature map, `[batch, *spatial, channels]`.
 
         Args:
           images: Normalised images, `[batch, height, width, 3]`.

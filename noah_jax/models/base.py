@@ -103,7 +103,7 @@ class Model:
         return getattr(self._abstract_module(), "position_grids", {})
 
     def evaluation_options(self) -> dict[str, str] | None:
-        """The `compiler_options` of `jax.jit` with which this platform evaluates fastest.
+        """Returns the `compiler_options` of `jax.jit` with which this platform evaluates fastest.
 
         `predict` has them already. Without them the numbers are the same, but CPUs are slower.
         """
@@ -297,7 +297,7 @@ def _rngs(key: jax.Array) -> nnx.Rngs:
 
 @functools.cache
 def _compiles_with_options() -> bool:
-    """Whether this version of XLA knows `_ON_CPU`, which is experimental."""
+    """Returns whether this version of XLA knows `_ON_CPU`, which is experimental."""
     try:
         jax.jit(lambda: 0, compiler_options=_ON_CPU).lower().compile()
     except jax.errors.JaxRuntimeError:

@@ -37,7 +37,7 @@ def class_token(features: int, rngs: nnx.Rngs) -> nnx.Param[jax.Array]:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU.
+    """Returns the exact GELU.
 
     JAX computes it with erfc, which takes three times as long on CPUs as PyTorch's formula with
     erf.
@@ -78,7 +78,7 @@ def check_image_size(images: jax.Array, image_size: tuple[int, int]) -> None:
 
 
 def any_rate(**rates: float) -> bool:
-    """Whether one of several dropout rates is above zero.
+    """Returns whether one of several dropout rates is above zero.
 
     Raises:
       InputError: If a rate lies outside [0, 1).

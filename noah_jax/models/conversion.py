@@ -83,7 +83,7 @@ def noah_head(torch: str = "head") -> list[Row]:
 
 
 def unchanged(x: np.ndarray) -> np.ndarray:
-    """The array itself."""
+    """Returns the array itself."""
     return x
 
 

@@ -158,7 +158,7 @@ def create_model(
 
 
 def _own_arguments(architecture: Architecture) -> set[str]:
-    """Names of the arguments that the architecture's class takes and others may not."""
+    """Returns names of the arguments that the architecture's class takes and others may not."""
     build = architecture.build
     # The class's own signature: Flax's metaclass hides it behind (*args, **kwargs).
     parameters = inspect.signature(build.func.__init__).parameters.values()

@@ -125,7 +125,7 @@ class Family:
 
 
 def check_dimension(key: str, value: Any, published: Any) -> Any:
-    """A size as an architecture takes it, a list as a tuple.
+    """Returns a size as an architecture takes it, a list as a tuple.
 
     Raises:
       InputError: If it is not of the kind that `published` is.
@@ -147,7 +147,7 @@ def check_dimension(key: str, value: Any, published: Any) -> Any:
 
 
 def _numbers(value: Any) -> tuple[int | float, ...]:
-    """The number or the numbers of a tuple; none where it is anything else."""
+    """Returns the number or the numbers of a tuple; none where it is anything else."""
     values = value if isinstance(value, tuple) else (value,)
     plain = all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
     return values if plain else ()

@@ -24,7 +24,7 @@ class Published:
 
 @functools.cache
 def published() -> dict[str, Published]:
-    """The published models by their names, with and without `noah_`."""
+    """Returns the published models by their names, with and without `noah_`."""
     text = importlib.resources.files(__package__).joinpath("released.json").read_text()
     fields = [field.name for field in dataclasses.fields(Published)]
     return {

@@ -37,7 +37,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def architectures() -> dict[str, Architecture]:
-    """The registered architectures by their bare names."""
+    """Returns the registered architectures by their bare names."""
     return {
         name: architecture
         for family in FAMILIES.values()
@@ -46,13 +46,13 @@ def architectures() -> dict[str, Architecture]:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the registered models that match a shell-style pattern, sorted."""
+    """Returns names of the registered models that match a shell-style pattern, sorted."""
     bare = architectures()
     return sorted(fnmatch.filter([*bare, *(NOAH_PREFIX + name for name in bare)], pattern))
 
 
 def get_architecture(name: str) -> Architecture:
-    """The architecture of a model, named with or without `noah_`.
+    """Returns the architecture of a model, named with or without `noah_`.
 
     Raises:
       InputError: If there is no such model; names the nearest ones.
@@ -61,7 +61,7 @@ def get_architecture(name: str) -> Architecture:
 
 
 def get_family(name: str) -> Family:
-    """The family of a model, named with or without `noah_`.
+    """Returns the family of a model, named with or without `noah_`.
 
     Raises:
       InputError: If there is no such model; names the nearest ones.

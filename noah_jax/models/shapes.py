@@ -26,7 +26,7 @@ class Shapes:
         return key in self._state_dict
 
     def rank(self, key: str) -> int:
-        """How many axes a tensor has; 0 if there is none."""
+        """Returns how many axes a tensor has; 0 if there is none."""
         return np.ndim(self._state_dict.get(key, 0))
 
     def length(self, key: str, axis: int = 0) -> int:
@@ -51,13 +51,13 @@ class Shapes:
 
 
 def ratio(whole: int, part: int) -> float:
-    """The fraction for which `int(whole * fraction)` is `part`."""
+    """Returns the fraction for which `int(whole * fraction)` is `part`."""
     fraction = part / whole
     return fraction if int(whole * fraction) == part else math.nextafter(fraction, math.inf)
 
 
 def likely_heads(width: int, preferred: int) -> int:
-    """How many attention heads a layer of `width` channels has, which no shape tells.
+    """Returns how many attention heads a layer of `width` channels has, which no shape tells.
 
     `preferred` if it divides the channels, else the divisor whose heads are nearest to 64
     channels wide.
@@ -71,7 +71,7 @@ def likely_heads(width: int, preferred: int) -> int:
 def likely_width_mult(
     channels_of: Callable[[float], list[int]], actual: list[int], *, widest: int
 ) -> float:
-    """The roundest factor of all channels that gives such channels.
+    """Returns the roundest factor of all channels that gives such channels.
 
     Many factors do, because channels are rounded to multiples of 8. Published factors are the
     roundest.

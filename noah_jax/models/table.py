@@ -12,7 +12,7 @@ HEADER = _LINE.format("model", "parameters/M", "FLOPs/G", "top-1", "source", "N"
 
 
 def row(name: str) -> str:
-    """The line of the table for a registered model."""
+    """Returns the line of the table for a registered model."""
     model = create_model(name)
     figures = published().get(name)
     top1, source = (f"{figures.top1:.2f}", _SOURCE) if figures else ("-", "-")

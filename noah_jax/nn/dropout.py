@@ -59,7 +59,7 @@ def fold_in(key: Key, data: int) -> Key:
 
 
 def seeds_of(key: Key, batch: int) -> Seeds:
-    """The seeds of a key's masks for `batch` images."""
+    """Returns the seeds of a key's masks for `batch` images."""
     if isinstance(key, MicroBatchKey):
         key, images = key
     else:
@@ -69,14 +69,14 @@ def seeds_of(key: Key, batch: int) -> Seeds:
 
 
 def kept_images(key: Key, batch: int, rate: float) -> jax.Array:
-    """Which images dropout keeps, bool `[batch]`."""
+    """Returns which images dropout keeps, bool `[batch]`."""
     words, images = seeds_of(key, batch)
     zero = jnp.int32(0)
     return kept(row_seed((words[0], words[1]), images, zero, zero), zero, rate)
 
 
 def kept_elements(key: Key, shape: tuple[int, ...], rate: float) -> jax.Array:
-    """Which elements dropout keeps, bool of the shape `[batch, ..., channels]`."""
+    """Returns which elements dropout keeps, bool of the shape `[batch, ..., channels]`."""
     rows = jnp.arange(math.prod(shape[1:-1]), dtype=jnp.int32)
     words, images = seeds_of(key, shape[0])
     seeds = row_seed((words[0], words[1]), images[:, None], rows, jnp.int32(0))
@@ -114,7 +114,7 @@ def row_seed(
 
 
 def kept(seeds: jax.Array, position: jax.Array, rate: float) -> jax.Array:
-    """Which elements dropout keeps; each is true with probability `1 - rate`.
+    """Returns which elements dropout keeps; each is true with probability `1 - rate`.
 
     Args:
       seeds: Seeds from `row_seed`.

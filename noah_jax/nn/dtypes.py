@@ -13,7 +13,7 @@ COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def wide_dtype(dtype: Any) -> np.dtype:
-    """The dtype of statistics, softmax, sums and logits: at least float32.
+    """Returns the dtype of statistics, softmax, sums and logits: at least float32.
 
     float64 stays float64, so that rounding can be told from a mistake.
     """
@@ -27,7 +27,7 @@ def widen(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def wide_einsum(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    """An einsum of two operands in the left one's dtype, with a result of at least float32.
+    """Returns an einsum of two operands in the left one's dtype, with a result of at least float32.
 
     JAX's own gradient of a bfloat16 product with a float32 result multiplies float32 by
     bfloat16, which accelerators do several times slower. Here the cotangent is rounded to the
@@ -75,7 +75,7 @@ wide_einsum.defvjp(_wide_einsum_forward, _wide_einsum_backward)
 
 
 def check_compute_dtype(dtype: Any) -> np.dtype:
-    """The dtype that a name or a type stands for.
+    """Returns the dtype that a name or a type stands for.
 
     Raises:
       InputError: If models cannot compute in it.

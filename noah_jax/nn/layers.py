@@ -66,7 +66,7 @@ def conv(
     bias_init: nnx.Initializer = nnx.initializers.zeros,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square 2-D convolution, NHWC, padded on both sides as PyTorch pads.
+    """Returns a square 2-D convolution, NHWC, padded on both sides as PyTorch pads.
 
     On CPUs some sizes are computed in a faster form; see `conv_form`.
 

@@ -23,7 +23,7 @@ def split_module(module: Any) -> tuple[nnx.GraphDef[Any], nnx.State, nnx.State]:
 
 
 def state_to_tree(state: nnx.State) -> Tree:
-    """An NNX state as nested dicts with string keys."""
+    """Returns an NNX state as nested dicts with string keys."""
     tree: Tree = {}
     for path, leaf in nnx.to_flat_state(state):
         node = tree

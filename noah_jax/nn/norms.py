@@ -175,7 +175,7 @@ def _grouped(x: jax.Array, batch_norm_group: int) -> tuple[jax.Array, _Map, _Map
 
 
 def _crosses_devices(batch: int, batch_norm_group: int) -> bool:
-    """Whether the images of one statistic end in the middle of a device's shard.
+    """Returns whether the images of one statistic end in the middle of a device's shard.
 
     They do not if a device holds whole statistics, or a statistic whole devices.
     """

@@ -93,7 +93,7 @@ class _Layers:
         return self.state[key]
 
     def indices(self, prefix: str) -> range:
-        """The numbers i for which there are keys that start with `prefix.i.`"""
+        """Returns the numbers i for which there are keys that start with `prefix.i.`"""
         start = len(prefix) + 1
         return range(
             len({k[start:].partition(".")[0] for k in self.state if k.startswith(f"{prefix}.")})

@@ -226,7 +226,7 @@ def train(
 
 
 def _start_metadata(config: dict[str, Any], saved: list[int]) -> dict[str, Any]:
-    """What all processes must have in common before they open the data."""
+    """Returns what all processes must have in common before they open the data."""
     shared = {key: value for key, value in flat_config(config).items() if key not in HOST_KEYS}
     return {
         **distributed.machine_metadata(),

@@ -24,7 +24,7 @@ POSITIONS = Positions((("pos_embed", 1),), "patch_embed.proj.weight", class_toke
 
 
 def infer_dimensions(shapes: Shapes) -> dict[str, Any]:
-    """The sizes of a state dict."""
+    """Returns the sizes of a state dict."""
     width = shapes.channels("patch_embed.proj", "norm")
     return {
         "width": width,
@@ -35,7 +35,7 @@ def infer_dimensions(shapes: Shapes) -> dict[str, Any]:
 
 
 def infer_arguments(shapes: Shapes) -> dict[str, Any]:
-    """Whether a state dict has the layer before the head, and its channels if not 192."""
+    """Returns whether a state dict has the layer before the head, and its channels if not 192."""
     key = "pre_logits.fc.weight"
     features = shapes.length(key) if shapes.rank(key) == 2 else 0
     if features in (0, PRE_LOGITS_WIDTH):

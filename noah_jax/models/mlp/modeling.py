@@ -351,7 +351,7 @@ class MlpMixer(nnx.Module):
         )
 
     def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
-        """The last feature map, `[batch, rows, columns, channels]`."""
+        """Returns the last feature map, `[batch, rows, columns, channels]`."""
         check_image_size(images, self.image_size)
         key = training_key(key, train=train, needed=self.needs_key)
         x = self.stem(images)

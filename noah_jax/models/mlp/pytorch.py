@@ -77,7 +77,7 @@ POSITIONS = Positions(
 
 
 def is_kind(shapes: Shapes, architecture: Architecture) -> bool:
-    """Whether a state dict is of the variant that an architecture is: Mixer, gMixer, ..."""
+    """Returns whether a state dict is of the variant that an architecture is: Mixer, gMixer, ..."""
     block = architecture.build.keywords["block"]
     if isinstance(block, functools.partial):
         return (block.func, block.keywords.get("mlp")) == _variant(shapes)
@@ -85,7 +85,7 @@ def is_kind(shapes: Shapes, architecture: Architecture) -> bool:
 
 
 def _variant(shapes: Shapes) -> tuple[Any, Any]:
-    """The block of a state dict, and its MLP if that is one of the block's arguments."""
+    """Returns the block of a state dict, and its MLP if that is one of the block's arguments."""
     if "blocks.0.linear_tokens.weight" in shapes:
         return ResBlock, None
     if "blocks.0.mlp_channels.gate.proj.weight" in shapes:
@@ -96,7 +96,7 @@ def _variant(shapes: Shapes) -> tuple[Any, Any]:
 
 
 def infer_dimensions(shapes: Shapes) -> dict[str, Any]:
-    """The sizes of a state dict."""
+    """Returns the sizes of a state dict."""
     width = shapes.channels("stem.proj", "norm", "blocks.0.mlp_channels.fc2")
     dimensions = {
         "width": width,

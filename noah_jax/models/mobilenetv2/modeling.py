@@ -92,7 +92,7 @@ class MobileNetV2(nnx.Module):
         )
 
     def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
-        """The last feature map, `[batch, height/32, width/32, channels]`."""
+        """Returns the last feature map, `[batch, height/32, width/32, channels]`."""
         x = images
         for layer in self.layers:
             x = run_layer(layer, x, train=train, remat=self.remat)

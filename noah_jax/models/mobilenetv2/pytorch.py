@@ -48,7 +48,7 @@ RENAMES = (*renamed("classifier.1", "head.2"), *_timm())
 
 
 def infer_dimensions(shapes: Shapes) -> dict[str, Any]:
-    """The width multiplier of a state dict."""
+    """Returns the width multiplier of a state dict."""
     ends = list(itertools.accumulate(depth for _, _, depth, _ in STAGES))
     # The first block has no expansion.
     layers = [(f"features.{i}.conv", 2 if i > 1 else 1) for i in ends]

@@ -192,7 +192,7 @@ class MobileNetV3(nnx.Module):
         )
 
     def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
-        """The last feature map, `[batch, height/32, width/32, channels]`.
+        """Returns the last feature map, `[batch, height/32, width/32, channels]`.
 
         With a linear head it is the map before the pooling.
         """

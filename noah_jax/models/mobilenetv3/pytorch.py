@@ -28,12 +28,12 @@ def _blocks(shapes: Shapes) -> tuple[Block, ...]:
 
 
 def is_kind(shapes: Shapes, architecture: Architecture) -> bool:
-    """Whether a state dict has an architecture's blocks, those of "small" or of "large"."""
+    """Returns whether a state dict has an architecture's blocks, those of "small" or of "large"."""
     return architecture.build.keywords["blocks"] == _blocks(shapes)
 
 
 def infer_dimensions(shapes: Shapes) -> dict[str, Any]:
-    """The width multiplier of a state dict."""
+    """Returns the width multiplier of a state dict."""
     blocks = _blocks(shapes)
     layers = [f"features.{i}.conv" for i in range(1, len(blocks) + 1)]
     actual = [shapes.channels(f"{x}.{i}", f"{x}.{i + 1}") for x in layers for i in (0, 7)]

@@ -200,7 +200,7 @@ class PVT(nnx.Module):
         return x[:, 1:].reshape(x.shape[0], rows, columns, -1), x[:, 0]
 
     def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
-        """The last feature map, `[batch, height/32, width/32, channels]`."""
+        """Returns the last feature map, `[batch, height/32, width/32, channels]`."""
         return self._encode(images, train=train, key=key)[0]
 
     def __call__(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:

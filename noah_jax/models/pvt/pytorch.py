@@ -28,7 +28,7 @@ _STAGES = (1, 2, 3, 4)
 
 
 def infer_dimensions(shapes: Shapes) -> dict[str, Any]:
-    """The sizes of a state dict."""
+    """Returns the sizes of a state dict."""
     widths = [shapes.channels(f"patch_embed{s}.proj", f"patch_embed{s}.norm") for s in _STAGES]
     hidden = [f"block{s}.0.mlp.fc1" for s in _STAGES]
     return {
@@ -42,7 +42,7 @@ def infer_dimensions(shapes: Shapes) -> dict[str, Any]:
 def likely_num_heads(
     published: Mapping[str, Any], sizes: Mapping[str, Any]
 ) -> tuple[int, ...] | None:
-    """The architecture's heads, where they divide the channels."""
+    """Returns the architecture's heads, where they divide the channels."""
     if "widths" not in sizes:
         return None
     return tuple(map(likely_heads, sizes["widths"], published["num_heads"]))

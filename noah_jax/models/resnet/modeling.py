@@ -143,7 +143,7 @@ class ResNet(nnx.Module):
         )
 
     def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
-        """The last feature map, `[batch, height/32, width/32, channels]`."""
+        """Returns the last feature map, `[batch, height/32, width/32, channels]`."""
         x = nnx.relu(self.bn1(self.conv1(images), train=train))
         if self.stem == "imagenet":
             x = max_pool(x, 3, 2, 1)

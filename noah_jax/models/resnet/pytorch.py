@@ -22,7 +22,7 @@ RENAMES = tuple(renamed("fc", "head.2"))  # torchvision, timm
 
 
 def is_kind(shapes: Shapes, architecture: Architecture) -> bool:
-    """Whether a state dict has an architecture's kind of blocks, basic or bottleneck."""
+    """Returns whether a state dict has an architecture's kind of blocks, basic or bottleneck."""
     block = Bottleneck if "layer1.0.conv3.weight" in shapes else BasicBlock
     return architecture.build.keywords["block"] is block
 
@@ -36,7 +36,7 @@ def infer_dimensions(shapes: Shapes) -> dict[str, Any]:
 
 
 def infer_arguments(shapes: Shapes) -> dict[str, Any]:
-    """The stem of a state dict."""
+    """Returns the stem of a state dict."""
     if shapes.rank("conv1.weight") != 4:
         return {}
     return {"stem": "small" if shapes.length("conv1.weight", -1) == 3 else "imagenet"}

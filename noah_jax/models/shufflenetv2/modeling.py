@@ -111,7 +111,7 @@ class ShuffleNetV2(nnx.Module):
         )
 
     def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
-        """The last feature map, `[batch, height/32, width/32, channels]`."""
+        """Returns the last feature map, `[batch, height/32, width/32, channels]`."""
         x = max_pool(self.conv1(images, train=train), 3, 2, 1)
         for stage in (2, 3, 4):
             for unit in getattr(self, f"stage{stage}"):
