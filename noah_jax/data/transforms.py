@@ -108,7 +108,7 @@ class TrainTransform:
                 )
             if importlib.util.find_spec("cv2") is None:
                 raise InputError(
-                    "data.approximate_decode needs OpenCV: pip install 'noah-jax[fast]'"
+                    "data.approximate_decode needs OpenCV: pip install 'noah-jax[approximate]'"
                 )
 
     def draw(self, image_size: tuple[int, int], random: np.random.Generator) -> TrainChoices:
