@@ -1,8 +1,9 @@
 """Local image files by path: the files that a command line names, and their source."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from noah_jax.data.folder_walk import LeftOut, walk_images
 from noah_jax.data.source import IMAGE_SUFFIXES
 from noah_jax.errors import CorruptImageError, InputError
 
@@ -53,24 +54,20 @@ class FileSource:
 def find_images(paths: Sequence[str]) -> list[str]:
     """Returns the files among the paths and, for each folder, its images at any depth, sorted.
 
+    A warning says what is left out of a folder, see `noah_jax.data.folder_walk`.
+
     Raises:
-      InputError: If a folder holds no image.
+      InputError: If a folder holds no image, or a linked folder leads back to one above it.
     """
     found = []
     for path in paths:
         if not os.path.isdir(path):
             found.append(path)
             continue
-        below = list(_images_below(path))
+        left_out = LeftOut()
+        below = walk_images(path, left_out)
+        left_out.tell(path)
         if not below:
             raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
         found += below
     return found
-
-
-def _images_below(folder: str) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for file in sorted(files):
-            if file.lower().endswith(IMAGE_SUFFIXES):
-                yield os.path.join(parent, file)

@@ -16,7 +16,8 @@ from noah_jax.errors import InputError, ReadError, one_line
 from noah_jax.files import is_remote
 
 SAMPLE = "fashion_mnist_sample"  # the dataset that is part of this package
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+# Those of torchvision's ImageFolder.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff")
 
 # A class index; or, for images with several labels, int8 `[num_classes]` of 1 (present),
 # 0 (absent) and -1 (ignored).
