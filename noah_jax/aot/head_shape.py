@@ -2,11 +2,13 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from noah_jax.heads.noah import NOAH
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
 
@@ -36,11 +38,30 @@ class HeadShape(NamedTuple):
         """Returns the operations of a forward pass's products; gradients take twice as many."""
         return 2 * batch * math.prod(self.spatial) * self.channels * self.num_classes
 
-    def bytes(self, batch: int) -> int:
-        """Returns the bytes of float32 features, weights and logits, each counted once."""
+    def bytes(self, batch: int, itemsize: int = 4) -> int:
+        """Returns the bytes of features, weights and logits, each counted once.
+
+        Args:
+          batch: Number of images.
+          itemsize: Bytes of a number of the features; weights and logits are float32.
+        """
         features = batch * math.prod(self.spatial) * self.channels
         weights = (self.channels + 2 * self.head_num) * self.num_classes
-        return 4 * (features + weights + batch * self.num_classes)
+        return itemsize * features + 4 * (weights + batch * self.num_classes)
+
+
+def noah_head(shape: HeadShape, implementation: str, dtype: Any) -> NOAH:
+    """Makes the head that `create_model` makes for a shape, but for the implementation."""
+    return NOAH(
+        shape.channels,
+        shape.num_classes,
+        shape.head_num,
+        shape.key_ratio,
+        dtype=dtype,
+        implementation=implementation,
+        spatial_major=shape.spatial_major,
+        rngs=nnx.Rngs(params=0),
+    )
 
 
 def head_shape(model: Model) -> HeadShape:

@@ -1,7 +1,8 @@
-"""Measures the speed of models, heads, input, evaluation or the training loop.
+"""Measures the speed of models, heads, train steps, input, evaluation or the training loop.
 
     python -m noah_jax.benchmark --what model --model noah_resnet50
     python -m noah_jax.benchmark --what head [--topology v5e:1x1]
+    python -m noah_jax.benchmark --what step --models resnet50,deit_tiny_patch16_224
     python -m noah_jax.benchmark --what eval
     python -m noah_jax.benchmark --what input
     python -m noah_jax.benchmark --what host --config configs/quickstart.py
@@ -16,8 +17,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from noah_jax.cli import Parser, as_typed, positive, run
-from noah_jax.errors import UsageError
+from noah_jax.errors import InputError, UsageError
 
+DTYPES = ("float32", "bfloat16", "float16")
 _PROGRAM = "python -m noah_jax.benchmark"
 
 
@@ -41,6 +43,13 @@ def _names(text: str) -> list[str]:
 
 def _batches(text: str) -> list[int]:
     return [positive(part) for part in text.split(",")]
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise InputError(text)
+    return name, value
 
 
 def _model_options(parser: Parser) -> None:
@@ -86,8 +95,10 @@ def _head_options(parser: Parser) -> None:
         "--heads",
         type=_names,
         metavar="NAME,NAME...",
-        help="implementations of the NOAH head, measured beside a linear head",
+        help="implementations of the NOAH head, measured beside a linear head; those that do not"
+        " run here are named",
     )
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the features; by default float32")
     parser.add_argument(
         "--batch", type=positive, help="images; by default 32, with --topology 128 a chip"
     )
@@ -99,6 +110,43 @@ def _head_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--depth", type=positive, help="with --topology: blocks of the backbone, to compile faster"
+    )
+
+
+def _step_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--models",
+        type=_names,
+        metavar="NAME,NAME...",
+        help="backbones; by default one of each kind",
+    )
+    parser.add_argument(
+        "--heads",
+        type=_names,
+        default=["linear", "noah"],
+        metavar="NAME,NAME...",
+        help="linear, noah, or implementations of the NOAH head such as pallas (linear,noah)",
+    )
+    parser.add_argument("--batch", type=positive, default=256, help="images a step (%(default)s)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="bfloat16", help="compute dtype (%(default)s)"
+    )
+    parser.add_argument(
+        "--image-size", type=positive, metavar="PIXELS", help="by default the published size"
+    )
+    parser.add_argument("--rounds", type=positive, default=5, help="measurements (%(default)s)")
+    parser.add_argument(
+        "--compiler-option",
+        type=_option,
+        action="append",
+        default=[],
+        dest="compiler_options",
+        metavar="NAME=VALUE",
+        help="an option of XLA for the step, such as xla_gpu_experimental_enable_conv_fusion=true;"
+        " may be given several times",
+    )
+    parser.add_argument(
+        "--without-pytorch", action="store_true", help="leaves out timm's models in PyTorch"
     )
 
 
@@ -114,6 +162,12 @@ BENCHMARKS = {
         "Measures what the NOAH head costs beside a linear head, alone on this machine or in the"
         " train step of another.",
         _head_options,
+    ),
+    "step": _Benchmark(
+        "noah_jax.benchmark.step",
+        "Measures whole train steps on this machine's first device, beside timm's models in PyTorch"
+        " where both are installed.",
+        _step_options,
     ),
     "eval": _Benchmark(
         "noah_jax.benchmark.evaluation",

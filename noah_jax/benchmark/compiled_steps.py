@@ -9,19 +9,14 @@ head's kernels, which `noah_jax.aot.kernel_cycles` counts.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-import optax
-from flax import nnx
 from jax.sharding import Mesh
 
-from noah_jax import NOAH, distributed
 from noah_jax.aot import hlo
-from noah_jax.aot.head_shape import HeadShape
+from noah_jax.aot.head_shape import HeadShape, noah_head
 from noah_jax.aot.kernel_cycles import kernel_calls, kernel_cycles
+from noah_jax.benchmark.train_step import PlainStep
 from noah_jax.models import create_model
-from noah_jax.train.state import init_state
-from noah_jax.train.step import make_train_step
 
 _HEADS = ("auto", "xla", "reference")
 _GPU_HEADS = ("pallas", "xla", "reference")  # "auto" is "xla" there
@@ -101,40 +96,10 @@ def compile_step(
       batch: Images on each device.
       depth: Number of blocks of the backbone; `None` is the published number.
     """
-    head: str | nnx.Module = "linear"
-    if kind != "linear":
-        # `create_model` makes the same head, but for the implementation.
-        head = NOAH(
-            shape.channels,
-            shape.num_classes,
-            shape.head_num,
-            shape.key_ratio,
-            dtype=jnp.bfloat16,
-            implementation=kind,
-            spatial_major=shape.spatial_major,
-            rngs=nnx.Rngs(params=0),
-        )
+    head = "linear" if kind == "linear" else noah_head(shape, kind, jnp.bfloat16)
     dimensions = {} if depth is None else {"depth": depth}
     model = create_model(name.removeprefix("noah_"), head=head, dtype="bfloat16", **dimensions)
-    optimizer = optax.sgd(0.1, momentum=0.9)
-    step = make_train_step(
-        model, optimizer, lambda _: 0.1, seed=0, mean=model.mean, std=model.std, mesh=mesh
-    )
-    everywhere = distributed.replicated(mesh)
-    state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
-    images = batch * mesh.size
-    shapes = {
-        "image": jax.ShapeDtypeStruct((images, *model.image_size, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((images,), jnp.int32),
-    }
-    compiled = (
-        jax.jit(step, out_shardings=everywhere, donate_argnums=0)
-        .lower(
-            distributed.abstract_like(state, everywhere),
-            distributed.abstract_like(shapes, distributed.batch_sharding(mesh)),
-        )
-        .compile()
-    )
+    compiled = PlainStep(model, mesh, batch).compile()
     text = hlo.program_text(compiled)
     return StepCost(
         hlo.estimated_cycles(text) or 0,

@@ -13,8 +13,9 @@ from noah_jax.models.flops import multiply_adds
 
 GOODPUT_FILE = "goodput.json"
 
-# Peak dense bfloat16 FLOP/s of one device, by JAX's name of its kind, as the makers state them. TPU
-# v2 and v3 are left out, because a device there is a core and not a chip.
+# Peak dense bfloat16 FLOP/s of one device, by JAX's name of its kind, as the makers state them. For
+# the GPUs it is that of float16 too. TPU v2 and v3 are left out, because a device there is a core
+# and not a chip.
 _PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -30,12 +31,22 @@ _PEAK_FLOPS = {
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+}
+# Peak float16 FLOP/s of GPUs that have no fast bfloat16.
+_PEAK_FLOAT16 = {
+    "Tesla V100-SXM2-16GB": 125e12,
+    "Tesla V100-SXM2-32GB": 125e12,
+    "Tesla V100-PCIE-16GB": 112e12,
+    "Tesla V100-PCIE-32GB": 112e12,
 }
 
 
-def peak_flops(device_kind: str) -> float | None:
-    """Returns a device's peak FLOP/s in bfloat16; `None` if unknown, as for CPUs."""
-    return _PEAK_FLOPS.get(device_kind)
+def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
+    """Returns a device's peak FLOP/s in bfloat16 or float16; `None` if unknown, as for CPUs."""
+    if dtype == "float16" and not device_kind.startswith("TPU"):
+        return (_PEAK_FLOPS | _PEAK_FLOAT16).get(device_kind)
+    return _PEAK_FLOPS.get(device_kind) if dtype == "bfloat16" else None
 
 
 def train_flops(model: Model) -> int:

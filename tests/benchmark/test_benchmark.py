@@ -14,7 +14,7 @@ from noah_jax.benchmark.photographs import make_photograph, write_class_folder
 from noah_jax.data.decoding import decode
 from noah_jax.models import create_model, list_models
 
-CHOICES = "--what model or --what head or --what eval or --what input or --what host"
+CHOICES = "--what model or --what head or --what step or --what eval or --what input or --what host"
 
 
 def run(*arguments):
@@ -102,6 +102,11 @@ def test_the_default_models_exist():
         (["--what", "host"], "--config FILE is needed"),
         (["--what", "head", "--models", "resnet18"], "did you mean noah_resnet18"),
         (["--what", "head", "--heads", "auto,fast"], "--heads: one of auto, xla, pallas"),
+        (["--what", "head", "--dtype", "int8"], "--dtype: invalid choice"),
+        (["--what", "head", "--topology", "v5e:1x1", "--dtype", "float16"], "--dtype does not go"),
+        (["--what", "step", "--heads", "linear,fast"], "--heads: one of linear, noah, auto"),
+        (["--what", "step", "--models", "resnet18,resnet19"], "unknown model 'resnet19'"),
+        (["--what", "step", "--compiler-option", "fast"], "--compiler-option"),
     ],
 )
 def test_bad_input_gets_one_line(capsys, arguments, words):
@@ -120,6 +125,7 @@ def test_bad_input_gets_one_line(capsys, arguments, words):
             ["--model NAME", "--dtype", "--topology", "--depth", "--rounds", "--folder", "--steps"],
         ),
         (["--what", "head", "--help"], ["--models", "--heads", "--batch", "--rounds", "--depth"]),
+        (["--what", "step", "-h"], ["--models", "--heads", "--batch", "--compiler-option"]),
         (["--what=host", "-h"], ["--config FILE", "--config.KEY", "--steps"]),
     ],
 )

@@ -1,24 +1,67 @@
 """The benchmark of the head and its tables."""
 
+import datetime
 import importlib.util
 
+import jax
 import pytest
 
 from noah_jax.aot.head_shape import HeadShape, head_shape
 from noah_jax.benchmark import compiled_steps, head
 from noah_jax.benchmark.__main__ import main
+from noah_jax.errors import InputError
 from noah_jax.models import create_model
 
 SHAPE = HeadShape((3, 3), 32, 2, 0.25, 7)
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(head, "_SECONDS", 0.0)
+    monkeypatch.setattr(head, "_REST", 0.0)
+
+
 def test_each_head_is_measured():
     torch = importlib.util.find_spec("torch") is not None
     heads = "reference", "auto"
-    costs = head.benchmark_head(SHAPE, heads, batch=2, rounds=1, torch=torch)
-    assert list(costs) == ["linear", "reference", "auto"] + ["PyTorch"] * torch
-    assert all(cost.forward > 0 and cost.both > 0 for cost in costs.values())
+    costs, missing = head.benchmark_head(SHAPE, heads, batch=2, rounds=2, torch=torch)
+    assert list(costs) == ["linear", "reference", "auto"] + ["PyTorch"] * torch and not missing
+    assert all(cost.forward.median > 0 and cost.both.spread >= 0 for cost in costs.values())
     assert costs["reference"].both_bytes > costs["linear"].both_bytes
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_dtype_is_that_of_the_features(dtype, monkeypatch):
+    seen = set()
+
+    def poca(features, *weights, **options):
+        seen.add(str(features.dtype))
+        return actual(features, *weights, **options)
+
+    actual = head.poca
+    monkeypatch.setattr(head, "poca", poca)
+    costs, _ = head.benchmark_head(SHAPE, ["auto"], batch=2, rounds=1, torch=False, dtype=dtype)
+    assert seen == {"float32", dtype}  # the definition's own logits are computed in float32
+    assert list(costs) == ["linear", "auto"]
+
+
+def test_heads_of_other_platforms_are_named_not_measured():
+    costs, missing = head.benchmark_head(
+        SHAPE, ["tpu", "gpu", "xla"], batch=2, rounds=1, torch=False
+    )
+    assert list(costs) == ["linear", "xla"]
+    assert list(missing) == ["tpu", "gpu"] and all(missing.values())
+
+
+def test_a_head_with_other_logits_is_an_error(monkeypatch):
+    def wrong(*arguments, implementation, **options):
+        factor = 1 if implementation == "reference" else 1.01
+        return factor * actual(*arguments, implementation=implementation, **options)
+
+    actual = head.poca
+    monkeypatch.setattr(head, "poca", wrong)
+    with pytest.raises(InputError, match="auto: the logits differ"):
+        head.benchmark_head(SHAPE, ["auto"], batch=2, rounds=1, torch=False)
 
 
 def test_shapes_are_those_of_the_models():
@@ -31,14 +74,19 @@ def test_shapes_are_those_of_the_models():
 def test_floor():
     assert SHAPE.flops(2) == 2 * 2 * 9 * 32 * 7
     assert SHAPE.bytes(2) == 4 * (2 * 9 * 32 + (32 + 4) * 7 + 2 * 7)
+    assert SHAPE.bytes(2, 2) == 2 * 2 * 9 * 32 + 4 * ((32 + 4) * 7 + 2 * 7)
 
 
 def test_it_prints_a_table(monkeypatch, capsys):
     monkeypatch.setattr(head, "head_shape", lambda _: SHAPE)
     assert main(["--what", "head", "--models", "noah_resnet18", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
-    assert "noah_resnet18, 3x3x32: 0.00 GFLOP" in out
-    assert all(f"  {name} " in out for name in ("linear", "reference", "auto"))
+    table = [line for line in out.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert table[2].startswith("| noah_resnet18, 3x3x32 | floor: 0.00 GFLOP, 0.0 MB |")
+    rows = [line.split("|")[2].strip() for line in table[3:]]
+    assert [r for r in rows if r != "PyTorch"] == ["linear", "reference", "auto"]
+    assert f"jax {jax.__version__}" in out and str(datetime.date.today().year) in out
 
 
 def test_it_prints_the_heads_that_were_asked_for(monkeypatch, capsys):
@@ -46,7 +94,7 @@ def test_it_prints_the_heads_that_were_asked_for(monkeypatch, capsys):
     arguments = ["--models", "noah_resnet18", "--heads", "xla", "--rounds", "1"]
     assert main(["--what", "head", *arguments]) == 0
     out = capsys.readouterr().out
-    assert "  linear " in out and "  xla " in out and "  auto " not in out
+    assert "| linear |" in out and "| xla |" in out and "| auto |" not in out
 
 
 @pytest.mark.parametrize("topology", ["v5e:1x1", "h100:1"])

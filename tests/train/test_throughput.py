@@ -25,6 +25,14 @@ def test_peaks_are_known_by_the_whole_name():
     assert throughput.peak_flops("TPU") is None
 
 
+def test_peaks_are_those_of_the_dtype():
+    assert throughput.peak_flops("NVIDIA H100 80GB HBM3", "float16") == 989e12
+    assert throughput.peak_flops("NVIDIA H100 80GB HBM3", "float32") is None
+    assert throughput.peak_flops("Tesla V100-SXM2-16GB") is None
+    assert throughput.peak_flops("Tesla V100-SXM2-16GB", "float16") == 125e12
+    assert throughput.peak_flops("TPU v4", "float16") is None
+
+
 def test_training_takes_six_flops_a_multiply_add():
     model = create_model("resnet18", num_classes=3, image_size=32, width=8)
     assert throughput.train_flops(model) == 6 * multiply_adds(model)
