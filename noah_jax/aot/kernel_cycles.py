@@ -41,7 +41,8 @@ _PRODUCT = re.compile(r"vmatmul\S*\.mxu(\d)")
 
 def kernel_calls(text: str) -> int:
     """Returns how often a compiled program, `Compiled.as_text()`, calls a kernel of the head."""
-    return len(re.findall(r'custom_call_target="tpu_custom_call"[^\n]*noah_head', text))
+    targets = r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.gpu\.triton)"'
+    return len(re.findall(targets + r"[^\n]*noah_head", text))
 
 
 def kernel_cycles(topology: str, shape: HeadShape, batch: int) -> int:

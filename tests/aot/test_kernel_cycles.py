@@ -1,5 +1,7 @@
 """How cycles are read from what the TPU's compiler writes."""
 
+import pytest
+
 from noah_jax.aot.kernel_cycles import bundle_cycles, kernel_calls
 
 
@@ -16,7 +18,8 @@ def test_cycles_of_a_listing():
     assert bundle_cycles(listing, [10, 5]) == 1 + 3 * 10 + 2 * 16 * 50
 
 
-def test_calls_of_the_kernels_are_counted():
-    call = '  %c = f32[8] custom-call(%a), custom_call_target="tpu_custom_call"'
+@pytest.mark.parametrize("target", ["tpu_custom_call", "__gpu$xla.gpu.triton"])
+def test_calls_of_the_kernels_are_counted(target):
+    call = f'  %c = f32[8] custom-call(%a), custom_call_target="{target}"'
     text = f"{call}, metadata={{noah_head_forward}}\n{call}, metadata={{another_kernel}}\n"
     assert kernel_calls(text) == 1

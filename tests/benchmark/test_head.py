@@ -100,11 +100,11 @@ def test_it_prints_the_heads_that_were_asked_for(monkeypatch, capsys):
 @pytest.mark.parametrize("topology", ["v5e:1x1", "h100:1"])
 def test_the_table_of_a_machine(topology, monkeypatch, capsys):
     on_tpu = topology.startswith("v5e")
-    figures = {"linear": 2_000_000, "auto": 2_100_000, "pallas": 2_200_000}
+    figures = {"linear": 2_000_000, "auto": 2_100_000}
 
     def gauge(mesh, name, shape, kind, batch, depth):
         cycles = figures.get(kind, 3_000_000)
-        return compiled_steps.StepCost(on_tpu * cycles, on_tpu * (kind == "auto"), 1000 * cycles, 0)
+        return compiled_steps.StepCost(on_tpu * cycles, kind == "auto", 1000 * cycles, 0)
 
     monkeypatch.setattr(head, "topology_mesh", lambda _: "mesh")
     monkeypatch.setattr(compiled_steps, "compile_step", gauge)
@@ -114,8 +114,8 @@ def test_the_table_of_a_machine(topology, monkeypatch, capsys):
     if on_tpu:
         assert lines[0] == ["linear", "2.00", "+0.0", "%", "2.000", "+0.0", "%"]
         assert lines[1] == ["auto", "(kernel)", "2.20", "+10.0", "%", "2.100", "+5.0", "%"]
-    else:  # no cycles, and a kernel that "auto" does not take
-        assert lines[1] == ["pallas", "2.200", "+10.0", "%"]
+    else:  # no cycles
+        assert lines[1] == ["auto", "(kernel)", "2.100", "+5.0", "%"]
     assert len(lines) == 4
     assert main(["--what", "head", "--topology", topology, "--heads", "reference"]) == 0
     lines = capsys.readouterr().out.splitlines()[3:]

@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from noah_jax.errors import InputError
+from noah_jax.heads.noah import pallas_triton
 from noah_jax.heads.noah.chunked import Residuals
 from noah_jax.heads.noah.gpu_tiles import (
     LOG2E,
@@ -76,7 +76,7 @@ def gpu_plan(
         over so many.
 
     Raises:
-      InputError: If the shape does not fit.
+      InputError: If the shape does not fit, or JAX cannot compile the kernels (`TritonError`).
     """
     batch = images_per_device(shape, backend="gpu", interpret=interpret, devices=devices)
     query_channels, value_channels = shape.block_channels
@@ -93,7 +93,8 @@ def gpu_plan(
             f"the GPU kernel takes at most {_MOST_BYTES // shape.dtype.itemsize} channels a block"
             f" in {shape.dtype}, got {channels}"
         )
-    narrow = shape.dtype == jnp.bfloat16
+    pallas_triton.check(interpret=interpret)
+    narrow = shape.dtype.itemsize == 2
     largest = 64 if narrow else 32
     # The smaller tile is taken if it needs less padding.
     tile = min((largest, 32), key=lambda tile: round_up(shape.positions, tile))
@@ -199,15 +200,15 @@ def _call(
     plan: GpuPlan, kernel: Any, name: str, grid: tuple[int, ...], inputs: tuple, out_shape: Any
 ) -> Any:
     """Runs a kernel on whole arrays; each program takes what its place in the grid needs."""
-    (outputs,) = pl.pallas_call(
+    return pallas_triton.call(
         functools.partial(kernel, plan),
-        grid=grid,
-        out_shape=(out_shape,),
-        compiler_params=plgpu.CompilerParams(num_warps=plan.warps, num_stages=2),
-        interpret=plan.interpret,
+        *inputs,
         name=name,
-    )(*inputs)
-    return outputs
+        grid=grid,
+        out_shape=out_shape,
+        warps=plan.warps,
+        interpret=plan.interpret,
+    )
 
 
 def _forward_kernel(
@@ -247,7 +248,7 @@ def _forward_kernel(
     )
     window = image, block, pl.ds(first_class, plan.classes)
     for ref, x in (residuals_ref.lse, m + jnp.log2(l_sum)), (residuals_ref.out, out / l_sum):
-        plgpu.store(ref.at[window], x, mask=classes < num_classes)
+        pallas_triton.store(ref.at[window], x, mask=classes < num_classes)
 
 
 def _features_kernel(
@@ -287,7 +288,7 @@ def _features_kernel(
         for columns, total in zip(channel_pieces(ref.shape[-1]), totals, strict=True):
             rows = start, plan.outer_positions
             view, mask = matrix_window(ref, (channel_group, image), rows, columns)
-            plgpu.store(view, total.astype(ref.dtype), mask=mask)
+            pallas_triton.store(view, total.astype(ref.dtype), mask=mask)
 
 
 def _weights_kernel(
@@ -334,4 +335,4 @@ def _weights_kernel(
         for rows, total in zip(channel_pieces(ref.shape[2]), totals, strict=True):
             columns = first_class, plan.classes
             view, mask = matrix_window(ref, (chunk, block), rows, columns)
-            plgpu.store(view, total.T, mask=mask)
+            pallas_triton.store(view, total.T, mask=mask)

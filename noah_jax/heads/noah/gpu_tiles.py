@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
+from noah_jax.heads.noah import pallas_triton
 from noah_jax.heads.noah.chunked import Residuals
 from noah_jax.heads.noah.kernels import Pair, Ref, drop, round_up, wide_dot
 from noah_jax.nn.dropout import row_seed
@@ -104,7 +104,7 @@ def matrix_window(
 def _load(ref: Ref, index: tuple, rows: tuple, columns: tuple) -> jax.Array:
     """Loads a window of a matrix, with zeros beyond its end."""
     view, mask = matrix_window(ref, index, rows, columns)
-    return plgpu.load(view, mask=mask, other=0.0)
+    return pallas_triton.load(view, mask=mask, other=0.0)
 
 
 def load_part(
@@ -136,7 +136,7 @@ def load_of_block(
         residuals_ref.out.at[image, block, classes],
         d_logits_ref.at[image, classes],
     )
-    return [plgpu.load(view, mask=mask, other=0.0) for view in views]
+    return [pallas_triton.load(view, mask=mask, other=0.0) for view in views]
 
 
 def product(

@@ -13,6 +13,9 @@ from noah_jax.heads.noah.operands import Operands, PocaShape
 from noah_jax.nn.dropout import Seeds, kept
 from noah_jax.nn.per_device import on_each_device
 
+# Dtypes of the features that the kernels of a backend take.
+_DTYPES = {"tpu": ("bfloat16", "float32"), "gpu": ("bfloat16", "float16", "float32")}
+
 Ref: TypeAlias = Any  # a Pallas reference; JAX has no public type for it
 
 
@@ -39,15 +42,17 @@ def images_per_device(
 
     Args:
       shape: Shape of the head.
-      backend: Name of the kernel's backend in `jax.default_backend()`.
+      backend: Name of the kernel's backend in `jax.default_backend()`: "tpu" or "gpu".
       interpret: Whether the kernel is emulated.
       devices: Number of devices the batch is split over; by default as `split_over_devices`
         splits it.
 
     Raises:
       InputError: If nothing says over which devices the batch is split, it does not divide among
-        them, or no kernel takes the dtype.
+        them, its size is symbolic, or the backend's kernels do not take the dtype.
     """
+    if not isinstance(shape.batch, int):
+        raise InputError(f"kernels take a known number of images, got {shape.batch}")
     if devices is None:
         devices = _device_count(backend, interpret)
     if devices is None:
@@ -57,8 +62,12 @@ def images_per_device(
         )
     if shape.batch % devices:
         raise InputError(f"{shape.batch} images do not divide among {devices} devices")
-    if shape.dtype not in (jnp.bfloat16, jnp.float32):
-        raise InputError(f"kernels take bfloat16 or float32 features, got {shape.dtype}")
+    dtypes = _DTYPES[backend]
+    if shape.dtype.name not in dtypes:
+        raise InputError(
+            f"the kernels for {backend.upper()}s take {' or '.join(dtypes)} features,"
+            f" got {shape.dtype}"
+        )
     if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise InputError("kernels do not run where jax_enable_x64 is set")
     return shape.batch // devices

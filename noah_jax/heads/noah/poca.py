@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from noah_jax import console
 from noah_jax.errors import InputError
 from noah_jax.heads.noah.chunked import chunked_plan, chunked_poca
 from noah_jax.heads.noah.cpu import cpu_plan, cpu_poca
@@ -25,7 +26,8 @@ from noah_jax.heads.noah.operands import (
     check_features,
     check_projection,
 )
-from noah_jax.heads.noah.reference import reference_plan, reference_poca
+from noah_jax.heads.noah.pallas_triton import TritonError
+from noah_jax.heads.noah.reference import reference_plan, reference_poca, small_plan
 from noah_jax.heads.noah.tpu import tpu_plan, tpu_poca
 from noah_jax.heads.noah.tpu_map import tpu_map_plan, tpu_map_poca
 from noah_jax.nn.dropout import Key, seeds_of
@@ -53,18 +55,20 @@ class Row(NamedTuple):
     emulated: bool
 
 
-_NEVER, _BF16, _ALWAYS = (), (jnp.bfloat16,), None  # dtypes for "auto"
+# Dtypes for "auto".
+_NEVER, _BF16, _HALF, _ALWAYS = (), (jnp.bfloat16,), (jnp.bfloat16, jnp.float16), None
 _BY_NAME, _KERNEL, _ANY = (), ("pallas",), ("xla", "pallas")  # words
 
 # "auto", "xla" and "pallas" take, on every platform, the first row from the top that they may
 # choose and whose plan fits the shape. The name of a row takes that row or fails.
 # fmt: off
 ROWS: dict[str, Row] = {
-    # name                   platform   "auto"   words     plan            computed by    emulated
+    # name                   platform   "auto"   words     plan            computed by     emulated
     "reference":         Row("default", _NEVER,  _BY_NAME, reference_plan, reference_poca, False),
     "tpu_map":           Row("tpu",     _BF16,   _KERNEL,  tpu_map_plan,   tpu_map_poca,   False),
     "tpu":               Row("tpu",     _BF16,   _KERNEL,  tpu_plan,       tpu_poca,       False),
-    "gpu":               Row("cuda",    _NEVER,  _KERNEL,  gpu_plan,       gpu_poca,       False),
+    "gpu":               Row("cuda",    _HALF,   _KERNEL,  gpu_plan,       gpu_poca,       False),
+    "small_reference":   Row("cuda",    _HALF,   _BY_NAME, small_plan,     reference_poca, False),
     "tpu_map_interpret": Row("cpu",     _NEVER,  _KERNEL,  tpu_map_plan,   tpu_map_poca,   True),
     "tpu_interpret":     Row("cpu",     _NEVER,  _KERNEL,  tpu_plan,       tpu_poca,       True),
     "gpu_interpret":     Row("cpu",     _NEVER,  _BY_NAME, gpu_plan,       gpu_poca,       True),
@@ -130,9 +134,25 @@ def choose(
             continue
         try:
             choices[row.platform] = Choice(name, _plan(row, shape, None))
-        except InputError:
+        except InputError as error:
+            if isinstance(error, TritonError):
+                _warn_of_missing_kernel(error)
             continue  # the next row that fits is taken
     return choices
+
+
+def _warn_of_missing_kernel(error: TritonError) -> None:
+    """Says that GPUs compute the head without their kernel, unless this program is for others."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    kind = jax.default_backend() if device is None else device.device_kind.lower()
+    others = ("tpu",) if error.missing else ("tpu", "cpu")  # a CPU may refuse to compile for GPUs
+    if not kind.startswith(others):
+        _warn_once(f"NVIDIA GPUs compute the NOAH head without its kernel: {error}")
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    console.warn(text)
 
 
 def _plan(row: Row, shape: PocaShape, block_sizes: Mapping[str, int] | None) -> Any:
@@ -189,7 +209,9 @@ def poca(
       implementation: What computes the logits. All implementations give the same numbers, dropout
         masks included, but for rounding.
 
-        - "auto": the kernel for TPUs if the features are bfloat16, else "xla".
+        - "auto": on TPUs the kernel if the features are bfloat16; on NVIDIA GPUs the kernel if
+          they are bfloat16 or float16 or, if no kernel fits, "reference" while its arrays are
+          small; else "xla".
         - "xla": a chunk of classes at a time (on CPUs, in loops), with a backward pass of its
           own; it has no forward-mode differentiation.
         - "pallas": a kernel that keeps the scores on the chip, for TPUs and NVIDIA GPUs; on CPUs

@@ -26,12 +26,26 @@ def make_case(head_num, channels, num_classes, *, head_split=True, kv_split=True
 
 def tpu_mesh(kind="TPU v5e"):
     """Makes the abstract mesh of one TPU, under which kernels for TPUs are chosen anywhere."""
+    return _abstract_mesh(1, device_kind=kind, num_cores=1, platform="tpu")
+
+
+def gpu_mesh(size=1):
+    """Makes the abstract mesh of some H100, under which kernels for GPUs are chosen anywhere."""
+    return _abstract_mesh(size, device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+
+
+def _abstract_mesh(size, **device):
+    known = jax.sharding.AbstractDevice.__annotations__
     # The oldest JAX that we support does not name the platform.
-    named = "platform" in jax.sharding.AbstractDevice.__annotations__
-    device = jax.sharding.AbstractDevice(
-        device_kind=kind, num_cores=1, **({"platform": "tpu"} if named else {})
-    )
-    return jax.sharding.AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=device)
+    device = jax.sharding.AbstractDevice(**{key: device[key] for key in device if key in known})
+    return jax.sharding.AbstractMesh((size,), ("data",), (AxisType.Auto,), abstract_device=device)
+
+
+def lowered_for_cuda(function, *arguments):
+    """Lowers a function for one H100 that need not be here; returns the program's text."""
+    with jax.sharding.use_abstract_mesh(gpu_mesh()):
+        lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+    return lowered.as_text()
 
 
 def value_and_gradients(features, query, value, *, dtype=jnp.float32, **options):

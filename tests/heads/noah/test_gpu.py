@@ -18,6 +18,7 @@ from tests.heads.noah.kernel_checks import (
     assert_close,
     assert_large_scores_do_not_overflow,
     assert_refuses_second_derivatives,
+    gpu_mesh,
     make_case,
     value_and_gradients,
 )
@@ -55,11 +56,12 @@ def test_values_and_gradients(head_split, kv_split, head_num, channels, num_clas
     assert_close(value_and_gradients(features, *weights, **options), expected, 2e-6)
 
 
-def test_bfloat16():
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 2e-2), (jnp.float16, 2e-3)])
+def test_narrow_dtypes(dtype, tolerance):
     case = make_case(2, 64, 50, batch=2)
     exact = value_and_gradients(*case, implementation="reference")
-    actual = value_and_gradients(*case, dtype=jnp.bfloat16, implementation="gpu_interpret")
-    assert_close(actual, exact, 2e-2)
+    actual = value_and_gradients(*case, dtype=dtype, implementation="gpu_interpret")
+    assert_close(actual, exact, tolerance)
 
 
 def test_large_scores_do_not_overflow():
@@ -86,18 +88,20 @@ def _shape(query, value, *, positions=196, batch=16, dtype=jnp.bfloat16):
         (_shape(64, 448, positions=49), None),
         (_shape(64, 464, positions=49), "at most 512 channels a block in bfloat16, got 528"),
         (_shape(64, 448, dtype=jnp.float32), "at most 256 channels a block in float32, got 512"),
-        (_shape(24, 24, dtype=jnp.float16), "bfloat16 or float32 features, got float16"),
+        (_shape(24, 24, dtype=jnp.float16), None),
+        (_shape(24, 24, dtype=jnp.int8), "bfloat16 or float16 or float32 features, got int8"),
         (_shape(24, 24, positions=0), "at least one position"),
         (_shape(24, 24, batch=2**17), "1 to 65535 images a device"),
         (_shape(24, 24, batch=7), "7 images do not divide among 2 devices"),
     ],
 )
 def test_which_shapes_fit_on_two_devices(shape, why):
-    if why is None:
-        assert gpu_plan(shape, devices=2).classes == 64
-    else:
-        with pytest.raises(InputError, match=why):
-            gpu_plan(shape, devices=2)
+    with jax.sharding.use_abstract_mesh(gpu_mesh(2)):
+        if why is None:
+            assert gpu_plan(shape).classes == 64
+        else:
+            with pytest.raises(InputError, match=why):
+                gpu_plan(shape)
 
 
 @pytest.mark.parametrize("channels", [1, 16, 24, 40, 49, 96, 120, 448])
@@ -118,6 +122,7 @@ def test_pieces_cover_the_channels(channels):
         (196, 192, 0.5, "bfloat16", 0.1),  # DeiT-Tiny
         (576, 768, 0.5, "bfloat16", 0.0),  # DeiT-B
         (49, 2048, 0.125, "bfloat16", 0.0),  # ResNet-50
+        (196, 192, 0.5, "float16", 0.0),
         (196, 192, 0.5, "float32", 0.0),
     ],
 )

@@ -2,8 +2,10 @@
 
 import doctest
 import importlib
+import sys
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +14,13 @@ from noah_jax.errors import InputError
 from noah_jax.heads.noah import IMPLEMENTATIONS, poca
 from noah_jax.heads.noah.operands import ChannelSplit, PocaShape
 from noah_jax.heads.noah.poca import ROWS, choose
-from tests.heads.noah.kernel_checks import make_case, tpu_mesh, value_and_gradients
+from tests.heads.noah.kernel_checks import (
+    gpu_mesh,
+    lowered_for_cuda,
+    make_case,
+    tpu_mesh,
+    value_and_gradients,
+)
 
 
 def _shape(**changes):
@@ -20,39 +28,140 @@ def _shape(**changes):
     return shape._replace(**changes)
 
 
-def _chosen(implementation, **changes):
-    """Chooses on one TPU, or emulated; gives the names of the rows by platform."""
-    with jax.sharding.use_abstract_mesh(tpu_mesh()):
+def _chosen(implementation, mesh=None, **changes):
+    """Chooses on one TPU, or another mesh, or emulated; gives the names of the rows by platform."""
+    with jax.sharding.use_abstract_mesh(mesh or tpu_mesh()):
         choices = choose(implementation, _shape(**changes))
     return {platform: choice.name for platform, choice in choices.items()}
 
 
+def _chosen_on_tpu(implementation, **changes):
+    """Chooses on one TPU; whether JAX compiles kernels for GPUs there depends on its version."""
+    return {
+        platform: name
+        for platform, name in _chosen(implementation, **changes).items()
+        if platform != "cuda"
+    }
+
+
+def _chosen_on_gpu(implementation, **changes):
+    """Chooses on one H100; gives the name of the row for CUDA."""
+    choices = _chosen(implementation, gpu_mesh(), **changes)
+    return choices.get("cuda", choices["default"])
+
+
 _PLAIN = {"cpu": "cpu", "default": "chunked"}
+_WIDE = dict(channels=2048, head_num=1)  # no plan of the GPU's kernel fits
 
 
 def test_auto_takes_the_tpu_kernel_in_bfloat16():
-    assert _chosen("auto") == {"tpu": "tpu"} | _PLAIN
-    assert _chosen("auto", spatial_major=True) == {"tpu": "tpu_map"} | _PLAIN
-    assert _chosen("auto", spatial_major=True, dropout=0.1) == {"tpu": "tpu"} | _PLAIN
-    assert _chosen("auto", batch=24) == _PLAIN
-    assert _chosen("auto", dtype=np.dtype(np.float32)) == _PLAIN
-    assert _chosen("auto", dtype=np.dtype(np.float16)) == _PLAIN
+    assert _chosen_on_tpu("auto") == {"tpu": "tpu"} | _PLAIN
+    assert _chosen_on_tpu("auto", spatial_major=True) == {"tpu": "tpu_map"} | _PLAIN
+    assert _chosen_on_tpu("auto", spatial_major=True, dropout=0.1) == {"tpu": "tpu"} | _PLAIN
+    assert _chosen_on_tpu("auto", batch=24) == _PLAIN
+    assert _chosen_on_tpu("auto", dtype=np.dtype(np.float32)) == _PLAIN
+    assert _chosen_on_tpu("auto", dtype=np.dtype(np.float16)) == _PLAIN
+
+
+def test_auto_takes_the_gpu_kernel_in_narrow_dtypes():
+    assert _chosen_on_gpu("auto") == "gpu"
+    assert _chosen_on_gpu("auto", dtype=np.dtype(np.float16)) == "gpu"
+    assert _chosen_on_gpu("auto", dtype=np.dtype(np.float32)) == "chunked"
+    assert _chosen_on_gpu("auto", dropout=0.1) == "gpu"
+    assert _chosen_on_gpu("auto", batch=7) == "gpu"
+
+
+def test_auto_on_gpus_takes_the_definition_only_where_it_is_small():
+    assert _chosen_on_gpu("auto", **_WIDE) == "small_reference"
+    assert _chosen_on_gpu("auto", **_WIDE, num_classes=1000) == "small_reference"
+    assert _chosen_on_gpu("auto", **_WIDE, num_classes=1000, batch=2048) == "chunked"
+    assert _chosen_on_gpu("auto", **_WIDE, dtype=np.dtype(np.float32)) == "chunked"
 
 
 def test_pallas_takes_a_kernel_where_one_fits():
-    kernels = {"tpu": "tpu", "cuda": "gpu", "cpu": "tpu_interpret", "default": "chunked"}
-    assert _chosen("pallas") == kernels
-    assert _chosen("pallas", dtype=np.dtype(np.float32)) == kernels
+    kernels = {"tpu": "tpu", "cpu": "tpu_interpret", "default": "chunked"}
+    assert _chosen_on_tpu("pallas") == kernels
+    assert _chosen_on_tpu("pallas", dtype=np.dtype(np.float32)) == kernels
     of_maps = kernels | {"tpu": "tpu_map", "cpu": "tpu_map_interpret"}
-    assert _chosen("pallas", spatial_major=True) == of_maps
-    assert _chosen("pallas", batch=24) == {"cuda": "gpu"} | _PLAIN
-    assert _chosen("pallas", dtype=np.dtype(np.float16)) == _PLAIN
+    assert _chosen_on_tpu("pallas", spatial_major=True) == of_maps
+    assert _chosen_on_tpu("pallas", batch=24) == _PLAIN
+    assert _chosen_on_tpu("pallas", dtype=np.dtype(np.float16)) == _PLAIN
+    assert _chosen_on_gpu("pallas", dtype=np.dtype(np.float32)) == "gpu"
+
+
+def test_a_symbolic_batch_takes_no_kernel():
+    (batch,) = jax.export.symbolic_shape("batch")
+    assert _chosen("auto", batch=batch) == _chosen("auto", gpu_mesh(), batch=batch) == _PLAIN
 
 
 def test_without_a_mesh_nothing_says_how_to_split_the_batch():
     with pytest.raises(InputError, match=r"'tpu' does not fit: .*use jax.set_mesh"):
         choose("tpu", _shape())
     assert "tpu" not in choose("auto", _shape())
+
+
+def _triton_calls(dtype, *, implementation="auto"):
+    """Counts the kernels of a forward and backward pass that is lowered for CUDA."""
+    features, *weights = make_case(2, 16, 9)
+
+    def loss(features, query, value):
+        logits = poca(features, query, value, key_ratio=0.25, implementation=implementation)
+        return (logits**2).sum()
+
+    grad = jax.grad(loss, argnums=(0, 1, 2))
+    text = lowered_for_cuda(grad, jnp.asarray(features, dtype), *weights)
+    return text.count("@__gpu$xla.gpu.triton")
+
+
+def test_auto_lowers_to_the_kernel_for_cuda(capsys):
+    assert _triton_calls(jnp.bfloat16) == _triton_calls(jnp.float16) == 3
+    assert _triton_calls(jnp.float32) == 0
+    assert not capsys.readouterr().err
+
+
+@pytest.fixture
+def fresh_warnings():
+    """Forgets the warnings that earlier tests have seen."""
+    module = importlib.import_module("noah_jax.heads.noah.poca")
+    module._warn_once.cache_clear()
+
+
+_TRITON = "jax.experimental.pallas.triton"
+
+
+class _ChangedTriton:
+    """A later version of the backend, which has other arguments."""
+
+    @staticmethod
+    def CompilerParams():
+        raise NotImplementedError
+
+
+def _assert_one_warning(text, reason):
+    assert text.count("\n") == 1
+    assert text.startswith("warning: NVIDIA GPUs compute the NOAH head without its kernel: ")
+    assert _TRITON in text and reason in text
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"), [(None, "None in sys.modules"), (_ChangedTriton, "num_warps")]
+)
+def test_without_triton_the_next_form_is_taken(
+    monkeypatch, capsys, fresh_warnings, backend, reason
+):
+    monkeypatch.setitem(sys.modules, _TRITON, backend)
+    assert _triton_calls(jnp.bfloat16) == 0
+    assert _chosen_on_gpu("auto") == _chosen_on_gpu("auto", batch=16) == "small_reference"
+    assert _chosen_on_gpu("pallas") == "chunked"
+    _assert_one_warning(capsys.readouterr().err, reason)
+    with pytest.raises(InputError, match=f"'gpu' does not fit: {_TRITON} .*{reason}"):
+        _chosen_on_gpu("gpu")
+
+
+def test_a_missing_triton_is_no_matter_for_tpus(monkeypatch, capsys, fresh_warnings):
+    monkeypatch.setitem(sys.modules, _TRITON, None)
+    assert _chosen_on_tpu("auto") == {"tpu": "tpu"} | _PLAIN
+    assert not capsys.readouterr().err
 
 
 def test_xla_takes_no_kernel():
@@ -64,7 +173,8 @@ def test_a_row_is_taken_by_its_name():
     for name, row in ROWS.items():
         bound = row.platform in ("tpu", "cuda")  # compiled kernels run nowhere else
         platform = row.platform if bound else "default"
-        assert _chosen(name, spatial_major="map" in name) == {platform: name}
+        mesh = gpu_mesh() if platform == "cuda" else None
+        assert _chosen(name, mesh, spatial_major="map" in name) == {platform: name}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +196,9 @@ def test_rows_that_run_anywhere_agree(name):
         ("tpu_map", dict(dropout=0.1), "no dropout"),
         ("tpu_map", dict(split=ChannelSplit(1 / 4, kv_split=False)), "head_split and kv_split"),
         ("tpu", dict(batch=24), "multiple of 16 images a device, got 24"),
-        ("gpu", dict(dtype=np.dtype(np.float64)), "bfloat16 or float32 features, got float64"),
+        ("gpu", dict(dtype=np.dtype(np.float64)), "GPUs take bfloat16 or .*, got float64"),
+        ("tpu", dict(dtype=np.dtype(np.float16)), "TPUs take bfloat16 or float32 .*, got float16"),
+        ("small_reference", dict(batch=2**17), "would hold 1284505600 scores"),
     ],
 )
 def test_a_row_says_why_it_does_not_fit(name, changes, why):
