@@ -43,6 +43,13 @@ class CorruptImageError(InputError):
         return f"{self.name} cannot be decoded: {self.reason}"
 
 
+class UnlabelledImageError(CorruptImageError):
+    """Raised if an image's label is none of the classes; TFDS has -1 where there is no label."""
+
+    def __str__(self) -> str:
+        return f"{self.name} has no label: {self.reason}"
+
+
 class MissingPackageError(NoahError, ModuleNotFoundError):
     """Raised if a package is not installed; the message names the extra that brings it."""
 

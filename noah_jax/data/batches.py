@@ -191,7 +191,7 @@ def _load_for_training(
             except CorruptImageError as error:
                 errors.append(error)
         else:
-            raise InputError(f"{tries} images in a row cannot be decoded; the last: {errors[-1]}")
+            raise InputError(f"{tries} images in a row cannot be used; the last: {errors[-1]}")
     return {"image": image, "label": label}, errors
 
 

@@ -6,6 +6,7 @@ its own work (120 us an image instead of 40). A training image is therefore made
 decodes and transforms. A thread starts many images before it finishes the first.
 """
 
+import functools
 import io
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from noah_jax.data.jpeg import decode_jpeg, read_header
-from noah_jax.data.source import Label, Source
+from noah_jax.data.source import Label, Source, check_label
 from noah_jax.data.transforms import TrainTransform
 from noah_jax.errors import CorruptImageError, one_line
 
@@ -106,6 +107,11 @@ class DecodedSource:
         return self._cache is not None
 
     @property
+    def name(self) -> str:
+        """Name of the source, for messages."""
+        return self._source.name
+
+    @property
     def label_shape(self) -> tuple[int, ...]:
         """The shape of an image's label: `()`, or `(num_classes,)` with several labels."""
         return (len(self._source.class_names),) if self._source.multi_label else ()
@@ -118,10 +124,11 @@ class DecodedSource:
 
         Raises:
           CorruptImageError: If the image cannot be decoded.
+          UnlabelledImageError: If its label is no class.
         """
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        data, label = self._source[index]
+        data, label = self._read(index)
         decoded = decode(data, self._source.describe(index)), label
         if self._cache is not None:
             self._cache[index] = decoded
@@ -134,7 +141,8 @@ class DecodedSource:
 
         Returns:
           A function that returns the transformed image and its label. It raises a
-          CorruptImageError if the image cannot be decoded; `random` may have been used by then.
+          CorruptImageError if the image cannot be decoded or its label is no class; `random` may
+          have been used by then.
         """
         if self._cache is not None:
 
@@ -143,6 +151,21 @@ class DecodedSource:
                 return transform(pixels, random), label
 
             return finish_cached
-        data, label = self._source[index]
+        try:
+            data, label = self._read(index)
+        except CorruptImageError as error:
+            return functools.partial(_fail, error)
         finish = start_transform(data, transform, random, self._source.describe(index))
         return lambda: (finish(), label)
+
+    def _read(self, index: int) -> tuple[bytes, Label]:
+        """Returns an encoded image and its label, which is checked if the source has classes."""
+        data, label = self._source[index]
+        num_classes = len(self._source.class_names)
+        if num_classes and not self._source.multi_label:
+            check_label(self._source.describe(index), int(label), num_classes)
+        return data, label
+
+
+def _fail(error: CorruptImageError) -> DecodedImage:
+    raise error

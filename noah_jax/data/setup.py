@@ -11,10 +11,12 @@ from noah_jax.data.batches import check_readers
 from noah_jax.data.geometry import RANDOM_INTERPOLATION
 from noah_jax.data.randaugment import RandAugment, mean_color
 from noah_jax.data.sampler import Sampler
-from noah_jax.data.source import Source
+from noah_jax.data.source import ImageFiles, Source, check_label
 from noah_jax.data.sources import open_sources
 from noah_jax.data.transforms import EvalTransform, TrainTransform, make_eval_transform
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, UnlabelledImageError
+
+_LOOKED_AT = 16  # images of a split whose labels are looked at before the training
 
 
 def open_data(dataset: str, section: ConfigDict) -> tuple[Source, Source]:
@@ -26,15 +28,43 @@ def open_data(dataset: str, section: ConfigDict) -> tuple[Source, Source]:
         `num_workers`.
 
     Raises:
-      InputError: If there is no such dataset or split, or a number is out of its range.
+      InputError: If there is no such dataset or split, a split has no labels, or a number is out
+        of its range.
     """
     check_readers(num_threads=section.num_threads, num_workers=section.num_workers)
-    return open_sources(
+    sources = open_sources(
         dataset,
         data_dir=section.dir,
         train_split=section.train_split,
         eval_split=section.eval_split,
     )
+    for source, key in zip(sources, ("data.train_split", "data.eval_split"), strict=True):
+        _check_labelled(source, key)
+    return sources
+
+
+def _check_labelled(source: Source, key: str) -> None:
+    """Raises at once if a split has no labels, as the test splits of many TFDS datasets.
+
+    Single images without a label are found when they are read; here only a few are looked at.
+    """
+    if isinstance(source, ImageFiles):
+        return  # their labels are their folders or stand in a table
+    indices = sorted({len(source) * i // _LOOKED_AT for i in range(_LOOKED_AT)})
+    unlabelled = []
+    for index in indices:
+        try:
+            label = source[index][1]
+            if not source.multi_label:
+                check_label(source.describe(index), int(label), len(source.class_names))
+        except UnlabelledImageError as error:
+            unlabelled.append(error)
+    if indices and len(unlabelled) == len(indices):
+        raise InputError(
+            f"{source.name} seems to have no labels: none of {len(indices)} of its {len(source):,}"
+            f" images has one, such as {unlabelled[0].name} ({unlabelled[0].reason}); choose"
+            f" another {key}"
+        )
 
 
 def make_transforms(

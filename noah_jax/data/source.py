@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from noah_jax.errors import InputError, ReadError, one_line
+from noah_jax.errors import InputError, ReadError, UnlabelledImageError, one_line
 from noah_jax.files import is_remote
 
 SAMPLE = "fashion_mnist_sample"  # the dataset that is part of this package
@@ -103,6 +103,23 @@ class ImageFiles:
 
     def file_name(self, index: int) -> str:
         return os.path.basename(self.files[index][0])
+
+
+def check_label(name: str, label: int, num_classes: int) -> None:
+    """Checks that a label is a class; anything else would index the logits from their end.
+
+    Args:
+      name: How messages call the image.
+      label: The label.
+      num_classes: Number of classes.
+
+    Raises:
+      UnlabelledImageError: If it is none.
+    """
+    if not 0 <= label < num_classes:
+        raise UnlabelledImageError(
+            name, f"its label is {label}, and the classes are 0 to {num_classes - 1}"
+        )
 
 
 def read_bytes(path: str) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from noah_jax.data.source import SAMPLE, Source
+from noah_jax.data.source import SAMPLE, Source, check_label
 from noah_jax.errors import InputError, one_line
 
 _SAMPLE_DIR = os.path.join(os.path.dirname(__file__), "sample")
@@ -84,6 +84,8 @@ class MultiLabelTfdsSource(_Split):
         for key in self._label_path:
             present = present[key]
         labels = np.zeros(len(self.class_names), np.int8)
+        for label in np.unique(present):
+            check_label(self.describe(index), int(label), len(labels))
         labels[np.asarray(present, np.int64)] = 1
         if self._has_certain_labels:
             uncertain = np.setdiff1d(present, record[_CERTAIN_LABELS]).astype(np.int64)

@@ -52,12 +52,14 @@ def evaluate(
       inference: The program that `make_inference` makes.
       trained: The model.
       source: The images.
-      corrupt_images: Records the images that cannot be decoded; they are left out.
+      corrupt_images: Records the images that cannot be decoded or have no label; they are left
+        out.
       num_threads: Threads that decode; `None` is one for every core.
 
     Raises:
-      InputError: If no image can be decoded or a label is none of the model's classes. With
-        several labels also if a logit is not finite, because the images then have no order.
+      InputError: If no image has a label and can be decoded, or a label is none of the model's
+        classes. With several labels also if a logit is not finite, because the images then have
+        no order.
     """
     indices, parts = [], []
     # The bar is not shown if standard error is no terminal.
@@ -72,15 +74,21 @@ def evaluate(
     index = np.concatenate(indices)
     labels, num_classes = joined["label"], trained.model.num_classes
     if not len(labels):
-        raise InputError("none of the images can be decoded")
+        raise InputError(
+            f"none of the {len(source):,} images of {source.name} can be evaluated:"
+            f" {corrupt_images.unlabelled:,} have no label, {len(corrupt_images):,} cannot be"
+            " decoded"
+        )
     if trained.multi_label:
         if not np.isfinite(joined["logits"]).all():
             raise InputError(f"the logits of {trained.path} are not finite")
         return MultiLabelResults(index, labels, joined["loss"], joined["logits"])
-    if labels.max() >= num_classes:
+    if no_class := [
+        label for label in (labels.min(), labels.max()) if not 0 <= label < num_classes
+    ]:
         raise InputError(
-            f"the dataset has the label {labels.max()}, but {trained.path} has only {num_classes}"
-            " classes"
+            f"{source.name} has the label {no_class[0]}, and the classes of {trained.path} are 0 to"
+            f" {num_classes - 1}"
         )
     return SingleLabelResults(
         index=index,

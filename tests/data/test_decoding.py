@@ -224,6 +224,7 @@ class _Encoded:
 
     def __init__(self, length: int, corrupt: tuple[int, ...]):
         self._length, self._corrupt = length, corrupt
+        self.class_names = [str(i) for i in range(length)]
 
     def __len__(self):
         return self._length
@@ -316,7 +317,7 @@ def test_the_policy_stop_raises_the_error():
 
 
 def test_a_dataset_without_images_is_an_error():
-    with pytest.raises(ValueError, match="8 images in a row cannot be decoded; the last: image"):
+    with pytest.raises(ValueError, match="8 images in a row cannot be used; the last: image"):
         _train(_Encoded(8, tuple(range(8))), _replacing())
     with pytest.raises(ValueError, match="100 images in a row"):
         _train(_Encoded(300, tuple(range(300))), _replacing())
