@@ -10,9 +10,12 @@ from noah_jax.data.image_files import FileSource
 from noah_jax.data.source import Source
 from noah_jax.data.sources import data_folder
 from noah_jax.errors import InputError, ReadError
+from noah_jax.inference.class_words import explain_ambiguity, is_number, read_word
 
 # The first cell of a header line, which is optional.
 _HEADERS = {"file", "filename", "file_name", "image", "path"}
+# Second cells of a header that say what the labels are, as `class_words` has it.
+_KINDS = {"name": "name:", "class_name": "name:", "index": "index:", "class_index": "index:"}
 
 
 class _RelabelledSource:
@@ -138,18 +141,58 @@ def _are_labels(labels: object, num_classes: int) -> bool:
 
 def _read_table(path: str, class_names: Sequence[str]) -> dict[str, int]:
     """Returns the class index of each file in a CSV table."""
-    indices = {name: index for index, name in enumerate(class_names)}
-    table: dict[str, int] = {}
+    labels: dict[str, str] = {}
+    kind = None
     for row in _read_rows(path):
-        if not row or (not table and row[0].strip().lower() in _HEADERS):
+        if not labels and row and row[0].strip().lower() in _HEADERS:
+            kind = _KINDS.get(row[1].strip().lower()) if len(row) == 2 else None
+            continue
+        if not row:
             continue
         if len(row) != 2:
             raise InputError(f"{path} must have lines `file,label`, got {','.join(row)!r}")
         name, label = (cell.strip() for cell in row)
-        table[name] = _class_index(label, indices, where=f"{path}: {label!r}, the label of {name},")
-    if not table:
+        labels[name] = label if kind is None else kind + label
+    if not labels:
         raise InputError(f"{path} holds no lines `file,label`")
-    return table
+    return _class_indices(path, labels, class_names)
+
+
+def _class_indices(
+    path: str, labels: Mapping[str, str], class_names: Sequence[str]
+) -> dict[str, int]:
+    """Returns the class index of each label.
+
+    Labels that are numbers are all names or all indices: if one of them is only a name, or only an
+    index, that decides for those that may be both.
+
+    Raises:
+      InputError: If a label is neither, or nothing decides.
+    """
+    readings = {label: read_word(label, class_names) for label in set(labels.values())}
+    numbers = [reading for label, reading in readings.items() if is_number(label)]
+    all_names = all(reading.names for reading in numbers)
+    all_indices = all(reading.class_index is not None for reading in numbers)
+    indices = {}
+    for name, label in labels.items():
+        where = f"{path}: {label!r}, the label of {name},"
+        reading = readings[label]
+        if len(reading.names) > 1:
+            raise InputError(f"{where} is the name of {len(reading.names)} classes")
+        if not reading.names and reading.class_index is None:
+            raise InputError(
+                f"{where} is neither a number below {len(class_names)} nor the name of a class"
+            )
+        if reading.differ and all_names == all_indices:
+            words = explain_ambiguity(label, reading, class_names)
+            raise InputError(
+                f"{path}, the label of {name}: {words}, or the header file,name or file,index"
+            )
+        by_name = bool(reading.names) and (all_names or not reading.differ)
+        index = reading.names[0] if by_name else reading.class_index
+        assert index is not None
+        indices[name] = index
+    return indices
 
 
 def _read_rows(path: str) -> list[list[str]]:
@@ -160,13 +203,3 @@ def _read_rows(path: str) -> list[list[str]]:
         raise ReadError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, csv.Error) as error:
         raise ReadError(f"{path} is not a CSV file: {error}") from error
-
-
-def _class_index(label: str, indices: Mapping[str, int], where: str) -> int:
-    """Returns the index that a label stands for: a number, or the name of a class."""
-    index = int(label) if label.isdigit() else indices.get(label, -1)
-    if not 0 <= index < len(indices):
-        raise InputError(
-            f"{where} is neither a number below {len(indices)} nor the name of a class"
-        )
-    return index

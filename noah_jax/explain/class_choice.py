@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from noah_jax.errors import UsageError
+from noah_jax.inference.class_words import explain_ambiguity, is_number, read_word
 
 _TOP = re.compile(r"top(\d+)")
 
@@ -32,31 +33,35 @@ def parse_choice(
     """Parses one word of `--classes`.
 
     Args:
-      word: `topK`, a class index or a name; upper and lower case are the same.
+      word: `topK`, a class index or a name; upper and lower case are the same. `name:` or `index:`
+        in front says which it is.
       display_names: Readable names of the classes.
       class_names: The dataset's own names, which are preferred; may be empty.
 
     Raises:
-      UsageError: If there is no such class, or several have that name.
+      UsageError: If there is no such class, several have that name, or the word is the name of
+        one class and the index of another.
     """
     if match := _TOP.fullmatch(word):
         if not 1 <= (count := int(match[1])) <= len(display_names):
             raise UsageError(f"--classes {word}: there are {len(display_names)} classes")
         return ClassChoice(top=count)
-    if word.isdigit():
-        if int(word) >= len(display_names):
-            raise UsageError(f"--classes {word}: the classes are 0 to {len(display_names) - 1}")
-        return ClassChoice(class_index=int(word))
-    wanted = word.casefold()
-    for names in (class_names, display_names):
-        matching = [i for i, name in enumerate(names) if name.casefold() == wanted]
-        if len(matching) == 1:
-            return ClassChoice(class_index=matching[0])
-        if matching:
-            indices = ", ".join(map(str, matching))
+    for names in (class_names or display_names, display_names):
+        reading = read_word(word, names, ignore_case=True)
+        if reading.differ and len(reading.names) == 1:
+            raise UsageError(f"--classes {word}: {explain_ambiguity(word, reading, names)}")
+        if len(reading.names) == 1:
+            return ClassChoice(class_index=reading.names[0])
+        if reading.names:
+            indices = ", ".join(f"index:{i}" for i in reading.names)
             raise UsageError(
                 f"--classes {word}: several classes have this name; use one of {indices}"
             )
+    if reading.class_index is not None:
+        return ClassChoice(class_index=reading.class_index)
+    if is_number(word.removeprefix("index:")):
+        raise UsageError(f"--classes {word}: the classes are 0 to {len(display_names) - 1}")
+    wanted = word.casefold()
     similar = [name for name in display_names if wanted in name.casefold()][:3]
     hint = f"; did you mean {', '.join(similar)}?" if similar else ""
     raise UsageError(f"--classes: no class is called {word!r}{hint}")
