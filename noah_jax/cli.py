@@ -6,7 +6,7 @@ Nothing here imports JAX. A program parses first and imports what takes seconds 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from noah_jax.console import fail
@@ -79,6 +79,7 @@ class Parser(argparse.ArgumentParser):
             **arguments,
         )
         self._takes_config = False
+        self._several: dict[str, Callable[[str], bool]] = {}
 
     def add_config(self, **arguments: Any) -> None:
         """Adds `--config FILE[:VARIANT]` and any number of `--config.KEY=VALUE`.
@@ -107,11 +108,25 @@ class Parser(argparse.ArgumentParser):
             help="sets a key, such as --config.model.dtype=bfloat16; noah_jax/config.py lists all",
         )
 
+    def add_several(self, flag: str, is_value: Callable[[str], bool], **arguments: Any) -> None:
+        """Adds a flag that takes all values behind it, and may be given several times.
+
+        argparse's own `nargs="+"` would take the program's other words too.
+
+        Args:
+          flag: The flag.
+          is_value: Whether a word behind it is one of its values.
+          **arguments: Arguments of `add_argument` for one value.
+        """
+        self._several[flag] = is_value
+        self.add_argument(flag, action="append", **arguments)
+
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         words = list(sys.argv[1:] if args is None else args)
         overrides: list[str] = []
+        words = _repeat_flags(words, self._several)
         if self._takes_config:
             words, overrides = _split_overrides(words)
         parsed, rest = super().parse_known_args(words, namespace)
@@ -121,6 +136,21 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; --help tells more" if self.add_help else message)
+
+
+def _repeat_flags(words: Sequence[str], several: Mapping[str, Callable[[str], bool]]) -> list[str]:
+    """Puts its flag before each of several values: `--set a=1 b=2` as `--set=a=1 --set=b=2`."""
+    repeated: list[str] = []
+    flag = None
+    for word in words:
+        if flag is not None and several[flag](word):
+            if repeated[-1] == flag:
+                repeated.pop()
+            repeated.append(f"{flag}={word}")
+            continue
+        flag = word if word in several else None
+        repeated.append(word)
+    return repeated
 
 
 def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -52,6 +52,9 @@ def default_config() -> ConfigDict:
     config.data.train_split = "train"
     # None means the first that exists of validation, val and test.
     config.data.eval_split = placeholder(str)
+    # Go on with a run whose data changed: renamed classes, more images, another order. With
+    # init_from, keep a head whose classes have other names.
+    config.data.allow_change = False
     config.data.mean = placeholder(tuple)  # Of pixels in 0..1; None means the model's.
     config.data.std = placeholder(tuple)
     config.data.repeats = 1  # Repeated augmentation: copies of each image in an epoch.
@@ -72,7 +75,8 @@ def default_config() -> ConfigDict:
     config.data.rand_augment.magnitude = 9.0  # The mean of the magnitude, in 0..10.
     config.data.rand_augment.magnitude_std = 0.5
     config.data.rand_augment.probability = 0.5  # Of applying an operation that was drawn.
-    config.data.eval_interpolation = placeholder(str)  # None means the same as interpolation.
+    # One of INTERPOLATIONS in noah_jax/data/interpolation.py; None means the same as interpolation.
+    config.data.eval_interpolation = placeholder(str)
     # The shorter side in pixels before the centre crop; None resizes the image to just cover it.
     config.data.eval_resize = placeholder(int)
     # What to do about an image that cannot be decoded: replace it by the next one, or stop.
@@ -218,6 +222,7 @@ OPERATIONAL_KEYS = frozenset(
         "compilation_cache",
         "try_next",
         "watchdog_seconds",
+        "data.allow_change",
         "data.cache",
         "data.dir",
         "data.num_threads",

@@ -16,6 +16,11 @@ def say(*words: Any) -> None:
         print(*words, flush=True)
 
 
+def note(text: str) -> None:
+    """Prints a line to standard error, where it does not mix with a program's results."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def warn(text: str) -> None:
     """Prints a warning to standard error, on whichever process; names the process."""
     _complain("warning", text)

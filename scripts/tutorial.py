@@ -83,15 +83,16 @@ def tutorial(workdir: pathlib.Path, *, quick: bool) -> None:
 
     _say(
         "4. Convert. The weights go into a file with the names and layouts of the original PyTorch",
-        "code, and from there back into a folder. Such a file may not contain the image size, so",
-        "the command gives it.",
+        "code, and from there back into a folder. Such a file may not contain the image size, and",
+        "does not say how images were prepared, so the command does.",
     )
     file, back = str(workdir / "weights.safetensors"), str(workdir / "converted")
     name = "convert_torch_weights.py"
     _program(convert, name, ["--to-torch", trained, file, "--overwrite"])
-    _program(convert, name, [file, back, "--set", "image_size=28", "--overwrite"])
+    settings = ["image_size=28", "mean=0.286", "std=0.353", "resize=cover"]
+    _program(convert, name, [file, back, "--set", *settings, "--overwrite"])
     pixels = _pixels(trained, images)
-    before, after = _logits(trained, pixels), _logits(back, pixels, normalise_as=trained)
+    before, after = _logits(trained, pixels), _logits(back, pixels)
     if not np.array_equal(before, after):
         raise ValueError(f"the logits of {trained} and {back} differ")
     _say(f"The logits of the {IMAGES} images are the same before and after, bit for bit.")
@@ -135,16 +136,10 @@ def _pixels(trained: str, files: Sequence[str]) -> np.ndarray:
     return np.stack([transform(decode(pathlib.Path(file).read_bytes(), file)) for file in files])
 
 
-def _logits(path: str, pixels: np.ndarray, *, normalise_as: str | None = None) -> np.ndarray:
-    """The logits of uint8 images, computed as in your own code.
-
-    Converted weights do not say how their training normalised images; `normalise_as` is the run
-    that does.
-    """
+def _logits(path: str, pixels: np.ndarray) -> np.ndarray:
+    """The logits of uint8 images, computed as in your own code."""
     model, params, stats = noah_jax.load_model(path)
-    preprocessing = load_one(normalise_as or path).preprocessing
-    mean, std = preprocessing.mean, preprocessing.std
-    return np.asarray(model.predict(params, stats, pixels, mean=mean, std=std))
+    return np.asarray(model.predict(params, stats, pixels))
 
 
 def _say(*lines: str) -> None:

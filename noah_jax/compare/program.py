@@ -11,7 +11,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from noah_jax.compare.summary import Record, draw_curves, format_table, summarise
-from noah_jax.compare.variants import folder_name, variant_for
+from noah_jax.compare.variants import folder_name, overrides_for, variant_for
 from noah_jax.config_flags import parse_config
 from noah_jax.errors import UsageError
 from noah_jax.files import write_bytes, write_text
@@ -19,7 +19,10 @@ from noah_jax.runs.run_dir import check_config, read_results
 
 # Keys that may differ between the heads; all others must be equal.
 _KEYS_OF_THE_HEAD = frozenset(
-    {"model.name", "model.head_drop_rate", "model.head_num", "model.key_ratio", "try_next"}
+    {
+        *("model.name", "model.head_drop_rate", "model.head_num", "model.key_ratio"),
+        *("model.head_split", "model.kv_split", "try_next"),
+    }
 )
 
 
@@ -95,7 +98,7 @@ def resolve(
     resolved = []
     for head in heads:
         variant = variant_for(config, head)
-        parsed = parse_config([f"--config={variant}", *overrides])
+        parsed = parse_config([f"--config={variant}", *overrides_for(head, overrides)])
         flat = flatten_dict(json.loads(parsed.to_json_best_effort()), sep=".")
         name = flat["model.name"]
         if name.startswith("noah_") != (head == "noah"):
@@ -145,7 +148,7 @@ def train_command(training: Training, workdir: str, overrides: Sequence[str]) ->
     return [
         *(sys.executable, "-m", "noah_jax.train"),
         *("--config", variant_for(training.config, training.head), f"--workdir={workdir}"),
-        *overrides,
+        *overrides_for(training.head, overrides),
         f"--config.seed={training.seed}",
     ]
 

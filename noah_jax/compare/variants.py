@@ -1,6 +1,9 @@
 """Names the variants of a configuration that have one head or the other."""
 
+from collections.abc import Sequence
+
 HEADS = ("linear", "noah")
+_NOAH_KEYS = ("model.head_num", "model.key_ratio", "model.head_split", "model.kv_split")
 DEFAULT_CONFIGS = ("configs/quickstart.py", "configs/sample.py:deit", "configs/sample.py:mixer")
 
 
@@ -16,6 +19,22 @@ def variant_for(config: str, head: str) -> str:
     if backbone in ("", *HEADS):
         return f"{file}:{head}"
     return f"{file}:{backbone if head == 'linear' else 'noah_' + backbone}"
+
+
+def overrides_for(head: str, overrides: Sequence[str]) -> list[str]:
+    """Returns the words that set single keys, without NOAH's own keys for the linear head."""
+    words = []
+    value_follows = False
+    for word in overrides:
+        if value_follows:
+            value_follows = False
+            continue
+        key, equals, _ = word.removeprefix("--config.").partition("=")
+        if head == "linear" and key in _NOAH_KEYS:
+            value_follows = not equals
+            continue
+        words.append(word)
+    return words
 
 
 def folder_name(config: str, head: str, seed: int) -> str:

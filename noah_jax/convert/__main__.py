@@ -10,6 +10,12 @@ SRC is a checkpoint of the original's training programs, a state dict (`.pth`), 
 same architectures from torchvision, timm or Facebook, or a safetensors file. No code in it is
 run. DST is a new folder, local or `gs://`, for `noah_jax.load_model`.
 
+The file rarely tells how its training prepared images. `--set mean=0.5 std=0.5 resize=256 crop=224
+interpolation=bicubic` does. What is not given comes from timm's `pretrained_cfg` (in the file, or
+in `config.json` beside it), else it is what was published for the architecture. The folder keeps it
+for evaluate, predict, explain, export and `load_model`. interpolation=nearest is PyTorch's,
+nearest-exact Pillow's.
+
 `--released` keeps the downloaded file and its SHA-256, and compares them at every use.
 
 `--overwrite` replaces a local DST that this program wrote before, once the new one is complete.
@@ -24,6 +30,7 @@ original's names: `.safetensors`, or `.pth` if PyTorch is installed.
 
 import argparse
 import ast
+import re
 import sys
 from typing import Any
 
@@ -60,14 +67,15 @@ def _parser() -> Parser:
     ):
         add(flag, action="store_true", help=meaning)
     add("--model", metavar="NAME", help="registered name of the model; by default it is found")
-    add(
+    parser.add_several(
         "--set",
+        lambda word: re.match("[a-z_]+=", word) is not None,
         metavar="KEY=VALUE",
         type=_setting,
-        action="append",
         default=[],
         help="an argument of create_model that overrides what the file tells, such as"
-        " image_size=64; may be given several times",
+        " image_size=64, or how images are prepared for the weights: mean, std, resize, crop,"
+        " interpolation; several may follow",
     )
     downloads = "folder for the downloads of --released; by default ~/.cache/noah_jax/released"
     add("--cache", metavar="DIR", help=downloads)

@@ -11,9 +11,10 @@ import numpy as np
 from etils import epath
 
 from noah_jax.console import say
+from noah_jax.data.preprocessing import ARCHITECTURE, SETTINGS
 from noah_jax.errors import InputError
 from noah_jax.files import whole
-from noah_jax.inference.loading import load_model
+from noah_jax.inference.loading import describe_weights, load_model
 from noah_jax.models.published import published
 from noah_jax.pytorch.load import LoadedModel, load_torch
 from noah_jax.pytorch.released import fetch, sha256
@@ -43,7 +44,8 @@ def convert(
       name: Registered name of the model; `None` finds it.
       hint: What the model is called, see `load_torch`.
       ema: Convert the exponential moving average of the weights.
-      arguments: Arguments of `create_model` that override what the file tells.
+      arguments: Arguments of `create_model` that override what the file tells, and preprocessing
+        of the weights, see `noah_jax.data.preprocessing.check_setting`.
       dry_run: Write nothing.
       overwrite: Replace a folder that this function wrote before, once the new one is whole.
 
@@ -56,6 +58,8 @@ def convert(
       WriteError: In one line, if the folder cannot be written.
     """
     target = free_destination(destination, folder=True, overwrite=overwrite)
+    arguments = dict(arguments or {})
+    settings = {key: arguments.pop(key) for key in SETTINGS if key in arguments}
     try:
         loaded = load_torch(source, name=name, hint=hint, ema=ema, arguments=arguments)
     except TypeError as error:
@@ -63,6 +67,7 @@ def convert(
             raise
         # create_model leaves the types of some arguments to its callers.
         raise InputError(f"an argument of --set has a value of a wrong type: {error}") from error
+    preprocessing = describe_weights(loaded, source, settings)
     for line in _summary(source, loaded, hint):
         say(line)
     if dry_run:
@@ -71,6 +76,7 @@ def convert(
     metadata = {
         "name": loaded.model.name,
         "arguments": loaded.model.arguments,
+        "preprocessing": preprocessing.to_json(),
         "source": {
             "file": os.path.basename(source),
             "sha256": sha256(source),
@@ -157,6 +163,14 @@ def _summary(source: str, loaded: LoadedModel, hint: str | None) -> Iterator[str
         head += f", {'with' if arguments['pre_logits'] else 'without'} pre_logits"
     yield f"  head     {head}"
     yield f"  images   {model.image_size[0]} x {model.image_size[1]} pixels"
+    if model.preprocessing is not None:
+        yield f"  prepared {model.preprocessing.describe()}"
+        if ARCHITECTURE in model.preprocessing.sources.values():
+            yield (
+                "  note     the file does not tell all of how images were prepared in its training;"
+                " where it was otherwise, --set mean=... std=... resize=... crop=..."
+                " interpolation=... says so"
+            )
     if weights.weights == "ema":
         yield "  weights  EMA (the moving average; without --ema the raw ones)"
     elif weights.has_ema:

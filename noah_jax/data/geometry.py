@@ -7,26 +7,28 @@ Images are uint8 `[height, width, 3]`; sizes are `(height, width)` in pixels. Fu
 import math
 
 import numpy as np
+from PIL import Image
 
+from noah_jax.data.interpolation import INTERPOLATIONS
 from noah_jax.data.resize import Box, resize
 from noah_jax.errors import InputError
 
-INTERPOLATIONS = ("bilinear", "bicubic")
+_TRAIN_INTERPOLATIONS = ("bilinear", "bicubic")
 RANDOM_INTERPOLATION = "random"  # either of them for each image, with equal probability
 
 
-def check_interpolation(key: str, interpolation: str, *, allow_random: bool = False) -> None:
+def check_interpolation(key: str, interpolation: str, *, training: bool = False) -> None:
     """Checks the name of an interpolation.
 
     Args:
       key: Configuration key of the value, for the message.
       interpolation: The name.
-      allow_random: Whether "random" is allowed.
+      training: Whether it is for training, which has fewer of them, and "random".
 
     Raises:
       InputError: If the name is unknown.
     """
-    known = [*INTERPOLATIONS, RANDOM_INTERPOLATION] if allow_random else INTERPOLATIONS
+    known = (*_TRAIN_INTERPOLATIONS, RANDOM_INTERPOLATION) if training else INTERPOLATIONS
     if interpolation not in known:
         raise InputError(f"{key} must be one of {', '.join(known)}, got {interpolation!r}")
 
@@ -49,7 +51,7 @@ def draw_interpolation(interpolation: str, random: np.random.Generator) -> str:
     """Draws an interpolation for "random"; returns other names as they are."""
     if interpolation != RANDOM_INTERPOLATION:
         return interpolation
-    return INTERPOLATIONS[random.integers(len(INTERPOLATIONS))]
+    return _TRAIN_INTERPOLATIONS[random.integers(len(_TRAIN_INTERPOLATIONS))]
 
 
 def draw_crop(
@@ -124,7 +126,7 @@ def resize_shorter(pixels: np.ndarray, side: int, interpolation: str) -> np.ndar
     if min(w, h) == side:
         return pixels
     size = (int(side * h / w), side) if w <= h else (side, int(side * w / h))
-    return resize(pixels, size, interpolation)
+    return _resize_whole(pixels, size, interpolation)
 
 
 def center_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -140,7 +142,25 @@ def fit(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.nda
     if scale == 1:
         return pixels
     covering = max(size[0], round(h * scale)), max(size[1], round(w * scale))
-    return resize(pixels, covering, interpolation)
+    return _resize_whole(pixels, covering, interpolation)
+
+
+def _resize_whole(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """Resizes an image by any of `INTERPOLATIONS`."""
+    if interpolation in _TRAIN_INTERPOLATIONS:
+        return resize(pixels, size, interpolation)
+    if interpolation == "nearest":
+        rows, columns = (_nearest(*sides) for sides in zip(pixels.shape, size, strict=False))
+        return pixels[rows[:, None], columns]
+    name = "NEAREST" if interpolation == "nearest-exact" else interpolation.upper()
+    image = Image.fromarray(pixels).resize(size[::-1], Image.Resampling[name])
+    return np.asarray(image)
+
+
+def _nearest(source: int, target: int) -> np.ndarray:
+    """Returns the source pixel of each target pixel, computed in float32 as PyTorch does it."""
+    scale = np.float32(source) / np.float32(target)
+    return np.minimum((np.arange(target, dtype=np.float32) * scale).astype(int), source - 1)
 
 
 def _crop(pixels: np.ndarray, left: int, top: int, size: tuple[int, int]) -> np.ndarray:

@@ -83,7 +83,7 @@ class TrainTransform:
     approximate: bool = False
 
     def __post_init__(self) -> None:
-        geometry.check_interpolation("data.interpolation", self.interpolation, allow_random=True)
+        geometry.check_interpolation("data.interpolation", self.interpolation, training=True)
         if self.crop not in _CROPS:
             raise InputError(f"data.crop must be random_resized, pad or none, got {self.crop!r}")
         if self.pad < 0:
@@ -170,7 +170,7 @@ def make_eval_transform(
       size: `(height, width)` of the result in pixels.
       resize: Length of the shorter side before the crop in pixels. `None` resizes the image
         so that it just covers `size`, and the crop cuts as little as possible.
-      interpolation: "bilinear" or "bicubic".
+      interpolation: One of `noah_jax.data.interpolation.INTERPOLATIONS`.
 
     Raises:
       InputError: If the interpolation is unknown, or `resize` is less than a pixel.

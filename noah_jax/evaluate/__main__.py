@@ -10,8 +10,10 @@
 
 A checkpoint is a training run's folder (its newest checkpoint), RUN/checkpoints/STEP,
 RUN/checkpoints (all of them, one row each), a converted folder, a PyTorch file, or a folder that
-holds such folders. Images are prepared as in the training's own evaluation. All devices of the
-process share the work. Images that cannot be decoded are named on standard error and left out.
+holds such folders. Images are prepared as the checkpoint says, which is told on standard error:
+a run's own evaluation, what was given when the weights were converted, or else what was published
+for the architecture; --mean, --std, --resize, --crop and --interpolation replace it. All devices of
+the process share the work. Images that cannot be decoded are named on standard error and left out.
 The exit code is 0, or 1 after an error.
 
 Models that were trained for several labels an image (config.loss is sigmoid or asymmetric) are
@@ -23,7 +25,12 @@ import argparse
 import sys
 
 from noah_jax.cli import Parser, program
-from noah_jax.inference.flags import add_batches, add_ema
+from noah_jax.inference.flags import (
+    add_batches,
+    add_ema,
+    add_preprocessing,
+    preprocessing_settings,
+)
 
 
 def _parser() -> Parser:
@@ -46,7 +53,8 @@ def _parser() -> Parser:
         "--labels",
         metavar="FILE",
         help="CSV lines `file,label` (a class index or the name of a class) that replace the"
-        " dataset's own labels; images that it does not name are left out",
+        " dataset's own labels; images that it does not name are left out. Where classes are called"
+        " by numbers, name:1, index:1 or the header file,name or file,index says which is meant",
     )
     add(
         "--real-labels",
@@ -55,6 +63,7 @@ def _parser() -> Parser:
         " order of the file names; adds the top-1 over the images that have any",
     )
     add_batches(parser, 128)
+    add_preprocessing(parser)
     add(
         "--report",
         metavar="DIR",
@@ -84,6 +93,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         num_threads=arguments.num_threads,
         report=arguments.report,
         as_json=arguments.json,
+        settings=preprocessing_settings(vars(arguments)),
     )
     return 0
 

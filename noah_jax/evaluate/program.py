@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -39,6 +39,7 @@ def evaluate_all(
     num_threads: int | None = None,
     report: str | None = None,
     as_json: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Evaluates every checkpoint and prints a row for each.
 
@@ -50,6 +51,8 @@ def evaluate_all(
       num_threads: Threads that decode; `None` is one for every core.
       report: Folder for the results by class; with several checkpoints each has a folder in it.
       as_json: Print one JSON object a line instead of the table.
+      settings: Preprocessing that replaces what is stored with the weights, see
+        `noah_jax.data.preprocessing.check_setting`.
 
     Raises:
       NoahError: If something does not fit a checkpoint, before its row is printed.
@@ -59,11 +62,15 @@ def evaluate_all(
     programs: dict[str, Inference] = {}
     width = max(map(len, [*(path.name for path in paths), "checkpoint"]))
     header = ""
+    told = None
     for path in paths:
-        trained = load_trained(*path, ema=ema)
+        trained = load_trained(*path, ema=ema, settings=settings)
         source = open_dataset(choice, trained)
         num_classes = trained.model.num_classes
         real = read_real_labels(source, choice.real_labels, num_classes)
+        if trained.preprocessing != told:
+            trained.say_preprocessing()
+            told = trained.preprocessing
         corrupt_images = CorruptImages("replace", tell=console.warn)
         results = evaluate(
             _inference(programs, trained, min(batch_size, max(1, len(source)))),
@@ -78,11 +85,18 @@ def evaluate_all(
             "ema": trained.ema,
             "model": trained.model.name,
             "dataset": source.name,
+            "preprocessing": trained.preprocessing.to_json(),
             **results.summary(),
         }
         if real is not None and isinstance(results, SingleLabelResults):
             row |= results.real(real)
         row["damaged"] = len(corrupt_images)
+        row["unlabelled"] = corrupt_images.unlabelled
+        if corrupt_images.unlabelled:
+            console.warn(
+                f"{source.name}: {corrupt_images.unlabelled:,} of {len(source):,} images have no"
+                " label and were left out"
+            )
         if as_json:
             print(json.dumps(row), flush=True)
         else:

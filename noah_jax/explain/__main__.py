@@ -19,7 +19,12 @@ import argparse
 import sys
 
 from noah_jax.cli import Parser, program
-from noah_jax.inference.flags import add_class_names, add_ema
+from noah_jax.inference.flags import (
+    add_class_names,
+    add_ema,
+    add_preprocessing,
+    preprocessing_settings,
+)
 
 
 def _parser() -> Parser:
@@ -48,10 +53,11 @@ def _parser() -> Parser:
         metavar="NAME|INDEX|topK",
         nargs="+",
         default=["top3"],
-        help="names or indices of classes; top3, the default, stands for the three most likely"
-        " classes of the first checkpoint",
+        help="names or indices of classes (name:1 or index:1 where both exist); top3, the default,"
+        " stands for the three most likely classes of the first checkpoint",
     )
     add_class_names(parser)
+    add_preprocessing(parser)
     add(
         "--output",
         metavar="DIR",
@@ -70,7 +76,9 @@ def _parser() -> Parser:
 def _explain(arguments: argparse.Namespace) -> int:
     from noah_jax.explain.program import explain_all
 
-    return 0 if explain_all(**vars(arguments)) else 1
+    options = vars(arguments)
+    settings = preprocessing_settings(options)
+    return 0 if explain_all(**options, settings=settings) else 1
 
 
 main = program(_explain, _parser)

@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -38,6 +38,7 @@ def explain_all(
     class_names: str | None = None,
     output: str = "explanation",
     overview: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> bool:
     """Explains images, writes the page and the pictures, and says where they are.
 
@@ -49,6 +50,8 @@ def explain_all(
       class_names: A text file with the name of one class a line.
       output: The folder for the results.
       overview: A PNG file to write, with all images in one picture.
+      settings: Preprocessing that replaces what is stored with the weights, see
+        `noah_jax.data.preprocessing.check_setting`.
 
     Returns:
       Whether all images could be read.
@@ -57,7 +60,7 @@ def explain_all(
       NoahError: If something does not fit, before anything is written; or if the results cannot
         be written.
     """
-    models = _load(checkpoints, ema=ema)
+    models = _load(checkpoints, ema=ema, settings=settings)
     # If only one of them knows the names of its classes, they are used for both.
     named = next((model for model in models if model.class_names), models[0])
     names = named.display_names(class_names)
@@ -66,6 +69,8 @@ def explain_all(
     enable_compilation_cache(DEFAULT_CACHE)
     paths = find_images(images)
     _check_overview(overview, len(paths))
+    for model in models:
+        model.say_preprocessing()
     explained = _explain_images(explainers, paths, choices)
     count = _write_page(epath.Path(output), explained, [model.path for model in models])
     console.say(f"{os.fspath(epath.Path(output) / 'index.html')} and {count} pictures beside it")
@@ -75,11 +80,13 @@ def explain_all(
     return len(explained) == len(paths)
 
 
-def _load(checkpoints: Sequence[str], *, ema: bool) -> list[TrainedModel]:
+def _load(
+    checkpoints: Sequence[str], *, ema: bool, settings: Mapping[str, Any] | None
+) -> list[TrainedModel]:
     """Loads the models; raises unless they have the same classes."""
     if len(checkpoints) > 2:
         raise UsageError(f"--checkpoint can be given twice, not {len(checkpoints)} times")
-    models = [load_one(path, ema=ema) for path in checkpoints]
+    models = [load_one(path, ema=ema, settings=settings) for path in checkpoints]
     if len({model.model.num_classes for model in models}) > 1:
         counts = " and ".join(str(model.model.num_classes) for model in models)
         raise InputError(f"the checkpoints have {counts} classes and cannot be compared")

@@ -25,12 +25,17 @@ import argparse
 import sys
 
 from noah_jax.cli import Parser, program
-from noah_jax.inference.flags import add_checkpoint
+from noah_jax.inference.flags import (
+    add_checkpoint,
+    add_preprocessing,
+    preprocessing_settings,
+)
 
 
 def _parser() -> Parser:
     parser = Parser("python -m noah_jax.export", __doc__)
     add_checkpoint(parser)
+    add_preprocessing(parser)
     parser.add_argument("--output", metavar="DIR", required=True, help="a new or empty folder")
     return parser
 
@@ -38,7 +43,8 @@ def _parser() -> Parser:
 def _export(arguments: argparse.Namespace) -> int:
     from noah_jax.export.program import export
 
-    export(arguments.checkpoint, arguments.output, ema=arguments.ema)
+    settings = preprocessing_settings(vars(arguments))
+    export(arguments.checkpoint, arguments.output, ema=arguments.ema, settings=settings)
     return 0
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from noah_jax.data.preprocessing import Preprocessing
 from noah_jax.inference.trained import TrainedModel
 from noah_jax.models.published import published
 from noah_jax.runs.run_dir import CHECKPOINTS
@@ -61,13 +62,21 @@ def _use(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str]:
         else f"resized so that the image just covers {width} x {height} pixels"
     )
     yield (
-        f"Images are RGB, uint8, {resized} ({preprocessing.interpolation}, as Pillow does it), and"
+        f"Images are RGB, uint8, {resized} ({_interpolation(preprocessing)}), and"
         f" the central {width} x {height} pixels are cut out. The program takes any number of"
         f" them, `[batch, {height}, {width}, 3]`, normalises them itself (mean"
         f" {_join(preprocessing.mean)}, standard deviation {_join(preprocessing.std)}) and"
         f" returns logits `[batch, {model.num_classes}]`. It runs on"
         f" {', '.join(description['platforms'])}. `model.json` has all this for programs."
     )
+
+
+def _interpolation(preprocessing: Preprocessing) -> str:
+    """Says by which rule images are resized."""
+    if preprocessing.interpolation == "nearest":
+        return "nearest: pixel i is the image's pixel floor(i * its size / the new size)"
+    name = preprocessing.interpolation.removesuffix("-exact")
+    return f"{name}, as Pillow does it"
 
 
 def _provenance(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str]:
@@ -80,6 +89,7 @@ def _provenance(trained: TrainedModel, description: dict[str, Any]) -> Iterator[
             yield f"- source {key}: `{value}`"
     if trained.config:
         yield f"- trained on `{trained.config['dataset']}` with seed {trained.config['seed']}"
+    yield f"- preprocessing: {trained.preprocessing.describe()}"
     yield f"- exported by JAX {description['jax_version']}"
 
 

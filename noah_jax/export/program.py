@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,7 +23,13 @@ ARTIFACT, DESCRIPTION = "model.stablehlo", "model.json"
 WEIGHTS, CARD = "weights.safetensors", "README.md"
 
 
-def export(source: str, destination: str, *, ema: bool = False) -> None:
+def export(
+    source: str,
+    destination: str,
+    *,
+    ema: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Exports a trained model into a new folder, and says what is there.
 
     Args:
@@ -30,6 +37,8 @@ def export(source: str, destination: str, *, ema: bool = False) -> None:
       destination: A folder, local or `gs://`, that does not exist or is empty. It appears whole or
         not at all.
       ema: Use the exponential moving average of the weights.
+      settings: Preprocessing that replaces what is stored with the weights, see
+        `noah_jax.data.preprocessing.check_setting`.
 
     Raises:
       MissingPackageError: If flatbuffers is not installed.
@@ -42,7 +51,8 @@ def export(source: str, destination: str, *, ema: bool = False) -> None:
             "jax.export needs flatbuffers, which is not installed; pip install 'noah-jax[export]'"
         )
     target = free_destination(destination, folder=True)
-    trained = load_one(source, ema=ema)
+    trained = load_one(source, ema=ema, settings=settings)
+    trained.say_preprocessing()
     exported = export_forward(trained)
     difference = check_exported(trained, exported)
     description = describe(trained, exported, difference)
@@ -92,6 +102,7 @@ def describe(
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
             "normalised_by_the_program": True,
+            "source": dict(preprocessing.sources),
         },
         "output": {"dtype": "float32", "shape": ["batch", model.num_classes], "is": "logits"},
         "classes": list(trained.class_names) if trained.class_names else None,

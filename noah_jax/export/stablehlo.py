@@ -38,7 +38,7 @@ def export_forward(trained: TrainedModel) -> jax.export.Exported:
         return predict(trained.params, trained.stats, images)
 
     (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *model.image_size, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, *preprocessing.size, 3), jnp.uint8)
     return jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)
 
 
@@ -63,7 +63,8 @@ def check_exported(trained: TrainedModel, exported: jax.export.Exported) -> floa
     )
     with precision, raise_if_out_of_memory(f"a batch of {max(_CHECKED_BATCHES)} images"):
         for batch_size in _CHECKED_BATCHES:
-            images = random.randint(0, 256, (batch_size, *trained.model.image_size, 3), np.uint8)
+            shape = (batch_size, *trained.preprocessing.size, 3)
+            images = random.randint(0, 256, shape, np.uint8)
             expected = np.asarray(trained.predict(images))
             actual = np.asarray(exported.call(images))
             scale = float(expected.std()) or 1.0

@@ -8,6 +8,7 @@ from flax import nnx
 
 from noah_jax.errors import InputError
 from noah_jax.heads.spec import HeadInit, HeadSpec
+from noah_jax.nn.arguments import check_count
 from noah_jax.nn.dtypes import wide_einsum, widen
 from noah_jax.nn.layers import Dropout
 
@@ -25,7 +26,7 @@ class LinearHead(nnx.Module):
       rngs: Source of the initial weights.
 
     Raises:
-      InputError: If `num_classes` is below 1.
+      InputError: If `num_classes` is not a whole number of at least 1.
     """
 
     def __init__(
@@ -39,8 +40,7 @@ class LinearHead(nnx.Module):
         bias_init: nnx.Initializer = nnx.initializers.zeros,
         rngs: nnx.Rngs,
     ):
-        if num_classes < 1:
-            raise InputError(f"num_classes must be at least 1 for a head, got {num_classes}")
+        num_classes = check_count("num_classes", num_classes, what=" for a head")
         self.linear = nnx.Linear(
             in_features,
             num_classes,

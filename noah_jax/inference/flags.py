@@ -1,8 +1,11 @@
 """The flags that the programs for trained models share; imports nothing heavy."""
 
 import argparse
+from typing import Any
 
-from noah_jax.cli import positive
+from noah_jax.cli import Parser, positive
+
+_SETTINGS = ("mean", "std", "resize", "crop", "interpolation")
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +17,41 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         help="a run's or converted folder, RUN/checkpoints/STEP, or a PyTorch file",
     )
     add_ema(parser)
+
+
+def add_preprocessing(parser: Parser) -> None:
+    """Adds the flags that replace what is stored with the weights; see `preprocessing_settings`."""
+    for flag, metavar, meaning in (
+        (
+            "--mean",
+            "X[,X,X]",
+            "mean that is subtracted from pixels in 0..1: one, or red,green,blue",
+        ),
+        ("--std", "X[,X,X]", "standard deviation by which the pixels are divided, likewise"),
+        ("--resize", "N", "shorter side in pixels after resizing; cover: as small as the crop"),
+        ("--crop", "N[,N]", "pixels of the centre crop, one side or height,width"),
+        ("--interpolation", "NAME", "nearest, nearest-exact, bilinear, bicubic, lanczos, ..."),
+    ):
+        parser.add_several(
+            flag, _is_number, metavar=metavar, help=f"{meaning}; by default the model's"
+        )
+
+
+def preprocessing_settings(arguments: dict[str, Any]) -> dict[str, str]:
+    """Takes what `add_preprocessing` added out of the parsed arguments.
+
+    Args:
+      arguments: What was parsed, by name; the settings are removed.
+
+    Returns:
+      The settings that were given, see `noah_jax.data.preprocessing.check_setting`.
+    """
+    given = {key: arguments.pop(key) for key in _SETTINGS}
+    return {key: ",".join(values) for key, values in given.items() if values is not None}
+
+
+def _is_number(word: str) -> bool:
+    return word.strip().lstrip("+-.").replace(".", "").isdigit()
 
 
 def add_ema(parser: argparse.ArgumentParser) -> None:

@@ -2,18 +2,44 @@
 
 import difflib
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from etils import epath
+from flax.traverse_util import flatten_dict
 
+from noah_jax.data.preprocessing import Preprocessing
 from noah_jax.errors import MissingError, ReadError
+from noah_jax.inference.description import describe_model, read_pretrained_cfg
 from noah_jax.models import create_model
 from noah_jax.models.base import Model, Tree
-from noah_jax.pytorch.load import load_torch
+from noah_jax.models.create import NOAH_ARGUMENTS
+from noah_jax.models.finite import check_finite
+from noah_jax.pytorch.load import LoadedModel, load_torch
 from noah_jax.runs.checkpoints import restore_model
-from noah_jax.runs.run_dir import CHECKPOINTS, MODEL_FILE
+from noah_jax.runs.run_dir import CHECKPOINTS, MODEL_FILE, read_config
+
+
+class Loaded(NamedTuple):
+    """A trained model and what its folder says.
+
+    Attributes:
+      step: Training step of the checkpoint; 0 for weights from PyTorch.
+      model: The model, with the preprocessing and the class names of the weights.
+      params: The parameters.
+      stats: BatchNorm's statistics.
+      metadata: The contents of `model.json`; empty for a PyTorch file.
+      config: The configuration of the training; empty for converted weights.
+    """
+
+    step: int
+    model: Model
+    params: Tree
+    stats: Tree
+    metadata: dict[str, Any]
+    config: dict[str, Any]
 
 
 def load_model(path: str, *, ema: bool = False) -> tuple[Model, Tree, Tree]:
@@ -51,50 +77,89 @@ def load_model(path: str, *, ema: bool = False) -> tuple[Model, Tree, Tree]:
 
     Returns:
       `(model, params, stats)`. `model.predict(params, stats, images)` gives the logits of
-      `[batch, height, width, 3]` images.
+      `[batch, height, width, 3]` images. `model.mean`, `model.std` and `model.preprocessing` are
+      what these weights were trained or converted with, `model.class_names` the names of the
+      classes, or `None` where they are not known.
 
     Raises:
       FileNotFoundError: If the folder does not exist or holds no model.
       noah_jax.errors.CheckpointError: If no checkpoint can be used, or if the folder holds no
         moving average.
-      ValueError: If a file cannot be read or holds no moving average, or if no registered model
-        fits it.
+      ValueError: If a file cannot be read or holds no moving average, if no registered model
+        fits it, or if weights are not finite.
     """
-    return load_with_step(path, ema=ema)[1:]
+    loaded = load_with_step(path, ema=ema)
+    return loaded.model, loaded.params, loaded.stats
 
 
 def load_with_step(
-    path: str, *, ema: bool = False, step: int | None = None
-) -> tuple[int, Model, Tree, Tree]:
+    path: str,
+    *,
+    ema: bool = False,
+    step: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Loaded:
     """Loads a trained model as `load_model` does, and says from which training step.
 
     Args:
       path: See `load_model`.
       ema: See `load_model`.
       step: Step of the checkpoint to load; `None` loads the newest one that can be used.
-
-    Returns:
-      `(step, model, params, stats)`; the step is 0 for weights from PyTorch.
+      settings: Preprocessing that replaces what is stored with the weights, see
+        `noah_jax.data.preprocessing.check_setting`.
 
     Raises:
       FileNotFoundError, ValueError, CheckpointError: See `load_model`. A `CheckpointError` also if
-        there is no checkpoint of that step.
+        there is no checkpoint of that step, a `ValueError` also if a setting does not fit.
     """
     folder = epath.Path(path)
     if folder.is_file():
         loaded = load_torch(path, ema=ema)
-        return 0, loaded.model, *jax.tree.map(jnp.asarray, (loaded.params, loaded.stats))
+        describe_weights(loaded, path, settings or {})
+        params, stats = jax.tree.map(jnp.asarray, (loaded.params, loaded.stats))
+        return Loaded(0, loaded.model, params, stats, {}, {})
     if not (folder / MODEL_FILE).exists():
         raise MissingError(
             f"{folder} holds no {MODEL_FILE}, so no trained model{_similar_folder(folder)}"
         )
     description = read_description(folder)
-    model = create_model(description["name"], **description["arguments"])
+    config = read_config(folder) or {}
+    model = create_model(description["name"], **_own_arguments(description["arguments"]))
+    describe_model(
+        model,
+        metadata=description,
+        config=config,
+        pretrained_cfg={},
+        settings=settings or {},
+        path=path,
+    )
     params, stats = model.abstract()
     step, tree = restore_model(
         folder / CHECKPOINTS, {"params": params, "stats": stats}, ema=ema, step=step
     )
-    return step, model, tree["params"], tree.get("stats", {})
+    check_finite(flatten_dict(tree, sep="/"), f"step {step} of {folder}" if step else path)
+    return Loaded(step, model, tree["params"], tree.get("stats", {}), description, config)
+
+
+def describe_weights(loaded: LoadedModel, path: str, settings: Mapping[str, Any]) -> Preprocessing:
+    """Gives the model of a PyTorch file its preprocessing and class names; returns the former.
+
+    Args:
+      loaded: The model.
+      path: The file.
+      settings: What the user gives, see `noah_jax.data.preprocessing.check_setting`.
+
+    Raises:
+      InputError: If a setting, or what timm says of the weights, does not fit.
+    """
+    return describe_model(
+        loaded.model,
+        metadata={},
+        config={},
+        pretrained_cfg=read_pretrained_cfg(path, loaded.weights.metadata),
+        settings=settings,
+        path=path,
+    )
 
 
 def read_description(folder: epath.Path) -> dict[str, Any]:
@@ -111,6 +176,12 @@ def read_description(folder: epath.Path) -> dict[str, Any]:
     if not isinstance(description, dict) or not {"name", "arguments"} <= description.keys():
         raise ReadError(f"{path} does not describe a model by its name and arguments")
     return description
+
+
+def _own_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a model's arguments; earlier versions wrote NOAH's for a linear head too."""
+    linear = arguments.get("head") == "linear"
+    return {k: x for k, x in arguments.items() if not (linear and k in NOAH_ARGUMENTS)}
 
 
 def _similar_folder(folder: epath.Path) -> str:

@@ -1,47 +1,23 @@
 """A trained model as the programs use it: its weights, its preprocessing and its classes."""
 
 import dataclasses
-import functools
-import importlib.resources
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from noah_jax.data.transforms import EvalTransform, make_eval_transform
+from noah_jax import console
+from noah_jax.data.preprocessing import ARCHITECTURE, Preprocessing
 from noah_jax.errors import InputError, ReadError
-from noah_jax.inference.loading import load_with_step, read_description
+from noah_jax.inference.description import imagenet_classes
+from noah_jax.inference.loading import load_with_step
 from noah_jax.models.base import Model, Tree
 from noah_jax.runs.checkpoints import saved_steps
-from noah_jax.runs.run_dir import CHECKPOINTS, MODEL_FILE, read_config
+from noah_jax.runs.run_dir import CHECKPOINTS, MODEL_FILE
 from noah_jax.tasks.multi_label import LOSSES
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """What happens to an image before the model sees it.
-
-    Attributes:
-      size: `(height, width)` of the model's input in pixels.
-      resize: The shorter side of the image after resizing, in pixels; the centre of `size` is
-        then cut out. `None` resizes so that the image just covers `size`.
-      interpolation: How it is resized, "bilinear" or "bicubic".
-      mean: Mean of each channel, for pixels in 0..1; it is subtracted.
-      std: Standard deviation of each channel; the difference is divided by it.
-    """
-
-    size: tuple[int, int]
-    resize: int | None
-    interpolation: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def transform(self) -> EvalTransform:
-        """Returns the function from an image to uint8 `[*size, 3]`, which is not normalised."""
-        return make_eval_transform(self.size, resize=self.resize, interpolation=self.interpolation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +33,6 @@ class TrainedModel:
       stats: The model's BatchNorm statistics.
       metadata: The contents of `model.json`, such as where converted weights come from.
       config: The configuration of the training; empty for converted weights.
-      class_names: The classes in the order of the logits; `None` if they are not known.
-      preprocessing: How images are prepared for the model.
     """
 
     path: str
@@ -69,8 +43,30 @@ class TrainedModel:
     stats: Tree
     metadata: dict[str, Any]
     config: dict[str, Any]
-    class_names: tuple[str, ...] | None
-    preprocessing: Preprocessing
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The classes in the order of the logits; `None` if they are not known."""
+        return self.model.class_names
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared for the model."""
+        assert self.model.preprocessing is not None  # `load_with_step` found it
+        return self.model.preprocessing
+
+    def say_preprocessing(self) -> None:
+        """Says on standard error, in one line, how images are prepared and who says so."""
+        console.note(f"{self.path}: {self.preprocessing.describe()}{self._advice()}")
+
+    def _advice(self) -> str:
+        """Returns what to do if only the architecture says how images are prepared."""
+        if ARCHITECTURE not in self.preprocessing.sources.values():
+            return ""
+        return (
+            "; if the weights were trained otherwise, give --mean, --std, --resize, --crop or"
+            " --interpolation"
+        )
 
     @property
     def multi_label(self) -> bool:
@@ -178,46 +174,38 @@ def _expand(path: epath.Path) -> Iterator[CheckpointPath]:
         yield CheckpointPath(os.fspath(path), None)
 
 
-def load_trained(path: str, step: int | None = None, *, ema: bool = False) -> TrainedModel:
+def load_trained(
+    path: str,
+    step: int | None = None,
+    *,
+    ema: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> TrainedModel:
     """Loads what `find_checkpoints` found.
 
     Args:
       path: A model's folder or a PyTorch file.
       step: Training step of the checkpoint; `None` takes the newest one that can be used.
       ema: Load the exponential moving average of the weights.
+      settings: Preprocessing that replaces what is stored with the weights, see
+        `noah_jax.data.preprocessing.check_setting`.
 
     Raises:
       FileNotFoundError, ValueError, CheckpointError: See `noah_jax.load_model`.
     """
-    name = CheckpointPath(path, step).name
-    loaded_step, model, params, stats = load_with_step(path, ema=ema, step=step)
-    folder = epath.Path(path)
-    # A PyTorch file has neither description nor configuration.
-    metadata = {} if folder.is_file() else read_description(folder)
-    config = read_config(folder) or {}
-    class_names = metadata.get("class_names")
-    if class_names is None and model.num_classes == len(imagenet_classes()):
-        class_names = imagenet_classes()
-    return TrainedModel(
-        path=name,
-        step=loaded_step,
-        ema=ema,
-        model=model,
-        params=params,
-        stats=stats,
-        metadata=metadata,
-        config=config,
-        class_names=None if class_names is None else tuple(class_names),
-        preprocessing=_preprocessing(model, config.get("data")),
-    )
+    loaded = load_with_step(path, ema=ema, step=step, settings=settings)
+    return TrainedModel(path=CheckpointPath(path, step).name, ema=ema, **loaded._asdict())
 
 
-def load_one(path: str, *, ema: bool = False) -> TrainedModel:
+def load_one(
+    path: str, *, ema: bool = False, settings: Mapping[str, Any] | None = None
+) -> TrainedModel:
     """Loads the one checkpoint that a path stands for.
 
     Args:
       path: See `find_checkpoints`.
       ema: Load the exponential moving average of the weights.
+      settings: See `load_trained`.
 
     Raises:
       FileNotFoundError, ValueError, CheckpointError: See `load_trained`. A `ValueError` also if
@@ -229,37 +217,4 @@ def load_one(path: str, *, ema: bool = False) -> TrainedModel:
         raise InputError(
             f"{path} holds {len(checkpoints)} checkpoints; name one of them, such as {names}"
         )
-    return load_trained(*checkpoints[0], ema=ema)
-
-
-@functools.cache
-def imagenet_classes() -> dict[str, str]:
-    """Returns the names of ImageNet-1k's classes by WordNet id, in the order of the labels."""
-    path = importlib.resources.files("noah_jax.data") / "imagenet_classes.txt"
-    pairs = (line.split(" ", 1) for line in path.read_text("utf-8").splitlines())
-    return {wordnet_id: name for wordnet_id, name in pairs}
-
-
-def _preprocessing(model: Model, data: dict[str, Any] | None) -> Preprocessing:
-    """The preprocessing of the training's own evaluation, or the one published for the model.
-
-    Args:
-      model: The model.
-      data: The section `data` of the training's configuration; `None` for converted weights.
-    """
-    if data is None:
-        architecture = model.architecture
-        return Preprocessing(
-            model.image_size,
-            int(min(model.image_size) / architecture.crop_pct),
-            architecture.interpolation,
-            tuple(model.mean),
-            tuple(model.std),
-        )
-    return Preprocessing(
-        model.image_size,
-        data["eval_resize"],
-        data["eval_interpolation"] or data["interpolation"],
-        tuple(data["mean"] or model.mean),
-        tuple(data["std"] or model.std),
-    )
+    return load_trained(*checkpoints[0], ema=ema, settings=settings)

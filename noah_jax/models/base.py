@@ -6,7 +6,7 @@ Beyond this file, parameters and statistics are nested dicts of arrays.
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,12 @@ from noah_jax.errors import InputError
 from noah_jax.heads.noah import Contributions
 from noah_jax.models.backbone import Backbone
 from noah_jax.models.family import Architecture
-from noah_jax.models.images import check_images, normalise
+from noah_jax.models.images import check_images, check_shape, normalise
 from noah_jax.nn.dropout import Key
 from noah_jax.nn.modules import Tree, split_module, state_to_tree, tree_to_state
+
+if TYPE_CHECKING:
+    from noah_jax.data.preprocessing import Preprocessing
 
 # On CPUs, XLA delegates matrix products to YNNPACK, which makes evaluation 1.05 to 1.9 times
 # slower at batch 8. Only a compiler option turns it off.
@@ -39,9 +42,16 @@ class Model:
       num_classes: Number of classes.
       image_size: `(height, width)` of the images the model is made for, in pixels.
       architecture: The published settings, such as the recipe's weight decay.
-      mean: Per-channel mean that normalises the input, for pixels in 0..1.
-      std: Per-channel standard deviation that normalises the input, for pixels in 0..1.
+      mean: Per-channel mean that normalises the input, for pixels in 0..1: the architecture's, or
+        that of the weights where `noah_jax.load_model` loaded some.
+      std: Per-channel standard deviation that normalises the input, for pixels in 0..1, likewise.
+      class_names: The classes in the order of the logits, where `noah_jax.load_model` found them.
+      preprocessing: What the weights expect to be done to images, where `noah_jax.load_model`
+        loaded some; `preprocessing.transform()` resizes and crops one.
     """
+
+    class_names: tuple[str, ...] | None = None
+    preprocessing: "Preprocessing | None" = None
 
     def __init__(
         self,
@@ -59,8 +69,8 @@ class Model:
         self.num_classes = num_classes
         self.image_size = image_size
         self.architecture = architecture
-        self.mean = architecture.mean
-        self.std = architecture.std
+        self.mean: tuple[float, ...] = architecture.mean
+        self.std: tuple[float, ...] = architecture.std
         abstract = nnx.eval_shape(lambda: build(_rngs(jax.random.key(0))))
         self._graphdef, *self._abstract = split_module(abstract)
 
@@ -125,7 +135,8 @@ class Model:
         Args:
           params: The parameters.
           stats: BatchNorm's running statistics; `{}` for models without BatchNorm.
-          images: Normalised images, `[batch, height, width, 3]`.
+          images: Normalised images, floats `[batch, height, width, 3]`; `predict` and `logits`
+            normalise uint8 pixels.
           train: Whether to train: batch statistics, dropout, stochastic depth.
           key: Random key of dropout and stochastic depth; needed to train with them. A
             `noah_jax.nn.dropout.MicroBatchKey` gives a micro-batch the masks of the whole batch.
@@ -135,7 +146,8 @@ class Model:
           with `features_only`), and the statistics (unchanged unless training).
 
         Raises:
-          InputError: If the images have another shape, or the weights belong to another model.
+          InputError: If the images have another shape or dtype, or the weights belong to another
+            model.
         """
         module = self._merge(params, stats)
         logits = module(check_images(images), train=train, key=key)
@@ -200,7 +212,7 @@ class Model:
         if images.dtype == jnp.uint8:
             mean = self.mean if mean is None else mean
             std = self.std if std is None else std
-            images = normalise(check_images(images), mean, std)
+            images = normalise(check_shape(images), mean, std)
         elif not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(
                 f"images must be uint8 pixels or normalised floats, got {images.dtype}"
@@ -236,7 +248,23 @@ class Model:
     ) -> Contributions:
         """Computes what every position of the last map contributes to the logits of classes.
 
-        Arguments and errors are those of `attention`; see `NOAH.contributions` for the result.
+        It is no approximation: summed over blocks and positions, and with the bias of all blocks,
+        the contributions are the logits.
+
+        Args:
+          params: The parameters.
+          stats: BatchNorm's running statistics.
+          images: Normalised images, `[batch, height, width, 3]`.
+          classes: Class indices, `[m]` or `[batch, m]`.
+
+        Returns:
+          `(attention, contributions, bias)`, a named tuple of float32 arrays: where the head
+          looks, `[batch, head_num, m, *spatial]`, which sums to one over the spatial dimensions;
+          the attention times the value there, of the same shape; and `[batch, head_num, m]`, what
+          belongs to no position.
+
+        Raises:
+          InputError: If the head has no attention, or a class does not exist.
         """
         head, features = self._attentive_head(params, stats, images)
         return head.contributions(features, classes)

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +15,11 @@ from noah_jax.models.backbone import Backbone, BackboneSettings
 from noah_jax.models.base import Model
 from noah_jax.models.family import Architecture, check_dimension
 from noah_jax.models.registry import NOAH_PREFIX, get_architecture
+from noah_jax.nn.arguments import check_count, check_flag, check_number
 from noah_jax.nn.dtypes import check_compute_dtype
+
+# The arguments that only the NOAH head takes.
+NOAH_ARGUMENTS = ("head_num", "key_ratio", "head_split", "kv_split")
 
 
 def create_model(
@@ -60,7 +65,7 @@ def create_model(
       head: Replaces the head that the name says: the name of another one, such as "linear" or
         "noah", or a module called as `head(features, train=..., key=...)` on
         `[batch, *spatial, channels]`.
-      head_num: NOAH's N; by default the published one.
+      head_num: NOAH's N; by default the published one. Other heads take none of these four.
       key_ratio: NOAH's r in (0, 1); by default the published one.
       head_split: Whether each NOAH block sees only its own channels, `1/head_num` of them.
       kv_split: Whether NOAH's query and value see different channels.
@@ -95,11 +100,16 @@ def create_model(
     architecture = get_architecture(name)
     kind = head if head is not None else ("noah" if name.startswith(NOAH_PREFIX) else "linear")
     check_head(kind)
+    # Another head takes none of NOAH's arguments; a head in its own file may.
+    if not isinstance(kind, str) or kind == "linear":
+        given = (head_num is not None, key_ratio is not None, not head_split, not kv_split)
+        _refuse_noah_arguments(name, kind, given)
     _check_arguments(name, architecture, family_arguments)
     for key, published in architecture.dimensions.items():
         given = family_arguments.get(key, published)
         family_arguments[key] = check_dimension(key, given, published)
     for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+        check_number(key, rate)
         if key in _own_arguments(architecture):
             family_arguments[key] = rate
         elif rate:
@@ -108,15 +118,23 @@ def create_model(
                 f" backbone: {key} must be 0, got {rate}; head_drop_rate is the head's"
             )
     dtype = check_compute_dtype(dtype)
-    num_classes = architecture.num_classes if num_classes is None else num_classes
-    if num_classes < 1:
-        raise InputError(f"num_classes must be at least 1, got {num_classes}")
+    check_number("head_drop_rate", head_drop_rate)
+    flags = dict(head_split=head_split, kv_split=kv_split, features_only=features_only, remat=remat)
+    for key, flag in flags.items():
+        check_flag(key, flag)
+    if batch_norm_group is not None:
+        batch_norm_group = check_count("batch_norm_group", batch_norm_group)
+    num_classes = (
+        architecture.num_classes if num_classes is None else check_count("num_classes", num_classes)
+    )
     size = _image_size(image_size, architecture.image_size)
     spec = HeadSpec(
         kind=kind,
         num_classes=num_classes,
-        head_num=architecture.head_num if head_num is None else head_num,
-        key_ratio=architecture.key_ratio if key_ratio is None else key_ratio,
+        head_num=architecture.head_num if head_num is None else check_count("head_num", head_num),
+        key_ratio=(
+            architecture.key_ratio if key_ratio is None else check_number("key_ratio", key_ratio)
+        ),
         head_split=head_split,
         kv_split=kv_split,
         drop_rate=head_drop_rate,
@@ -136,8 +154,11 @@ def create_model(
         num_classes=num_classes,
         image_size=size,
         head=kind if isinstance(kind, str) else type(kind).__name__,
-        head_num=spec.head_num,
-        key_ratio=spec.key_ratio,
+        **(
+            dict(head_num=spec.head_num, key_ratio=spec.key_ratio)
+            if isinstance(kind, str) and kind != "linear"
+            else dict(head_num=None, key_ratio=None)
+        ),
         head_split=head_split,
         kv_split=kv_split,
         head_drop_rate=head_drop_rate,
@@ -155,6 +176,17 @@ def create_model(
         image_size=size,
         architecture=architecture,
     )
+
+
+def _refuse_noah_arguments(name: str, kind: str | nnx.Module, given: Sequence[bool]) -> None:
+    """Raises an InputError if arguments of the NOAH head are given for another one."""
+    keys = [key for key, is_given in zip(NOAH_ARGUMENTS, given, strict=True) if is_given]
+    if keys:
+        head = f"a {kind} head" if isinstance(kind, str) else f"the head {type(kind).__name__}"
+        raise InputError(
+            f"{name} has {head}, which takes no {' and no '.join(keys)}; for the NOAH head create"
+            f" {NOAH_PREFIX}{name.removeprefix(NOAH_PREFIX)}, or give head='noah'"
+        )
 
 
 def _own_arguments(architecture: Architecture) -> set[str]:
@@ -184,8 +216,8 @@ def _check_arguments(name: str, architecture: Architecture, given: dict[str, Any
 def _image_size(given: int | tuple[int, int] | None, default: tuple[int, int]) -> tuple[int, int]:
     if given is None:
         return default
-    size = (given, given) if isinstance(given, int) else tuple(given)
-    if len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
+    size = given if isinstance(given, list | tuple) else (given, given)
+    if len(size) != 2:
         raise InputError(f"image_size must be pixels or (height, width), got {given!r}")
-    height, width = size
+    height, width = (check_count("image_size", side, what=" pixel") for side in size)
     return height, width

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from noah_jax.errors import InputError
 from noah_jax.models.conversion import Rename, Row
 from noah_jax.models.shapes import Shapes
@@ -131,7 +133,7 @@ def check_dimension(key: str, value: Any, published: Any) -> Any:
       InputError: If it is not of the kind that `published` is.
     """
     many = isinstance(published, tuple)
-    value = tuple(value) if many and isinstance(value, list) else value
+    value = tuple(map(_plain, value)) if many and isinstance(value, list | tuple) else _plain(value)
     kinds = {type(number) for number in _numbers(published)}
     allowed = int if kinds == {int} else int | float
     numbers = _numbers(value)
@@ -144,6 +146,11 @@ def check_dimension(key: str, value: Any, published: Any) -> Any:
         what = f"{len(published)} positive {what}s" if many else f"a positive {what}"
         raise InputError(f"{key} must be {what}, such as {published}, got {value!r}")
     return value
+
+
+def _plain(value: Any) -> Any:
+    """Returns NumPy's numbers as Python's; anything else as it is."""
+    return value.item() if isinstance(value, np.number) else value
 
 
 def _numbers(value: Any) -> tuple[int | float, ...]:

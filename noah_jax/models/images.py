@@ -22,6 +22,22 @@ def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def check_images(images: jax.Array) -> jax.Array:
+    """Returns normalised images.
+
+    Raises:
+      InputError: Unless they are floats `[batch, height, width, 3]`.
+    """
+    check_shape(images)
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise InputError(
+            f"images must be normalised floats here, got {images.dtype}; model.predict and"
+            " model.logits normalise uint8 pixels themselves, elsewhere compute"
+            " (images / 255 - mean) / std with model.mean and model.std"
+        )
+    return images
+
+
+def check_shape(images: jax.Array) -> jax.Array:
     """Returns the images, or raises an `InputError` unless they are `[batch, height, width, 3]`."""
     if images.ndim != 4 or images.shape[-1] != 3:
         raise InputError(

@@ -5,7 +5,8 @@
     find photos -name '*.png' | python -m noah_jax.predict - --checkpoint runs/mine --json
 
 A folder stands for all images in it, at any depth, and `-` for the paths on standard input, one a
-line. Images are prepared as in the training's own evaluation. The output is one line of text for
+line. Images are prepared as the checkpoint says, which is told on standard error; --mean, --std,
+--resize, --crop and --interpolation replace it. The output is one line of text for
 each image or, with --json, one JSON object a line with file, class, name and probability. The
 probabilities add up to one; if the model was trained for several labels an image, each class has
 its own.
@@ -18,7 +19,13 @@ import argparse
 import sys
 
 from noah_jax.cli import Parser, positive, program
-from noah_jax.inference.flags import add_batches, add_checkpoint, add_class_names
+from noah_jax.inference.flags import (
+    add_batches,
+    add_checkpoint,
+    add_class_names,
+    add_preprocessing,
+    preprocessing_settings,
+)
 
 
 def _parser() -> Parser:
@@ -35,6 +42,7 @@ def _parser() -> Parser:
     )
     add_class_names(parser)
     add_batches(parser, 64)
+    add_preprocessing(parser)
     add("--json", dest="as_json", action="store_true", help="print JSON lines")
     return parser
 
@@ -42,7 +50,9 @@ def _parser() -> Parser:
 def _predict(arguments: argparse.Namespace) -> int:
     from noah_jax.predict.program import predict_all
 
-    all_images_were_read = predict_all(**vars(arguments))
+    options = vars(arguments)
+    settings = preprocessing_settings(options)
+    all_images_were_read = predict_all(**options, settings=settings)
     return 0 if all_images_were_read else 1
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -91,6 +91,7 @@ def predict_all(
     batch_size: int = 64,
     num_threads: int | None = None,
     as_json: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> bool:
     """Classifies images and prints a line for each.
 
@@ -103,6 +104,8 @@ def predict_all(
       batch_size: Images at a time.
       num_threads: Threads that decode; `None` is one for every core.
       as_json: Print one JSON object a line.
+      settings: Preprocessing that replaces what is stored with the weights, see
+        `noah_jax.data.preprocessing.check_setting`.
 
     Returns:
       Whether all images could be read.
@@ -113,8 +116,9 @@ def predict_all(
     files = find_images(list(_expand(paths)))
     if not files:
         raise InputError("there are no paths on stdin")
-    trained = load_one(checkpoint, ema=ema)
+    trained = load_one(checkpoint, ema=ema, settings=settings)
     names = trained.display_names(class_names)
+    trained.say_preprocessing()
     enable_compilation_cache(DEFAULT_CACHE)
     corrupt_images = CorruptImages("replace", tell=console.warn)
     width = min(_WIDEST, max(map(len, files)))

@@ -5,8 +5,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from noah_jax.models import get_family
 from noah_jax.models.base import Model, Tree
+from noah_jax.models.finite import check_finite
 from noah_jax.pytorch.files.layouts import Weights, load_weights
 from noah_jax.pytorch.infer import find_model, name_in_metadata
 from noah_jax.pytorch.mapping import to_jax
@@ -53,7 +56,7 @@ def load_torch(
       arguments: Arguments of `create_model` that override what the shapes tell.
 
     Raises:
-      ReadError: If the file cannot be read or has no such weights.
+      ReadError: If the file cannot be read or has no such weights, or they are not finite.
       ConversionError: If no model fits; the message names every missing, extra and misshapen key.
       InputError: If `name` is not registered, or an argument does not exist or fit.
     """
@@ -62,5 +65,8 @@ def load_torch(
     match = find_model(weights.state_dict, name=name, hint=hint, arguments=arguments)
     params, stats = match.model.abstract()
     table = get_family(match.model.name).table
+    check_finite(match.state_dict, os.fspath(path))
     tree = to_jax(match.state_dict, table, {"params": params, "stats": stats})
+    # A float64 value may be too large for float32.
+    check_finite(flatten_dict(tree, sep="/"), os.fspath(path))
     return LoadedModel(match.model, tree["params"], tree.get("stats", {}), weights, match.notes)

@@ -19,6 +19,7 @@ from noah_jax.files import make_folder, write_text
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.json"
+DATA_FILE = "data.json"
 RESULTS_FILE = "results.json"
 CHECKPOINTS = "checkpoints"
 
@@ -103,6 +104,8 @@ def prepare_folder(
     model_name: str,
     model_arguments: Mapping[str, Any],
     class_names: Sequence[str],
+    preprocessing: Mapping[str, Any],
+    data: Mapping[str, Any],
 ) -> None:
     """Makes the folder and writes what a resumed run and `noah_jax.load_model` need.
 
@@ -112,6 +115,8 @@ def prepare_folder(
       model_name: The model's registered name.
       model_arguments: The arguments that make the model.
       class_names: The classes, in the order of their indices.
+      preprocessing: What the run's evaluation does to images, as `model.json` holds it.
+      data: What the run's data are, see `noah_jax.data.record.record_data`.
 
     Raises:
       WriteError: If the folder cannot be made or written.
@@ -123,8 +128,10 @@ def prepare_folder(
             "name": model_name,
             "arguments": dict(model_arguments),
             "class_names": list(class_names),
+            "preprocessing": dict(preprocessing),
         }
         write_text(workdir / MODEL_FILE, json.dumps(description, indent=2) + "\n")
+        write_text(workdir / DATA_FILE, json.dumps(data) + "\n")
         write_text(workdir / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     distributed.barrier("workdir")
     deadline = time.monotonic() + _NFS_SECONDS

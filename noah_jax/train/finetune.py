@@ -5,7 +5,7 @@ otherwise. Position embeddings are resized to another image size as DeiT's fine-
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from noah_jax.errors import CheckpointError, InputError
 from noah_jax.inference.loading import load_with_step
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
+from noah_jax.runs.data_file import describe_classes
 from noah_jax.train.state import State
 
 # Arguments of `create_model` that may differ between two models with the same backbone.
@@ -54,24 +55,37 @@ def check_initial_weights(section: Mapping[str, Any]) -> None:
         raise InputError("init_ema=True needs init_from, whose moving average it takes")
 
 
-def load_initial_weights(path: str, model: Model, *, ema: bool = False) -> InitialWeights:
+def load_initial_weights(
+    path: str,
+    model: Model,
+    *,
+    ema: bool = False,
+    class_names: Sequence[str] | None = None,
+    keep_head: bool = False,
+) -> InitialWeights:
     """Loads the weights of a folder or file that `model` can start with.
 
     Args:
       path: What `noah_jax.load_model` takes.
       model: The model to start; nothing is computed with it.
       ema: Take the moving average of the weights.
+      class_names: The classes of the model, in the order of their indices. If the weights' own are
+        others, their head is not taken.
+      keep_head: Take it all the same, if there are as many classes.
 
     Raises:
       InputError: If there are no such weights, or their backbone is another one.
     """
     try:
-        step, source_model, *trees = load_with_step(path, ema=ema)
+        loaded = load_with_step(path, ema=ema)
     except (FileNotFoundError, ValueError, CheckpointError) as error:
         raise InputError(f"init_from={path}: {error}") from error
     except Exception as error:  # The library behind gs:// may be missing, or raise its own errors.
         raise InputError(f"init_from={path} cannot be read: {error!r}") from error
-    params, stats = ({k: np.asarray(v) for k, v in _flat(tree).items()} for tree in trees)
+    step, source_model = loaded.step, loaded.model
+    params, stats = (
+        {k: np.asarray(v) for k, v in _flat(tree).items()} for tree in (loaded.params, loaded.stats)
+    )
     _check_backbone(path, source_model, model)
 
     name = ("the moving average of " if ema else "") + source_model.name
@@ -83,6 +97,10 @@ def load_initial_weights(path: str, model: Model, *, ema: bool = False) -> Initi
     if source_head != head:
         lines.append(f"the head is fresh: {source_head} there, {head} here")
         fresh = {key for key in wanted if _in_head(key)}
+    elif head != "none" and class_names is not None:
+        line, is_fresh = _compare_classes(source_model.class_names, class_names, keep_head)
+        lines += line
+        fresh = {key for key in wanted if is_fresh and _in_head(key)}
     # Some parts of a backbone exist only with one kind of head, such as a class token.
     added = sorted(key for key in wanted.keys() - params.keys() if not _in_head(key))
     dropped = sorted(key for key in params.keys() - wanted.keys() if not _in_head(key))
@@ -212,6 +230,23 @@ def _check_backbone(path: str, source: Model, model: Model) -> None:
         f"init_from={path}: {source.name} there does not fit {model.name} here:"
         f" {'; '.join(reasons)}"
     )
+
+
+def _compare_classes(
+    before: Sequence[str] | None, now: Sequence[str], keep_head: bool
+) -> tuple[list[str], bool]:
+    """Returns what to say of two heads of as many classes, and whether a fresh one is needed."""
+    if before is None:
+        return ["the head is taken over: as many classes there, whose names are not known"], False
+    if not (difference := describe_classes(before, now)):
+        return [], False
+    if keep_head:
+        words = f"the head is taken over, as data.allow_change=True says, although {difference}"
+        return [words], False
+    return [
+        f"the head is fresh: as many classes there, but {difference}"
+        " (--config.data.allow_change=True takes it over)"
+    ], True
 
 
 def _describe_head(model: Model) -> str:

@@ -15,6 +15,7 @@ from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.sampler import Sampler
 from noah_jax.data.transforms import EvalTransform, TrainTransform
+from noah_jax.errors import InputError
 from noah_jax.train.plan import Plan
 
 
@@ -26,6 +27,7 @@ class InputPipeline:
       name: What the training images are, for messages.
       class_names: The classes, in the order of their indices.
       multi_label: Whether an image has any number of labels instead of one.
+      record: What the data are, see `noah_jax.data.record.record_data`.
       train_source: The training images.
       eval_source: The evaluation images.
       train_transform: The training transform.
@@ -41,6 +43,7 @@ class InputPipeline:
     name: str
     class_names: list[str]
     multi_label: bool
+    record: dict[str, Any]
     train_source: DecodedSource
     eval_source: DecodedSource
     train_transform: TrainTransform
@@ -84,12 +87,23 @@ class InputPipeline:
         rows = range(self.sampler.batch_size)
         return [self.sampler.at(step - 1, row)[1] for row in rows]
 
+    def check_evaluated(self, examples: int) -> None:
+        """Raises an InputError if an evaluation has no images, because none has a label."""
+        if not examples:
+            raise InputError(
+                f"none of the {len(self.eval_source):,} images of {self.eval_source.name} can be"
+                f" evaluated: {self.corrupt_images.unlabelled:,} images have no label,"
+                f" {len(self.corrupt_images):,} cannot be decoded; choose another data.eval_split"
+            )
+
     def metadata(self) -> dict[str, Any]:
         """Returns what the processes of a run must have in common, in words."""
         return {
             "the number of training images": len(self.train_source),
             "the number of evaluation images": len(self.eval_source),
             "the number of classes": len(self.class_names),
+            "the fingerprint of the training images": self.record["train"].get("fingerprint"),
+            "the fingerprint of the evaluation images": self.record["eval"].get("fingerprint"),
         }
 
     def _shared_arguments(self) -> dict[str, Any]:

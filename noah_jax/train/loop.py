@@ -16,6 +16,7 @@ from noah_jax.compilation import QUICK_COMPILE, enable_compilation_cache
 from noah_jax.config import HOST_KEYS, flat_config
 from noah_jax.console import say
 from noah_jax.runs.checkpoints import Checkpoints, saved_steps
+from noah_jax.runs.data_file import check_data
 from noah_jax.runs.run_dir import (
     CHECKPOINTS,
     check_config,
@@ -80,6 +81,10 @@ def train(
     distributed.check_equal("data", setup.inputs.metadata())
     # A run always resumes from its own checkpoints. The weights of init_from start it only once.
     initial = None if saved else setup.load_initial_weights()
+    if saved:
+        changes = check_data(directory, setup.inputs.record, allow_change=config.data.allow_change)
+        for line in changes:
+            say(line)
 
     # ---- Compile both steps, once each, for their only shapes.
     enable_compilation_cache(config.compilation_cache, shared=str(directory / "compilation"))
@@ -94,6 +99,8 @@ def train(
         model_name=model.name,
         model_arguments=model.arguments,
         class_names=setup.inputs.class_names,
+        preprocessing=setup.preprocessing.to_json(),
+        data=setup.inputs.record,
     )
     checkpoints = Checkpoints(directory / CHECKPOINTS, keep=config.keep_checkpoints)
     restored = checkpoints.restore(setup.states.abstract())
@@ -142,6 +149,7 @@ def train(
             alive(step)
         summaries = {split: setup.task.summarise(metrics[split]) for split in weights}
         for split, values in summaries.items():
+            setup.inputs.check_evaluated(int(values["examples"]))
             if record:
                 writer.write(step, split, values)
             say(_evaluation_line(step, split, values))
@@ -213,11 +221,14 @@ def train(
         "num_params": model.num_params,
     }
     write_results(directory, results)
-    if corrupt := len(setup.inputs.corrupt_images):
-        console.warn(
-            f"{corrupt} corrupt image(s), named above: replaced by the next one in training,"
-            " left out of the evaluation"
-        )
+    for what, count in (
+        ("corrupt image(s), named above", len(setup.inputs.corrupt_images)),
+        ("image(s) without a label", setup.inputs.corrupt_images.unlabelled),
+    ):
+        if count:
+            console.warn(
+                f"{count} {what}: replaced by the next one in training, left out of the evaluation"
+            )
     say(
         f"finished in {console.duration(time.time() - started)}, goodput"
         f" {100 * progress.goodput():.0f} %: {_result_line(results)}"

@@ -23,6 +23,8 @@ from noah_jax.config import (
 )
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
+from noah_jax.data.preprocessing import Preprocessing, of_run
+from noah_jax.data.record import record_data
 from noah_jax.data.setup import make_sampler, make_transforms, open_data
 from noah_jax.data.source import Source
 from noah_jax.errors import InputError
@@ -51,6 +53,8 @@ class TrainSetup:
       param_groups: Which parameters are frozen or have a learning rate of their own.
       init_from: The weights to start with, as `noah_jax.load_model` takes them, if any.
       init_ema: Whether to take the moving average of those weights.
+      keep_head: Whether to take their head too if its classes have other names.
+      preprocessing: What the evaluation does to images.
     """
 
     inputs: InputPipeline
@@ -58,6 +62,8 @@ class TrainSetup:
     param_groups: ParamGroups
     init_from: str | None
     init_ema: bool
+    keep_head: bool
+    preprocessing: Preprocessing
 
     @property
     def states(self) -> StateMaker:
@@ -93,7 +99,13 @@ class TrainSetup:
         """Loads the weights to start with, if the configuration names any."""
         if self.init_from is None:
             return None
-        return load_initial_weights(self.init_from, self.model, ema=self.init_ema)
+        return load_initial_weights(
+            self.init_from,
+            self.model,
+            ema=self.init_ema,
+            class_names=self.inputs.class_names,
+            keep_head=self.keep_head,
+        )
 
 
 def build(
@@ -132,6 +144,7 @@ def build(
     train_transform, eval_transform = make_transforms(
         config.data, image_size=model.image_size, mean=model.mean
     )
+    preprocessing = of_run(config.data, image_size=model.image_size, mean=model.mean, std=model.std)
     sampler = make_sampler(
         config.data,
         seed=config.seed,
@@ -149,6 +162,7 @@ def build(
         name=train_source.name,
         class_names=train_source.class_names,
         multi_label=train_source.multi_label,
+        record=record_data(train_source, eval_source),
         train_source=DecodedSource(train_source, cache=config.data.cache),
         eval_source=DecodedSource(eval_source, cache=config.data.cache),
         train_transform=train_transform,
@@ -211,10 +225,18 @@ def build(
         task=task,
         augment=augment,
         ema_decay=config.ema_decay,
-        mean=tuple(config.data.mean or model.mean),
-        std=tuple(config.data.std or model.std),
+        mean=preprocessing.mean,
+        std=preprocessing.std,
     )
-    return TrainSetup(inputs, steps, param_groups, config.init_from, config.init_ema)
+    return TrainSetup(
+        inputs=inputs,
+        steps=steps,
+        param_groups=param_groups,
+        init_from=config.init_from,
+        init_ema=config.init_ema,
+        keep_head=config.data.allow_change,
+        preprocessing=preprocessing,
+    )
 
 
 def _check_ema_decay(ema_decay: float | None) -> None:

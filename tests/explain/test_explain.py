@@ -260,6 +260,8 @@ def test_one_line_for_what_does_not_fit(tiny_run, images, tmp_path, capsys):
 
 def test_other_heads_are_refused(tiny_run):
     trained = load_one(tiny_run)
-    object.__setattr__(trained, "model", create_model("deit_tiny_patch16_224"))
+    other = create_model("deit_tiny_patch16_224")
+    other.preprocessing = trained.preprocessing
+    object.__setattr__(trained, "model", other)
     with pytest.raises(ValueError, match=r"linear head.* has no attention"):
         Explainer(trained, ["x"] * 1000)

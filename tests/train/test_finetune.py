@@ -10,6 +10,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from noah_jax import create_model, load_model
+from noah_jax.inference.description import published_preprocessing
 from noah_jax.runs.checkpoints import save_model
 from noah_jax.runs.run_dir import CHECKPOINTS, prepare_folder
 from noah_jax.train import main as train_program
@@ -68,6 +69,8 @@ def _save(folder, name, **arguments):
         model_name=model.name,
         model_arguments=model.arguments,
         class_names=names,
+        preprocessing=published_preprocessing(model).to_json(),
+        data={},
     )
     save_model(folder / CHECKPOINTS, {"params": params, "stats": stats})
     return model, _flat(params)

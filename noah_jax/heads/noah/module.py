@@ -1,10 +1,12 @@
 """NOAH, the Flax module of the head: it owns the weights; `poca.py` computes the logits."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from noah_jax.errors import InputError
@@ -17,6 +19,7 @@ from noah_jax.heads.noah.operands import (
 from noah_jax.heads.noah.poca import poca
 from noah_jax.heads.noah.reference import Contributions, attention, contributions
 from noah_jax.heads.spec import HeadInit, HeadSpec
+from noah_jax.nn.arguments import check_count, check_flag, check_number
 
 
 class NOAH(nnx.Module):
@@ -44,6 +47,19 @@ class NOAH(nnx.Module):
     (3, 5)
     >>> head.attention(features, jnp.array([4, 0])).shape  # where it looks for two classes
     (3, 2, 2, 7, 7)
+
+    The weights of a PyTorch NOAH head are taken over by their names:
+
+    >>> import numpy as np
+    >>> state_dict = {  # {key: x.numpy() for key, x in torch_head.state_dict().items()}
+    ...     "query.weight": np.ones((10, 2, 1, 1)),
+    ...     "query.bias": np.zeros(10),
+    ...     "value.weight": np.ones((10, 6, 1, 1)),
+    ...     "value.bias": np.zeros(10),
+    ... }
+    >>> head.load_torch(state_dict)
+    >>> head.query.kernel.shape
+    (2, 2, 5)
 
     Args:
       in_features: Channels of the feature map.
@@ -81,9 +97,13 @@ class NOAH(nnx.Module):
         kernel_init: nnx.Initializer | None = None,
         rngs: nnx.Rngs,
     ):
-        if num_classes < 1:
-            raise InputError(f"num_classes must be at least 1 for a head, got {num_classes}")
-        check_dropout(dropout)
+        in_features = check_count("in_features", in_features)
+        num_classes = check_count("num_classes", num_classes, what=" for a head")
+        head_num = check_count("head_num", head_num)
+        key_ratio = check_number("key_ratio", key_ratio)
+        for key, flag in (("head_split", head_split), ("kv_split", kv_split)):
+            check_flag(key, flag)
+        check_dropout(check_number("dropout", dropout))
         split = ChannelSplit(key_ratio, head_split, kv_split)
         parts = split_channels(split, in_features, head_num)
         # PyTorch's fan-out of the convolution, grouped or not, counts all its output channels.
@@ -130,14 +150,77 @@ class NOAH(nnx.Module):
             **self._split(),
         )
 
+    def load_torch(self, state_dict: Mapping[str, np.ndarray]) -> None:
+        """Replaces the weights by those of the original's head in PyTorch.
+
+        Args:
+          state_dict: `query.weight` and `value.weight`, `[head_num * num_classes, channels, 1, 1]`
+            with the channels of a block, and `query.bias` and `value.bias`,
+            `[head_num * num_classes]`, as NumPy arrays.
+
+        Raises:
+          InputError: If a key is missing or unknown, or a shape is another one; nothing has
+            changed then.
+        """
+        expected = {f"{part}.{kind}" for part in ("query", "value") for kind in ("weight", "bias")}
+        if differing := sorted(expected ^ state_dict.keys()):
+            raise InputError(
+                f"the state dict of a NOAH head has the keys {', '.join(sorted(expected))};"
+                f" {differing[0]} is {'missing' if differing[0] in expected else 'another one'}"
+            )
+        arrays = {}
+        for part, own in (("query", self.query), ("value", self.value)):
+            head_num, channels, num_classes = own.kernel.shape
+            shapes = {
+                f"{part}.weight": (head_num * num_classes, channels, 1, 1),
+                f"{part}.bias": (head_num * num_classes,),
+            }
+            for key, shape in shapes.items():
+                array = np.asarray(state_dict[key], np.float32)
+                if array.shape != shape:
+                    raise InputError(
+                        f"{key} has shape {array.shape}, this head needs {shape}: another"
+                        " in_features, num_classes, head_num, key_ratio, head_split or kv_split"
+                    )
+                arrays[key] = array.reshape(head_num, num_classes, *shape[1:2])
+        for part, own in (("query", self.query), ("value", self.value)):
+            own.kernel[...] = jnp.asarray(arrays[f"{part}.weight"].swapaxes(1, 2))
+            own.bias[...] = jnp.asarray(arrays[f"{part}.bias"])
+
     def attention(self, features: jax.Array, classes: jax.Array) -> jax.Array:
-        """Computes where the head looks; see `noah_jax.heads.noah.attention`."""
+        """Computes where the head looks for chosen classes.
+
+        Args:
+          features: `[batch, *spatial, in_features]`.
+          classes: Class indices, `[m]` for the same classes in every image or `[batch, m]`.
+
+        Returns:
+          float32 `[batch, head_num, m, *spatial]`, which sums to one over the spatial dimensions.
+
+        Raises:
+          InputError: If the features do not fit, or a class does not exist.
+        """
         return attention(
             features.astype(self.dtype), self.query.weights(), classes, **self._split()
         )
 
     def contributions(self, features: jax.Array, classes: jax.Array) -> Contributions:
-        """Computes what each position adds; see `noah_jax.heads.noah.contributions`."""
+        """Computes what each position adds to the logits of chosen classes.
+
+        Summed over blocks and positions, and with the bias of all blocks, the contributions are
+        the logits.
+
+        Args:
+          features: `[batch, *spatial, in_features]`.
+          classes: Class indices, `[m]` for the same classes in every image or `[batch, m]`.
+
+        Returns:
+          `(attention, contributions, bias)`, a named tuple of float32 arrays: two of
+          `[batch, head_num, m, *spatial]` and the bias `[batch, head_num, m]`.
+
+        Raises:
+          InputError: If the features do not fit, or a class does not exist.
+        """
         return contributions(
             features.astype(self.dtype),
             self.query.weights(),

@@ -20,6 +20,8 @@ _EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # Names that classes which hold a model put in front of keys.
 _HOLDERS = ("model", *_EMA)
+# Dicts that describe the weights or their training.
+_DESCRIPTIONS = ("args", "pretrained_cfg")
 _MAX_NESTED = 8
 _MAX_LISTED = 5
 
@@ -37,7 +39,8 @@ class Weights:
         programs, "wrapped" for a state dict under some key, "bare" for a state dict alone,
         "safetensors".
       metadata: What else the file says, as JSON could hold it: `epoch`, `acc`, `best_acc`,
-        `metric`, `arch`, `args` (by name); for safetensors, its `metadata`.
+        `metric`, `arch`, `args` (by name), timm's `pretrained_cfg`; for safetensors, its
+        `metadata`.
     """
 
     state_dict: dict[str, np.ndarray]
@@ -193,7 +196,7 @@ def _metadata(tree: dict) -> dict[str, Any]:
             for key, value in tree.items()
             if type(value) in (int, float, bool, str)
             or (type(value) is Tensor and value.shape in ((), (1,)))
-            or (key == "args" and type(value) in (dict, Opaque))
+            or (key in _DESCRIPTIONS and type(value) in (dict, Opaque))
         }
     )
 

@@ -1,0 +1,53 @@
+"""Records what a run's data are, so that a resumed run notices when they are others."""
+
+import hashlib
+import os
+from typing import Any
+
+import numpy as np
+
+from noah_jax.data.source import ImageFiles, Source
+
+
+def record_data(train: Source, evaluation: Source) -> dict[str, Any]:
+    """Describes the images of a run by what tells them from others, without reading any.
+
+    Args:
+      train: The training images.
+      evaluation: The evaluation images.
+
+    Returns:
+      `class_names`, and for `train` and `eval` the number of `images` and, where the images are
+      files, `images_by_class` (with one label an image) and a `fingerprint` of the files' names,
+      labels and order; else the `name` of the dataset, its version and the split. It does not
+      depend on where the files lie, so all hosts have the same.
+    """
+    return {
+        "class_names": list(train.class_names),
+        "train": _record_split(train),
+        "eval": _record_split(evaluation),
+    }
+
+
+def _record_split(source: Source) -> dict[str, Any]:
+    record: dict[str, Any] = {"images": len(source)}
+    if not isinstance(source, ImageFiles):
+        return record | {"name": source.name}
+    if not source.multi_label:
+        labels = np.array([label for _, label in source.files], int)
+        record["images_by_class"] = np.bincount(labels, minlength=len(source.class_names)).tolist()
+    return record | {"fingerprint": _fingerprint(source)}
+
+
+def _fingerprint(source: ImageFiles) -> str:
+    """Returns a SHA-256 of the paths below the folder that all files share, and of the labels."""
+    paths = [path for path, _ in source.files]
+    # What the first and the last path by name share, all paths share. Unlike commonpath, this
+    # leaves gs:// as it is.
+    prefix = os.path.commonprefix([min(paths), max(paths)])  # noqa: RUF071
+    shared = prefix.rpartition("/")[0]
+    lines = [
+        f"{path[len(shared) :]}\t{label if isinstance(label, int) else label.tolist()}\n"
+        for path, label in source.files
+    ]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
