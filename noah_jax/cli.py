@@ -148,7 +148,8 @@ def _repeat_flags(words: Sequence[str], several: Mapping[str, Callable[[str], bo
                 repeated.pop()
             repeated.append(f"{flag}={word}")
             continue
-        flag = word if word in several else None
+        name = word.partition("=")[0]
+        flag = name if name in several else None
         repeated.append(word)
     return repeated
 

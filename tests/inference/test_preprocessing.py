@@ -61,7 +61,7 @@ def _convert(source, folder, *settings):
 
 
 def test_the_folder_says_what_was_given(torch_file, tmp_path, capsys):
-    settings = ["--set", "std=0.353", "mean=0.1,0.2,0.3", "image_size=64", "--set", "resize=cover"]
+    settings = ["--set=std=0.353", "mean=0.1,0.2,0.3", "image_size=64", "--set", "resize=cover"]
     stored = _convert(torch_file, tmp_path / "a", *settings)
     sources = stored.pop("source")
     assert stored == {
