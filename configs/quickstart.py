@@ -30,12 +30,4 @@ def get_config(variant: str = "noah") -> ConfigDict:
     config.optim.weight_decay = 5e-4
     config.optim.decay_all = False
     config.optim.nesterov = True
-
-    other = "linear" if variant == "noah" else "noah"
-    config.try_next = (
-        f"python -m noah_jax.train --config configs/quickstart.py:{other} --workdir runs/{other}",
-        "python -m noah_jax.train --config configs/quickstart.py --workdir runs/wider"
-        " --config.model.width=16 --config.epochs=10",
-        "python -m noah_jax.benchmark --what host --config configs/quickstart.py",
-    )
     return config

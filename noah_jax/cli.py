@@ -34,7 +34,6 @@ EXTRAS = {
     "simplejpeg": "train",
     "tensorboardX": "train",
     "tensorflow_datasets": "train",
-    "tqdm": "train",
     "flatbuffers": "export",
     "cv2": "approximate",
     "gdown": "released",

@@ -23,7 +23,8 @@ def default_config() -> ConfigDict:
     # Seeds the weights, the order of the images, the augmentation and dropout.
     config.seed = 0
 
-    # The name of a TFDS dataset, folder:PATH for class folders, or csv:PATH.
+    # The name of a TFDS dataset, folder:PATH for class folders, or csv:PATH. Class folders without
+    # train/ and val/ are split, see noah_jax/data/split.py.
     config.dataset = "fashion_mnist_sample"
 
     # The weights to start with: a run's folder, a converted folder or a PyTorch file, as
@@ -33,6 +34,7 @@ def default_config() -> ConfigDict:
 
     # The arguments of noah_jax.create_model.
     config.model = ConfigDict()
+    # None takes the model of init_from and the normalisation of its images.
     config.model.name = "noah_resnet50"
     config.model.image_size = placeholder(int)  # In pixels; None means the published size.
     config.model.head_num = placeholder(int)  # NOAH's N; None means the published one.
@@ -55,6 +57,8 @@ def default_config() -> ConfigDict:
     # Go on with a run whose data changed: renamed classes, more images, another order. With
     # init_from, keep a head whose classes have other names.
     config.data.allow_change = False
+    # The fraction for evaluation, of class folders that have no splits.
+    config.data.eval_fraction = 0.2
     config.data.mean = placeholder(tuple)  # Of pixels in 0..1; None means the model's.
     config.data.std = placeholder(tuple)
     config.data.repeats = 1  # Repeated augmentation: copies of each image in an epoch.
@@ -89,8 +93,10 @@ def default_config() -> ConfigDict:
     # number of cores.
     config.data.num_workers = placeholder(int)
 
-    config.epochs = 100.0
-    config.batch_size = 256  # Images per step over all devices.
+    # What may be None to be chosen by the number of images is marked "(size)"; the rules are in
+    # noah_jax/train/choices.py, and the run's folder keeps what was chosen.
+    config.epochs = 100.0  # (size)
+    config.batch_size = 256  # Images per step over all devices. (size)
     # Multiplies batch_size and, by the linear rule, the learning rates in optim.
     config.scale_batch = 1.0
     # None means batch_size, divided by optim.accumulate.
@@ -114,8 +120,10 @@ def default_config() -> ConfigDict:
     # Images that share one draw of mixup or cutmix; None means the global batch.
     config.mix_group = placeholder(int)
 
-    # The decay of the weights' moving average; None keeps no average.
+    # The decay of the weights' moving average; None keeps no average, unless ema_span is set.
     config.ema_decay = placeholder(float)
+    # Where ema_decay is None: the fraction of the run's steps that the average spans; 0 keeps none.
+    config.ema_span = 0.0
 
     config.optim = ConfigDict()
     config.optim.name = "sgd"  # sgd or adamw
@@ -123,7 +131,7 @@ def default_config() -> ConfigDict:
     config.optim.schedule = "cosine"  # cosine, linear, constant or step
     # Hold the learning rate during an epoch, as the original recipes do.
     config.optim.per_epoch = False
-    config.optim.warmup_epochs = 0.0
+    config.optim.warmup_epochs = 0.0  # (size)
     config.optim.warmup_learning_rate = 0.0  # Where the warm-up starts.
     # With per_epoch: the first epoch's learning rate is held for this many more epochs.
     config.optim.lr_delay_epochs = 0
@@ -143,7 +151,8 @@ def default_config() -> ConfigDict:
     # Regular expressions over the parameters' paths, see noah_jax/train/param_groups.py. Frozen
     # parameters stay as they are; BatchNorm's running statistics are still updated, as in PyTorch.
     config.optim.freeze = ()  # For example ("^(?!head/)",), which trains the head alone.
-    # Factors of the learning rate, for example (("^head/", 10.0),).
+    # Factors of the learning rate, for example (("^head/", 10.0),). None is a tenth for all but
+    # the head where the run starts from init_from.
     config.optim.param_groups = ()
     config.optim.beta1 = 0.9  # For adamw.
     config.optim.beta2 = 0.999  # For adamw.
@@ -153,11 +162,10 @@ def default_config() -> ConfigDict:
     config.shard_state = False
 
     # Intervals in steps; None means once an epoch. They do not change what is learnt.
-    config.log_every = 50
+    config.log_every = 50  # (size)
     config.eval_every = placeholder(int)
     config.checkpoint_every = placeholder(int)
     config.keep_checkpoints = 3  # The number of checkpoints to keep, the newest ones.
-    config.try_next = ()  # Commands to suggest when the run has finished.
     # Only the first process of a run writes there. With several processes the default is a
     # folder inside the run's folder.
     config.compilation_cache = DEFAULT_CACHE
@@ -220,7 +228,7 @@ OPERATIONAL_KEYS = frozenset(
         "optim.accumulate",
         "shard_state",
         "compilation_cache",
-        "try_next",
+        "try_next",  # No key any more, but runs of 0.1.0 have it.
         "watchdog_seconds",
         "data.allow_change",
         "data.cache",
@@ -229,6 +237,11 @@ OPERATIONAL_KEYS = frozenset(
         "data.num_workers",
         "data.on_corrupt_image",
     }
+)
+
+# Keys that may be None to be chosen by the number of images, see noah_jax/train/choices.py.
+_CHOSEN_BY_SIZE = frozenset(
+    {"batch_size", "epochs", "log_every", "optim.warmup_epochs", "optim.param_groups"}
 )
 
 # Keys that may differ between the hosts of a run.
@@ -252,6 +265,22 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+def left_open(key: str, flat: Mapping[str, Any]) -> bool:
+    """Says whether a configuration leaves it to the run to choose the value of a key.
+
+    Args:
+      key: A key such as "optim.momentum". It may be one that the configuration lacks.
+      flat: What `flat_config` returns.
+    """
+    if flat.get(key) is not None:
+        return False
+    if key == "ema_decay":
+        return bool(flat.get("ema_span"))
+    if key.startswith("model.") or key in ("data.mean", "data.std"):
+        return flat.get("model.name") is None
+    return key in _CHOSEN_BY_SIZE
 
 
 def rename_old_keys(flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from noah_jax import console
 from noah_jax.train import train
 from tests.helpers import (
     GOLDEN,
@@ -15,6 +16,9 @@ from tests.helpers import (
     make_tiny_config,
     write_class_folders,
 )
+
+# Tests look at what programs print, and a busy machine may take long for anything.
+console.PATIENCE_SECONDS = 3600.0
 
 # Keeps compiled programs between the tests of one session, and between sessions.
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))

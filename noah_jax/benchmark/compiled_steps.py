@@ -16,6 +16,7 @@ from noah_jax.aot import hlo
 from noah_jax.aot.head_shape import HeadShape, noah_head
 from noah_jax.aot.kernel_cycles import kernel_calls, kernel_cycles
 from noah_jax.benchmark.train_step import PlainStep
+from noah_jax.console import working
 from noah_jax.models import create_model
 
 _HEADS = ("auto", "xla", "reference")
@@ -65,10 +66,11 @@ def print_table(
         print(name, flush=True)
         linear = None
         for kind in ("linear", *heads):
-            cost = compile_step(mesh, name, shape, kind, batch, depth)
-            cycles = cost.cycles
-            if cost.kernels and cycles:
-                cycles += kernel_cycles(topology, shape, batch)
+            with working(f"compiling {name} with the head {kind}"):
+                cost = compile_step(mesh, name, shape, kind, batch, depth)
+                cycles = cost.cycles
+                if cost.kernels and cycles:
+                    cycles += kernel_cycles(topology, shape, batch)
             row = cycles, cost.temporaries
             linear = linear or row
             # XLA tells only the memory for GPUs.

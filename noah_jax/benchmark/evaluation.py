@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from noah_jax.benchmark.pytorch_here import TORCH_IS_MISSING, torch_is_installed
+from noah_jax.console import working
 from noah_jax.errors import InputError
 from noah_jax.models import create_model
 from noah_jax.models.base import Model, Tree
@@ -133,7 +134,8 @@ def measure_and_print(args: argparse.Namespace) -> None:
     )
     print(_row("model", "noah_jax", "PyTorch", "ratio", "channels last", "ratio"))
     for model in models:
-        speeds = benchmark_eval(model, batch=args.batch, rounds=args.rounds, torch=torch)
+        with working(f"compiling and timing {model.name}"):
+            speeds = benchmark_eval(model, batch=args.batch, rounds=args.rounds, torch=torch)
         jax_speeds = speeds["noah_jax"]
         cells = [f"{statistics.median(jax_speeds):.1f}"]
         for name in ("torch", "torch_channels_last"):

@@ -27,6 +27,7 @@ from noah_jax.benchmark import compiled_steps, pytorch_here
 from noah_jax.benchmark.pytorch_here import TORCH_IS_MISSING, torch_is_installed
 from noah_jax.benchmark.tables import print_columns, print_heading, print_row
 from noah_jax.benchmark.timing import Call, Timing, take_turns
+from noah_jax.console import working
 from noah_jax.errors import InputError, one_line
 from noah_jax.heads.noah import IMPLEMENTATIONS, Projection, poca
 from noah_jax.models import create_model
@@ -314,9 +315,10 @@ def _print_table(
         gflop, megabytes = shape.flops(batch) / 1e9, shape.bytes(batch, itemsize) / 1e6
         floor = f"floor: {gflop:.2f} GFLOP, {megabytes:.1f} MB"
         print_row([f"{model.name}, {size}", floor, *[""] * 6])
-        costs, missing = benchmark_head(
-            shape, heads, batch=batch, rounds=rounds, torch=torch, dtype=dtype
-        )
+        with working(f"compiling and timing the heads of {model.name}"):
+            costs, missing = benchmark_head(
+                shape, heads, batch=batch, rounds=rounds, torch=torch, dtype=dtype
+            )
         for name, cost in costs.items():
             cells = ["", name]
             for timing in (cost.forward, cost.both):

@@ -16,6 +16,7 @@ import jax
 
 from noah_jax.cli import load_config
 from noah_jax.compilation import enable_compilation_cache
+from noah_jax.console import working
 from noah_jax.train.setup import TrainSetup, build
 
 HOST_LIMIT_MS = 2.0
@@ -90,7 +91,8 @@ def measure_and_print(args: argparse.Namespace) -> None:
         config.optim.warmup_epochs = 0.0
         setup = build(config)
     enable_compilation_cache(config.compilation_cache)
-    ms = benchmark_host(setup, steps)
+    with working(f"compiling and timing the steps of {setup.model.name}"):
+        ms = benchmark_host(setup, steps)
     batch = setup.plan.batch_size
     print(f"{setup.model.name}, {batch} images a step, {_ROUNDS} x {steps} steps")
     print(f"compiled step alone     {ms['step']:9.2f} ms")

@@ -18,6 +18,7 @@ import numpy as np
 
 from noah_jax.aot.hlo import memory_stats
 from noah_jax.benchmark.evaluation import tell_if_busy
+from noah_jax.console import working
 from noah_jax.models.base import Model
 from noah_jax.models.create import create_model
 from noah_jax.models.flops import multiply_adds
@@ -103,7 +104,8 @@ def measure_and_print(args: argparse.Namespace) -> None:
     print(_line("parameters/M", [n / 1e6 for n in parameters], ".3f"))
     print(_line("FLOPs/G", [n / 1e9 for n in operations], ".3f"))
     for batch in args.batch:
-        costs = benchmark_model(models, batch=batch, rounds=args.rounds)
+        with working(f"compiling and timing batches of {batch}"):
+            costs = benchmark_model(models, batch=batch, rounds=args.rounds)
         noah, linear = (costs[head] for head in HEADS)
         medians = [statistics.median(cost.seconds) for cost in (noah, linear)]
         # The ratio is the median over the rounds, whose two turns met the same noise.

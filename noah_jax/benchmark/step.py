@@ -23,6 +23,7 @@ from noah_jax.benchmark.tables import print_columns, print_heading, print_row
 from noah_jax.benchmark.timing import Call, Timing, take_turns
 from noah_jax.benchmark.torch_step import FORMS, torch_step
 from noah_jax.benchmark.train_step import PlainStep
+from noah_jax.console import working
 from noah_jax.errors import CompileError, InputError, one_line
 from noah_jax.heads.noah import IMPLEMENTATIONS
 from noah_jax.models import create_model
@@ -181,9 +182,10 @@ def measure_and_print(args: argparse.Namespace) -> None:
     reasons = []
     for name in names:
         models = make_models(name, args.heads, dtype=args.dtype, image_size=args.image_size)
-        costs, missing = benchmark_step(
-            models, batch=args.batch, rounds=args.rounds, torch=torch, compiler_options=options
-        )
+        with working(f"compiling and timing the steps of {name}"):
+            costs, missing = benchmark_step(
+                models, batch=args.batch, rounds=args.rounds, torch=torch, compiler_options=options
+            )
         for (head, by), cost in costs.items():
             linear = costs.get(("linear", by))
             print_row([name, head, by, *_cells(models[head], args.batch, cost, linear)])

@@ -20,8 +20,8 @@ from noah_jax.runs.run_dir import check_config, read_results
 # Keys that may differ between the heads; all others must be equal.
 _KEYS_OF_THE_HEAD = frozenset(
     {
-        *("model.name", "model.head_drop_rate", "model.head_num", "model.key_ratio"),
-        *("model.head_split", "model.kv_split", "try_next"),
+        *("model.name", "model.head", "model.head_drop_rate", "model.head_num"),
+        *("model.key_ratio", "model.head_split", "model.kv_split"),
     }
 )
 
@@ -100,8 +100,8 @@ def resolve(
         variant = variant_for(config, head)
         parsed = parse_config([f"--config={variant}", *overrides_for(head, overrides)])
         flat = flatten_dict(json.loads(parsed.to_json_best_effort()), sep=".")
-        name = flat["model.name"]
-        if name.startswith("noah_") != (head == "noah"):
+        name = flat["model.name"] or ""  # Without a name it is the model of init_from.
+        if (name.startswith("noah_") or flat.get("model.head") == "noah") != (head == "noah"):
             raise UsageError(
                 f"--config {variant} should have the {head} head, but its model is {name}"
             )
@@ -166,7 +166,9 @@ def _read_run(folder: epath.Path, expected: dict[str, Any]) -> Record | None:
     metrics = (folder / "metrics.jsonl").read_text().splitlines()
     lines = [line for line in map(json.loads, metrics) if line["split"] in ("train", "eval")]
     epochs = {line["step"]: line["epoch"] for line in lines if line["split"] == "train"}
-    last_step, last_epoch = max(epochs.items(), default=(results["step"], expected["epochs"]))
+    last_step, last_epoch = max(
+        epochs.items(), default=(results["step"], expected["epochs"] or 1.0)
+    )
     epochs_per_step = last_epoch / last_step
     measure = "map" if "map" in results else "top1"
     curve = [

@@ -15,6 +15,7 @@ from noah_jax.aot import hlo
 from noah_jax.aot.head_shape import head_shape
 from noah_jax.aot.kernel_cycles import kernel_calls, kernel_cycles
 from noah_jax.aot.targets import Target
+from noah_jax.console import working
 from noah_jax.data import imagenet
 from noah_jax.errors import CompileError, InputError
 from noah_jax.train.param_groups import trainable
@@ -138,10 +139,13 @@ def compile_for(config: ConfigDict, target: Target) -> Report:
       CompileError: If XLA refuses the step for another reason than its memory.
     """
     setup = _build(config, target.devices)
-    traced = setup.steps.trace_train_step()
+    name = f"{setup.model.name}, {setup.plan.batch_size} images a step, for {target.name}"
+    with working(f"tracing {name}"):
+        traced = setup.steps.trace_train_step()
     start = time.perf_counter()
     try:
-        compiled = traced.lower().compile()
+        with working(f"compiling {name}"):
+            compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         compiled, memory = None, needed_memory(error)
     seconds = time.perf_counter() - start
@@ -230,7 +234,8 @@ def _cycles(text: str, setup: TrainSetup, target: Target) -> tuple[int, int] | t
         micro_batches = setup.plan.accumulate
         images = setup.plan.batch_size // micro_batches // len(target.devices)
         shape = head_shape(setup.model)
-        of_kernels = micro_batches * kernel_cycles(target.name, shape, images)
+        with working("compiling the head's kernels, to count their cycles"):
+            of_kernels = micro_batches * kernel_cycles(target.name, shape, images)
     return cycles + of_kernels, of_kernels
 
 
@@ -270,7 +275,8 @@ def _cost(
         cost = compiled.cost_analysis() or {}
         return cost["flops"], cost["bytes accessed"]
     # XLA's GPU compiler tells no FLOPs, so they are counted before it, for all devices together.
-    traced = _build(config, jax.devices("cpu")[:1]).steps.trace_train_step()
+    with working("tracing the step once more, to count its FLOPs"):
+        traced = _build(config, jax.devices("cpu")[:1]).steps.trace_train_step()
     cost = traced.lower(lowering_platforms=("cuda",)).cost_analysis() or {}
     return cost["flops"] / len(target.devices), None
 

@@ -12,7 +12,7 @@ from noah_jax.aot.targets import Target, open_targets
 from noah_jax.compile import report_text
 from noah_jax.compile.analysis import compile_for, smaller_batch
 from noah_jax.config_files import config_folder
-from noah_jax.console import say
+from noah_jax.console import say, working
 from noah_jax.errors import NoahError, UsageError
 
 Form = Literal["json", "table", "text"]
@@ -33,7 +33,8 @@ def compile_and_print(configs: Sequence[ConfigDict], topologies: Sequence[str], 
       NoahError: If a configuration, a machine or the compiler does not fit; in a table a step
         that cannot be compiled is a row instead.
     """
-    targets = open_targets(list(topologies))
+    with working("loading the compilers"):
+        targets = open_targets(list(topologies))
     if form == "table":
         say(report_text.HEADER)
     return all([_compile(config, target, form) for config in configs for target in targets])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from noah_jax.console import say
+from noah_jax.console import say, working
 from noah_jax.data.preprocessing import ARCHITECTURE, SETTINGS
 from noah_jax.errors import InputError
 from noah_jax.files import whole
@@ -61,7 +61,8 @@ def convert(
     arguments = dict(arguments or {})
     settings = {key: arguments.pop(key) for key in SETTINGS if key in arguments}
     try:
-        loaded = load_torch(source, name=name, hint=hint, ema=ema, arguments=arguments)
+        with working(f"reading {source}"):
+            loaded = load_torch(source, name=name, hint=hint, ema=ema, arguments=arguments)
     except TypeError as error:
         if not arguments:
             raise
@@ -86,7 +87,10 @@ def convert(
             COUNTER: batch_counters(loaded.weights.state_dict),
         },
     }
-    with whole(target, overwrite=overwrite, last=MODEL_FILE) as folder:
+    with (
+        working(f"writing {destination}"),
+        whole(target, overwrite=overwrite, last=MODEL_FILE) as folder,
+    ):
         folder.mkdir()
         save_model(folder / CHECKPOINTS, {"params": loaded.params, "stats": loaded.stats})
         (folder / MODEL_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
@@ -135,11 +139,12 @@ def convert_to_torch(source: str, destination: str, *, overwrite: bool = False) 
     target = free_destination(destination, folder=False, overwrite=overwrite)
     if epath.Path(source).is_file():
         raise InputError(f"{source} is a file; --to-torch takes the folder of a model")
-    model, params, stats = load_model(source)
+    with working(f"loading {source}"):
+        model, params, stats = load_model(source)
     metadata = json.loads((epath.Path(source) / MODEL_FILE).read_text())
     counters = metadata.get("source", {}).get(COUNTER, 0)
     state_dict = make_state_dict(model, params, stats, counters=counters)
-    with whole(target) as path:
+    with working(f"writing {destination}"), whole(target) as path:
         write(state_dict, path, model.name)
     say(f"{model.name}: {len(state_dict)} tensors in {destination}")
 

@@ -102,6 +102,11 @@ class DecodedSource:
         self._cache: dict[int, DecodedImage] | None = {} if cache else None
 
     @property
+    def encoded(self) -> Source:
+        """The encoded images."""
+        return self._source
+
+    @property
     def cached(self) -> bool:
         """Whether decoded images are kept in memory."""
         return self._cache is not None

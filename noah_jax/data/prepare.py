@@ -26,8 +26,8 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from etils import epath
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
-from tqdm import tqdm
 
+from noah_jax.console import Work, working
 from noah_jax.data.folders import FolderSource
 from noah_jax.data.source import SAMPLE
 from noah_jax.errors import InputError, NoahError, WriteError
@@ -274,12 +274,10 @@ def _write_split(name: str, split: Split, folder: pathlib.Path) -> tfds.core.Spl
             lengths[index] = length
     if done := sum(lengths.values()):
         print(f"{split.name}: going on after {done:,} images", flush=True)
-    with tqdm(
-        total=split.num_images, initial=done, desc=split.name, unit=" images", mininterval=1
-    ) as bar:
+    with working(f"writing {split.name}", split.num_images, done=done) as work:
         for index, records in enumerate(split.shards):
             if index not in lengths:
-                lengths[index] = _write_shard(paths[index], records(), bar)
+                lengths[index] = _write_shard(paths[index], records(), work)
     if (total := sum(lengths.values())) != split.num_images:
         raise InputError(
             f"{split.name} must have {split.num_images:,} images, {total:,} were found in"
@@ -294,7 +292,7 @@ def _write_split(name: str, split: Split, folder: pathlib.Path) -> tfds.core.Spl
     )
 
 
-def _write_shard(path: epath.Path, records: Iterable[bytes], bar: tqdm) -> int:
+def _write_shard(path: epath.Path, records: Iterable[bytes], work: Work) -> int:
     """Writes a shard, whole or not at all; returns its number of records."""
     count = 0
     with whole(path) as partial:
@@ -303,7 +301,7 @@ def _write_shard(path: epath.Path, records: Iterable[bytes], bar: tqdm) -> int:
                 for record in records:
                     writer.write(record)
                     count += 1
-                    bar.update()
+                    work.advance()
         except RuntimeError as error:  # raised by the writer if the disk is full
             raise WriteError(f"{error}; {_RESUME}") from error
         if _num_records(partial) != count:

@@ -13,19 +13,23 @@ from noah_jax.data.randaugment import RandAugment, mean_color
 from noah_jax.data.sampler import Sampler
 from noah_jax.data.source import ImageFiles, Source, check_label
 from noah_jax.data.sources import open_sources
+from noah_jax.data.split import FolderSplit
 from noah_jax.data.transforms import EvalTransform, TrainTransform, make_eval_transform
 from noah_jax.errors import InputError, UnlabelledImageError
 
 _LOOKED_AT = 16  # images of a split whose labels are looked at before the training
 
 
-def open_data(dataset: str, section: ConfigDict) -> tuple[Source, Source]:
+def open_data(
+    dataset: str, section: ConfigDict, remembered: FolderSplit | None = None
+) -> tuple[Source, Source]:
     """Opens the training and the evaluation images.
 
     Args:
       dataset: Name of the dataset, see `noah_jax.data.sources.open_sources`.
       section: The section `data`: `dir`, `train_split`, `eval_split`, `num_threads`,
-        `num_workers`.
+        `num_workers`, `eval_fraction`.
+      remembered: The split of a folder that the run remembers from its first start.
 
     Raises:
       InputError: If there is no such dataset or split, a split has no labels, or a number is out
@@ -37,6 +41,8 @@ def open_data(dataset: str, section: ConfigDict) -> tuple[Source, Source]:
         data_dir=section.dir,
         train_split=section.train_split,
         eval_split=section.eval_split,
+        eval_fraction=section.eval_fraction,
+        remembered=remembered,
     )
     for source, key in zip(sources, ("data.train_split", "data.eval_split"), strict=True):
         _check_labelled(source, key)

@@ -13,6 +13,12 @@ from etils import epath
 from noah_jax.data.csv_files import CsvSource
 from noah_jax.data.folders import FolderSource, folder_names
 from noah_jax.data.source import Source
+from noah_jax.data.split import (
+    FolderSplit,
+    split_class_folder,
+    unsplit_folder,
+    without_training_images,
+)
 from noah_jax.errors import InputError
 
 _FOLDER = "folder:"
@@ -51,21 +57,32 @@ def open_sources(
     data_dir: str | None = None,
     train_split: str = "train",
     eval_split: str | None = None,
+    eval_fraction: float = 0.2,
+    remembered: FolderSplit | None = None,
 ) -> tuple[Source, Source]:
     """Opens the training and the evaluation split of a dataset.
 
     Args:
       name: "fashion_mnist_sample" (embedded in this package); the name of a TFDS dataset;
-        "folder:PATH" with `SPLIT/CLASS/image` files, local or `gs://` (a path that starts with
-        `/`, `.` or `~` needs no prefix); or "csv:PATH" with `SPLIT.csv` files, see `CsvSource`.
+        "folder:PATH" with `SPLIT/CLASS/image` or `CLASS/image` files, local or `gs://` (a path
+        that starts with `/`, `.` or `~` needs no prefix); or "csv:PATH" with `SPLIT.csv` files,
+        see `CsvSource`.
       data_dir: Folder in which TFDS keeps prepared datasets; by default TFDS's own choice.
       train_split: Name of the training split.
       eval_split: Name of the evaluation split; by default the first of validation, val and
         test that exists.
+      eval_fraction: The fraction for evaluation of a folder of `CLASS/image` files, which
+        `noah_jax.data.split` splits.
+      remembered: An earlier split of such a folder, which goes on.
 
     Raises:
       InputError: If there is no such dataset or split; the message says what there is.
     """
+    if train_split == "train" and eval_split is None and not name.startswith(_CSV):
+        root = data_folder(name)
+        whole = None if root is None else unsplit_folder(root)
+        if whole is not None:
+            return split_class_folder(whole, eval_fraction, remembered)
     dataset = _find_csv(name) or _find_folders(name) or _find_tfds(name, data_dir)
     eval_split = eval_split or dataset.default_eval_split or _EVAL_SPLITS[0]
     dataset.check(train_split)
@@ -80,6 +97,7 @@ def open_eval_source(
     data_dir: str | None = None,
     split: str | None = None,
     class_names: Sequence[str] | None = None,
+    trained_on: FolderSplit | None = None,
 ) -> Source:
     """Opens the evaluation split alone; a training split need not exist.
 
@@ -90,6 +108,8 @@ def open_eval_source(
       split: Name of the split; by default the first of validation, val and test that exists.
       class_names: Names of the classes that the class indices refer to; a folder may hold only
         some of them. By default the classes of the training split, else those that are there.
+      trained_on: A split of class folders; of those that it split, its training images are left
+        out.
 
     Raises:
       InputError: If there is no such dataset or split; the message says what there is.
@@ -99,8 +119,10 @@ def open_eval_source(
             class_names = dataset.open("train", None).class_names
     elif (root := data_folder(name)) is not None:
         dataset = _folders_below(name, root)
-        if split is None and dataset.default_eval_split is None:
-            return FolderSource(root, class_names)
+        whole = unsplit_folder(root) if split is None else None
+        if whole is not None:
+            images = FolderSource(whole, class_names)
+            return without_training_images(images, trained_on) if trained_on else images
         if class_names is None and "train" in dataset.splits:
             class_names = folder_names(root / "train")
     else:

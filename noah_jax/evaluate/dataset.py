@@ -53,6 +53,7 @@ def open_dataset(choice: DatasetChoice, trained: TrainedModel) -> Source:
         data_dir=choice.data_dir,
         split=choice.split,
         class_names=trained.class_names,
+        trained_on=trained.split,
     )
     _check_kind(source, trained)
     if choice.labels:

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
+from noah_jax.console import working
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.errors import InputError
@@ -62,14 +62,13 @@ def evaluate(
         no order.
     """
     indices, parts = [], []
-    # The bar is not shown if standard error is no terminal.
-    with tqdm(total=len(source), unit=" images", disable=None, leave=False) as bar:
+    with working(f"evaluating {trained.path}", len(source)) as work:
         for index, values in inference.run(
             trained, source, corrupt_images=corrupt_images, num_threads=num_threads
         ):
             indices.append(index)
             parts.append(values)
-            bar.update(len(index))
+            work.advance(len(index))
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     index = np.concatenate(indices)
     labels, num_classes = joined["label"], trained.model.num_classes

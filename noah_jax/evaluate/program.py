@@ -9,6 +9,7 @@ from etils import epath
 
 from noah_jax import console
 from noah_jax.compilation import DEFAULT_CACHE, enable_compilation_cache
+from noah_jax.console import say, working
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.evaluate.dataset import DatasetChoice, open_dataset
@@ -64,8 +65,10 @@ def evaluate_all(
     header = ""
     told = None
     for path in paths:
-        trained = load_trained(*path, ema=ema, settings=settings)
-        source = open_dataset(choice, trained)
+        with working(f"loading {path.name}"):
+            trained = load_trained(*path, ema=ema, settings=settings)
+        with working("opening the data"):
+            source = open_dataset(choice, trained)
         num_classes = trained.model.num_classes
         real = read_real_labels(source, choice.real_labels, num_classes)
         if trained.preprocessing != told:
@@ -98,13 +101,13 @@ def evaluate_all(
                 " label and were left out"
             )
         if as_json:
-            print(json.dumps(row), flush=True)
+            say(json.dumps(row))
         else:
             columns = _MULTI_LABEL if trained.multi_label else _SINGLE_LABEL
             previous, header = header, _header(columns, width, real=real is not None)
             if header != previous:
-                print(header)
-            print(_table_row(row, columns, width), flush=True)
+                say(header)
+            say(_table_row(row, columns, width))
         if report:
             folder = epath.Path(report)
             if len(paths) > 1:

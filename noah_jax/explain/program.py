@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from noah_jax import console
 from noah_jax.compilation import DEFAULT_CACHE, enable_compilation_cache
+from noah_jax.console import working
 from noah_jax.data.image_files import FileSource, find_images
 from noah_jax.errors import CorruptImageError, InputError, UsageError
 from noah_jax.explain.class_choice import ClassChoice, chosen_classes, parse_choice
@@ -60,7 +60,8 @@ def explain_all(
       NoahError: If something does not fit, before anything is written; or if the results cannot
         be written.
     """
-    models = _load(checkpoints, ema=ema, settings=settings)
+    with working("loading the models"):
+        models = _load(checkpoints, ema=ema, settings=settings)
     # If only one of them knows the names of its classes, they are used for both.
     named = next((model for model in models if model.class_names), models[0])
     names = named.display_names(class_names)
@@ -110,15 +111,17 @@ def _explain_images(
     """Explains the images that can be read, and prints a warning for each of the others."""
     source = FileSource(paths)
     explained = []
-    for index in tqdm(range(len(paths)), unit=" images", disable=None, leave=False):
-        try:
-            data, _ = source[index]
-            pixels = [explainer.pixels(data, paths[index]) for explainer in explainers]
-        except CorruptImageError as error:
-            console.warn(str(error))
-            continue
-        by_model = _explain(explainers, paths[index], pixels, choices)
-        explained.append(ExplainedImage(paths[index], by_model))
+    with working("explaining", len(paths)) as work:
+        for index in range(len(paths)):
+            work.advance()
+            try:
+                data, _ = source[index]
+                pixels = [explainer.pixels(data, paths[index]) for explainer in explainers]
+            except CorruptImageError as error:
+                console.warn(str(error))
+                continue
+            by_model = _explain(explainers, paths[index], pixels, choices)
+            explained.append(ExplainedImage(paths[index], by_model))
     if not explained:
         raise InputError("none of the images can be read")
     return explained

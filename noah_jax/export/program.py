@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 
-from noah_jax.console import say
+from noah_jax.console import say, working
 from noah_jax.errors import MissingPackageError
 from noah_jax.export.card import model_card
 from noah_jax.export.stablehlo import PLATFORMS, check_exported, export_forward
@@ -51,10 +51,13 @@ def export(
             "jax.export needs flatbuffers, which is not installed; pip install 'noah-jax[export]'"
         )
     target = free_destination(destination, folder=True)
-    trained = load_one(source, ema=ema, settings=settings)
+    with working(f"loading {source}"):
+        trained = load_one(source, ema=ema, settings=settings)
     trained.say_preprocessing()
-    exported = export_forward(trained)
-    difference = check_exported(trained, exported)
+    with working(f"exporting {trained.model.name}"):
+        exported = export_forward(trained)
+    with working("comparing the exported program with the model"):
+        difference = check_exported(trained, exported)
     description = describe(trained, exported, difference)
     tree = {"params": trained.params, "stats": trained.stats}
     weights = {key: np.asarray(x) for key, x in flatten_dict(tree, sep="/").items()}

@@ -118,21 +118,7 @@ def load_with_step(
         describe_weights(loaded, path, settings or {})
         params, stats = jax.tree.map(jnp.asarray, (loaded.params, loaded.stats))
         return Loaded(0, loaded.model, params, stats, {}, {})
-    if not (folder / MODEL_FILE).exists():
-        raise MissingError(
-            f"{folder} holds no {MODEL_FILE}, so no trained model{_similar_folder(folder)}"
-        )
-    description = read_description(folder)
-    config = read_config(folder) or {}
-    model = create_model(description["name"], **_own_arguments(description["arguments"]))
-    describe_model(
-        model,
-        metadata=description,
-        config=config,
-        pretrained_cfg={},
-        settings=settings or {},
-        path=path,
-    )
+    model, description, config = _described(folder, path, settings or {})
     params, stats = model.abstract()
     step, tree = restore_model(
         folder / CHECKPOINTS, {"params": params, "stats": stats}, ema=ema, step=step
@@ -162,6 +148,22 @@ def describe_weights(loaded: LoadedModel, path: str, settings: Mapping[str, Any]
     )
 
 
+def load_description(path: str) -> Model:
+    """Makes the model that `load_model` would load, with its preprocessing.
+
+    The weights in a folder are not read.
+
+    Raises:
+      FileNotFoundError, ValueError: See `load_model`.
+    """
+    folder = epath.Path(path)
+    if folder.is_file():
+        loaded = load_torch(path)
+        describe_weights(loaded, path, {})
+        return loaded.model
+    return _described(folder, path, {})[0]
+
+
 def read_description(folder: epath.Path) -> dict[str, Any]:
     """Reads a folder's `model.json`: the model's `name`, its `arguments` and other metadata.
 
@@ -176,6 +178,28 @@ def read_description(folder: epath.Path) -> dict[str, Any]:
     if not isinstance(description, dict) or not {"name", "arguments"} <= description.keys():
         raise ReadError(f"{path} does not describe a model by its name and arguments")
     return description
+
+
+def _described(
+    folder: epath.Path, path: str, settings: Mapping[str, Any]
+) -> tuple[Model, dict[str, Any], dict[str, Any]]:
+    """Returns the model of a folder, what describes it and the configuration of its training."""
+    if not (folder / MODEL_FILE).exists():
+        raise MissingError(
+            f"{folder} holds no {MODEL_FILE}, so no trained model{_similar_folder(folder)}"
+        )
+    description = read_description(folder)
+    config = read_config(folder) or {}
+    model = create_model(description["name"], **_own_arguments(description["arguments"]))
+    describe_model(
+        model,
+        metadata=description,
+        config=config,
+        pretrained_cfg={},
+        settings=settings,
+        path=path,
+    )
+    return model, description, config
 
 
 def _own_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Runs trained models on many images: full batches over all devices, every image once."""
 
 import collections
+import contextlib
 from collections.abc import Callable, Iterator
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from noah_jax import distributed
+from noah_jax.console import working
 from noah_jax.data.batch import Batch
 from noah_jax.data.batches import eval_batches
 from noah_jax.data.corrupt import CorruptImages
@@ -80,7 +82,8 @@ class Inference:
         Raises:
           ValueError: If a batch does not fit into the memory of the devices.
         """
-        with raise_if_out_of_memory(f"{trained.model.name} with its weights"):
+        name = trained.model.name
+        with raise_if_out_of_memory(f"{name} with its weights"):
             weights = jax.device_put(
                 (trained.params, trained.stats), distributed.replicated(self._mesh)
             )
@@ -95,7 +98,9 @@ class Inference:
         in_flight: collections.deque[tuple[int, np.ndarray, dict[str, jax.Array]]]
         in_flight = collections.deque()
         for number, (mask, batch) in enumerate(batches):
-            with raise_if_out_of_memory(self._batch_of_images(), SMALLER_BATCH):
+            # The first batch compiles.
+            compiling = contextlib.nullcontext() if number else working(f"compiling {name}")
+            with raise_if_out_of_memory(self._batch_of_images(), SMALLER_BATCH), compiling:
                 values = self._step(*weights, batch)
             in_flight.append((number, np.asarray(mask), values))
             if len(in_flight) > _IN_FLIGHT:

@@ -11,6 +11,7 @@ from etils import epath
 
 from noah_jax import console
 from noah_jax.data.preprocessing import ARCHITECTURE, Preprocessing
+from noah_jax.data.split import FolderSplit, read_split
 from noah_jax.errors import InputError, ReadError
 from noah_jax.inference.description import imagenet_classes
 from noah_jax.inference.loading import load_with_step
@@ -33,6 +34,7 @@ class TrainedModel:
       stats: The model's BatchNorm statistics.
       metadata: The contents of `model.json`, such as where converted weights come from.
       config: The configuration of the training; empty for converted weights.
+      split: The split of class folders that the training made, if it made one.
     """
 
     path: str
@@ -43,6 +45,7 @@ class TrainedModel:
     stats: Tree
     metadata: dict[str, Any]
     config: dict[str, Any]
+    split: FolderSplit | None = None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -194,7 +197,8 @@ def load_trained(
       FileNotFoundError, ValueError, CheckpointError: See `noah_jax.load_model`.
     """
     loaded = load_with_step(path, ema=ema, step=step, settings=settings)
-    return TrainedModel(path=CheckpointPath(path, step).name, ema=ema, **loaded._asdict())
+    name = CheckpointPath(path, step).name
+    return TrainedModel(path=name, ema=ema, split=read_split(epath.Path(path)), **loaded._asdict())
 
 
 def load_one(

@@ -13,6 +13,7 @@ import argparse
 import sys
 
 from noah_jax.cli import Parser, program
+from noah_jax.console import say, working
 from noah_jax.errors import UsageError
 
 
@@ -29,9 +30,11 @@ def _print(given: argparse.Namespace) -> int:
     names = list_models(given.pattern)
     if not names:
         raise UsageError(f"no model matches {given.pattern!r}; there are {len(list_models())}")
-    print(HEADER)
-    for name in names:
-        print(row(name), flush=True)
+    say(HEADER)
+    with working("counting", len(names), "models") as work:
+        for name in names:
+            say(row(name))
+            work.advance()
     return 0
 
 

@@ -12,6 +12,7 @@ import optax
 
 from noah_jax.compilation import QUICK_COMPILE
 from noah_jax.config import default_config
+from noah_jax.console import working
 from noah_jax.models import get_family
 from noah_jax.models.base import Model, Tree
 from noah_jax.parity.golden_files import arrays_below, matching, read_json, read_npz, read_salt
@@ -213,7 +214,8 @@ def check_training(folder: str, pattern: str) -> Iterator[bool]:
         for name in names:
             golden = arrays_below(arrays, name)
             case = TrainingCase(name, specs[name], cases[name], golden, salt)
-            rows = compare_training(case)
+            with working(f"training {name}"):
+                rows = compare_training(case)
             for row in rows:
                 torch_error = "-" if row.torch_error is None else f"{row.torch_error:.2e}"
                 verdict = "agrees" if row.agrees else "FAILED"

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tqdm import tqdm
 
 from noah_jax import console
 from noah_jax.compilation import DEFAULT_CACHE, enable_compilation_cache
+from noah_jax.console import say, working
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.image_files import FileSource, find_images
@@ -116,7 +116,8 @@ def predict_all(
     files = find_images(list(_expand(paths)))
     if not files:
         raise InputError("there are no paths on stdin")
-    trained = load_one(checkpoint, ema=ema, settings=settings)
+    with working(f"loading {checkpoint}"):
+        trained = load_one(checkpoint, ema=ema, settings=settings)
     names = trained.display_names(class_names)
     trained.say_preprocessing()
     enable_compilation_cache(DEFAULT_CACHE)
@@ -131,11 +132,10 @@ def predict_all(
         corrupt_images=corrupt_images,
         num_threads=num_threads,
     )
-    # Results that scroll by on a terminal show the progress themselves.
-    no_bar = True if sys.stdout.isatty() else None
-    for result in tqdm(results, total=len(files), unit=" images", disable=no_bar, leave=False):
-        print(json.dumps(result) if as_json else _row(result, width))
-    sys.stdout.flush()
+    with working("classifying", len(files)) as work:
+        for result in results:
+            say(json.dumps(result) if as_json else _row(result, width))
+            work.advance()
     if corrupt_images:
         console.warn(f"{len(corrupt_images)} of {len(files)} images could not be read, see above")
     return not corrupt_images

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
-from noah_jax.console import fail
+from noah_jax.console import fail, working
 from noah_jax.data.imagenet import NAME, imagenet_metadata, plan_imagenet_folders, plan_tars
 from noah_jax.data.prepare import plan_folders, prepare
 from noah_jax.data.tfrecord import plan_conversion
@@ -35,17 +35,18 @@ def prepare_dataset(
       WriteError: If the disk is full or cannot be written.
     """
     try:
-        if tar is not None:
-            train_tar, val_tar = tar
-            info, splits = plan_tars(train_tar, val_tar, imagenet_metadata())
-        elif from_tfrecord is not None:
-            info, splits = plan_conversion(from_tfrecord)
-        elif folder is None:
-            raise ValueError("one of tar, folder and from_tfrecord is needed")
-        elif name in (None, NAME):
-            info, splits = plan_imagenet_folders(folder, imagenet_metadata())
-        else:
-            info, splits = plan_folders(folder, name)
+        with working("listing the images"):
+            if tar is not None:
+                train_tar, val_tar = tar
+                info, splits = plan_tars(train_tar, val_tar, imagenet_metadata())
+            elif from_tfrecord is not None:
+                info, splits = plan_conversion(from_tfrecord)
+            elif folder is None:
+                raise ValueError("one of tar, folder and from_tfrecord is needed")
+            elif name in (None, NAME):
+                info, splits = plan_imagenet_folders(folder, imagenet_metadata())
+            else:
+                info, splits = plan_folders(folder, name)
         prepare(info, splits, data_dir or str(tfds.core.constants.DATA_DIR))
     except KeyboardInterrupt:
         return fail("stopped; the same command goes on from here")

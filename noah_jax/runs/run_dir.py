@@ -13,7 +13,13 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from noah_jax import console, distributed
-from noah_jax.config import OPERATIONAL_KEYS, RENAMED_KEYS, rename_old_keys
+from noah_jax.config import (
+    OPERATIONAL_KEYS,
+    RENAMED_KEYS,
+    default_config,
+    left_open,
+    rename_old_keys,
+)
 from noah_jax.errors import InputError
 from noah_jax.files import make_folder, write_text
 
@@ -22,6 +28,7 @@ MODEL_FILE = "model.json"
 DATA_FILE = "data.json"
 RESULTS_FILE = "results.json"
 CHECKPOINTS = "checkpoints"
+PARAMETERS = "parameters.txt"  # The shape of every parameter, for people.
 
 _NFS_SECONDS = 90  # NFS may remember for this long that a file does not exist.
 _MAX_LISTED = 3
@@ -55,6 +62,9 @@ def read_config(workdir: epath.Path) -> dict[str, Any] | None:
 def check_config(workdir: epath.Path, config: Mapping[str, Any]) -> None:
     """Raises an InputError if the folder holds a run of another configuration.
 
+    A key that the configuration leaves open fits whatever the run chose. A key that did not exist
+    when the run was made had its default.
+
     Args:
       workdir: The folder. It need not exist and is not changed.
       config: The configuration of this run, as nested dicts.
@@ -68,12 +78,15 @@ def check_config(workdir: epath.Path, config: Mapping[str, Any]) -> None:
                 f"{workdir} holds checkpoints but no {CONFIG_FILE}; choose another --workdir"
             )
         return
-    saved = flatten_dict(saved_config, sep=".")
+    defaults = json.loads(default_config().to_json_best_effort())
+    saved = flatten_dict(defaults, sep=".") | flatten_dict(saved_config, sep=".")
     given = flatten_dict(json.loads(json.dumps(config)), sep=".")
     differing = [
         f"{key} is {saved.get(key)!r} there and {given.get(key)!r} here"
         for key in sorted(saved.keys() | given.keys())
-        if key not in OPERATIONAL_KEYS and saved.get(key) != given.get(key)
+        if key not in OPERATIONAL_KEYS
+        and saved.get(key) != given.get(key)
+        and not left_open(key, given)
     ]
     if differing:
         surplus = len(differing) - _MAX_LISTED

@@ -3,6 +3,8 @@
     python -m noah_jax.train --config quickstart.py --workdir runs/quickstart
     python -m noah_jax.train --config resnet.py:noah_resnet50 --workdir gs://bucket/run \\
         --config.model.dtype=bfloat16 --config.data.dir=/data
+    python -m noah_jax.train --config finetune.py --config.dataset=folder:photos \\
+        --config.init_from=runs/converted --workdir runs/photos
 
 Every key of the configuration is documented in noah_jax/config.py; what a key says is an error if
 it does not fit. A folder that holds a finished run is left as it is. --workdir and class folders

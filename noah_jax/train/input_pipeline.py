@@ -14,6 +14,7 @@ from noah_jax.data.batch import Batch
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.sampler import Sampler
+from noah_jax.data.split import FolderSplit
 from noah_jax.data.transforms import EvalTransform, TrainTransform
 from noah_jax.errors import InputError
 from noah_jax.train.plan import Plan
@@ -28,6 +29,7 @@ class InputPipeline:
       class_names: The classes, in the order of their indices.
       multi_label: Whether an image has any number of labels instead of one.
       record: What the data are, see `noah_jax.data.record.record_data`.
+      split: How class folders without splits were split, if they were.
       train_source: The training images.
       eval_source: The evaluation images.
       train_transform: The training transform.
@@ -44,6 +46,7 @@ class InputPipeline:
     class_names: list[str]
     multi_label: bool
     record: dict[str, Any]
+    split: FolderSplit | None
     train_source: DecodedSource
     eval_source: DecodedSource
     train_transform: TrainTransform

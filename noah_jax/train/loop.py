@@ -14,19 +14,31 @@ from ml_collections import ConfigDict
 from noah_jax import console, distributed
 from noah_jax.compilation import QUICK_COMPILE, enable_compilation_cache
 from noah_jax.config import HOST_KEYS, flat_config
-from noah_jax.console import say
+from noah_jax.console import say, working
+from noah_jax.data.split import SPLIT_FILE, read_split, split_text
+from noah_jax.files import is_remote, write_text
 from noah_jax.runs.checkpoints import Checkpoints, saved_steps
 from noah_jax.runs.data_file import check_data
 from noah_jax.runs.run_dir import (
     CHECKPOINTS,
+    PARAMETERS,
     check_config,
     prepare_folder,
+    read_config,
     read_results,
     write_results,
 )
 from noah_jax.tasks.task import describe
+from noah_jax.train.choices import leaves_open, remember
+from noah_jax.train.examples import EXAMPLES, write_examples
 from noah_jax.train.finetune import take_over
-from noah_jax.train.messages import describe_batch, describe_setup, describe_sharding
+from noah_jax.train.messages import (
+    describe_batch,
+    describe_choices,
+    describe_setup,
+    describe_sharding,
+    few_images_warning,
+)
 from noah_jax.train.metric_writer import MetricWriter
 from noah_jax.train.nonfinite import finite_leaves
 from noah_jax.train.profiling import StepProfile
@@ -68,6 +80,8 @@ def train(
     directory = epath.Path(workdir)
 
     # ---- Check everything before anything is written.
+    if leaves_open(config):
+        config = remember(config, read_config(directory))
     config_dict = json.loads(config.to_json_best_effort())
     check_config(directory, config_dict)
     saved = saved_steps(directory / CHECKPOINTS)
@@ -75,51 +89,66 @@ def train(
     if (results := read_results(directory)) is not None:
         say(f"{workdir} is finished: {_result_line(results)}. Choose another --workdir to train.")
         return results
-    setup = build(config)
+    with working("opening the data"):
+        setup = build(config, split=read_split(directory))
     model, plan = setup.model, setup.plan
     total_steps = plan.total_steps
     distributed.check_equal("data", setup.inputs.metadata())
     # A run always resumes from its own checkpoints. The weights of init_from start it only once.
-    initial = None if saved else setup.load_initial_weights()
-    if saved:
-        changes = check_data(directory, setup.inputs.record, allow_change=config.data.allow_change)
-        for line in changes:
-            say(line)
+    with working("loading the weights to start with"):
+        initial = None if saved else setup.load_initial_weights()
+    changes = (
+        check_data(directory, setup.inputs.record, allow_change=config.data.allow_change)
+        if saved
+        else []
+    )
+
+    # ---- Say what is trained on what, before minutes of compiling.
+    for line in (
+        *describe_setup(setup, parameters=directory / PARAMETERS),
+        *changes,
+        *describe_choices(config, setup),
+        *describe_batch(setup),
+        *setup.param_groups.describe(setup.states.abstract()["params"]),
+        *(initial.lines if initial else ()),
+    ):
+        say(line)
+    if not saved and (warning := few_images_warning(setup)) and jax.process_index() == 0:
+        console.warn(warning)
 
     # ---- Compile both steps, once each, for their only shapes.
     enable_compilation_cache(config.compilation_cache, shared=str(directory / "compilation"))
     begin = time.perf_counter()
-    train_step, eval_step = setup.steps.compile()
+    with working("compiling the training and the evaluation step"):
+        train_step, eval_step = setup.steps.compile()
     compile_seconds = time.perf_counter() - begin
+    say(f"compiled in {compile_seconds:.1f} s")
 
     # ---- Restore the state, or start from other weights, or afresh.
     prepare_folder(
         directory,
-        config_dict,
+        json.loads(setup.config.to_json_best_effort()),
         model_name=model.name,
         model_arguments=model.arguments,
         class_names=setup.inputs.class_names,
         preprocessing=setup.preprocessing.to_json(),
         data=setup.inputs.record,
     )
+    if setup.inputs.split is not None and jax.process_index() == 0:
+        write_text(directory / SPLIT_FILE, split_text(setup.inputs.split))
     checkpoints = Checkpoints(directory / CHECKPOINTS, keep=config.keep_checkpoints)
-    restored = checkpoints.restore(setup.states.abstract())
-    state = setup.states.create() if restored is None else restored
-    if restored is None:
-        if initial is not None:
+    with working("making or restoring the weights"):
+        restored = checkpoints.restore(setup.states.abstract())
+        state = setup.states.create() if restored is None else restored
+        if restored is None and initial is not None:
             state = take_over(state, initial)
-        say(parameter_overview.get_parameter_overview(state["params"], include_stats=False))
-        for line in initial.lines if initial else ():
-            say(line)
+    if restored is None and jax.process_index() == 0:
+        overview = parameter_overview.get_parameter_overview(state["params"], include_stats=False)
+        write_text(directory / PARAMETERS, overview + "\n")
     del restored, initial  # The weights are on the devices now; free the host's memory.
     start_step = int(state["step"])
-    say(describe_setup(setup, compile_seconds=compile_seconds))
-    for line in describe_batch(config, setup):
-        say(line)
     if config.shard_state:
         say(describe_sharding(state))
-    for line in setup.param_groups.describe(state["params"]):
-        say(line)
     if start_step:
         say(f"going on after step {start_step} of {total_steps}")
 
@@ -143,10 +172,13 @@ def train(
         if "ema" in state:
             weights["eval_ema"] = (state["ema"]["params"], state["ema"]["stats"])
         metrics = {split: setup.steps.empty_eval_metrics() for split in weights}
-        for batch in setup.inputs.eval_batches():
-            for split, (params, stats) in weights.items():
-                metrics[split] = eval_step(params, stats, batch, metrics[split])
-            alive(step)
+        with working("evaluating", total=setup.inputs.eval_capacity) as work:
+            for batch in setup.inputs.eval_batches():
+                for split, (params, stats) in weights.items():
+                    metrics[split] = eval_step(params, stats, batch, metrics[split])
+                alive(step)
+                work.advance(plan.eval_batch_size)
+            jax.block_until_ready(metrics)
         summaries = {split: setup.task.summarise(metrics[split]) for split in weights}
         for split, values in summaries.items():
             setup.inputs.check_evaluated(int(values["examples"]))
@@ -210,7 +242,8 @@ def train(
 
     # ---- Write the results, which mark the run as finished, once everything else is safe.
     progress.pause()
-    checkpoints.close()
+    with working("saving the last checkpoint"):
+        checkpoints.close()
     writer.close()
     averages = evaluated.get("eval_ema", {})
     results = {
@@ -220,6 +253,8 @@ def train(
         "step": total_steps,
         "num_params": model.num_params,
     }
+    if jax.process_index() == 0 and not is_remote(workdir):
+        write_examples(directory / EXAMPLES, setup.inputs.eval_source.encoded)
     write_results(directory, results)
     for what, count in (
         ("corrupt image(s), named above", len(setup.inputs.corrupt_images)),

@@ -1,36 +1,76 @@
 """Writes the lines that a run prints before its first step."""
 
+import os
 from collections.abc import Iterator
 
 import jax
 from ml_collections import ConfigDict
 
 from noah_jax import distributed
-from noah_jax.config import scaled
+from noah_jax.config import flat_config, scaled
 from noah_jax.models.base import Model
 from noah_jax.train.setup import TrainSetup
 from noah_jax.train.state import State
 
+_FEW_IMAGES = 5_000
 
-def describe_setup(setup: TrainSetup, *, compile_seconds: float) -> str:
-    """Says in one line what is trained on what."""
+
+def describe_setup(setup: TrainSetup, *, parameters: os.PathLike[str]) -> Iterator[str]:
+    """Says what is trained on what.
+
+    Args:
+      setup: The run.
+      parameters: The file that lists the parameters.
+    """
     model, plan, inputs = setup.model, setup.plan, setup.inputs
-    return (
-        f"{model.name}: {model.num_params:,} parameters; {inputs.name},"
-        f" {len(inputs.train_source):,} training and {len(inputs.eval_source):,}"
-        f" evaluation images; {plan.total_steps} steps of {plan.batch_size} on"
-        f" {setup.mesh.size} {jax.devices()[0].device_kind} device(s), compiled in"
-        f" {compile_seconds:.1f} s"
+    if inputs.split is not None:
+        yield inputs.split.describe()
+    yield (
+        f"{model.name}: {model.num_params:,} parameters ({os.fspath(parameters)} lists them),"
+        f" images of {model.image_size[0]} x {model.image_size[1]} pixels"
+    )
+    yield (
+        f"{inputs.name}: {len(inputs.train_source):,} training and {len(inputs.eval_source):,}"
+        f" evaluation images of {len(inputs.class_names):,} classes"
+    )
+    yield (
+        f"{plan.total_steps} steps of {plan.batch_size} images, {setup.config.epochs:g} epochs, on"
+        f" {setup.mesh.size} {jax.devices()[0].device_kind} device(s)"
     )
 
 
-def describe_batch(config: ConfigDict, setup: TrainSetup) -> Iterator[str]:
-    """Says how a step's batch is scaled, cut into micro-batches and spread over the devices.
+def describe_choices(config: ConfigDict, setup: TrainSetup) -> Iterator[str]:
+    """Says what was chosen where the configuration left it open, except for the model.
 
     Args:
-      config: The configuration as given, before `scale_batch` is applied.
+      config: The configuration as given.
       setup: What was built from it.
     """
+    given, chosen = flat_config(config), flat_config(setup.config)
+    words = [
+        f"{key}={value:.4g}"
+        for key, value in chosen.items()
+        if isinstance(value, int | float) and not key.startswith("model.") and given[key] is None
+    ]
+    if words:
+        yield f"chosen for {len(setup.inputs.train_source):,} images: {', '.join(words)}"
+
+
+def few_images_warning(setup: TrainSetup) -> str | None:
+    """Warns of weights that start afresh on images that are too few for them."""
+    images = len(setup.inputs.train_source)
+    if setup.config.init_from is not None or images >= _FEW_IMAGES:
+        return None
+    return (
+        f"all weights start afresh, and {images:,} images are few to learn from; weights that know"
+        " images already, --config.init_from=PATH, reach far more (a run's or converted folder, or"
+        " a PyTorch file)"
+    )
+
+
+def describe_batch(setup: TrainSetup) -> Iterator[str]:
+    """Says how a step's batch is scaled, cut into micro-batches and spread over the devices."""
+    config = setup.config
     plan = setup.plan
     if config.scale_batch != 1:
         learning_rate = scaled(config).optim.learning_rate

@@ -27,11 +27,13 @@ from noah_jax.data.preprocessing import Preprocessing, of_run
 from noah_jax.data.record import record_data
 from noah_jax.data.setup import make_sampler, make_transforms, open_data
 from noah_jax.data.source import Source
+from noah_jax.data.split import FolderPart, FolderSplit
 from noah_jax.errors import InputError
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
 from noah_jax.tasks.task import Task, make_task
 from noah_jax.train.accumulation import check_accumulate
+from noah_jax.train.choices import settle_by_size, settle_model
 from noah_jax.train.compiled_steps import StepCompiler
 from noah_jax.train.finetune import InitialWeights, check_initial_weights, load_initial_weights
 from noah_jax.train.input_pipeline import InputPipeline
@@ -48,6 +50,7 @@ class TrainSetup:
     """The parts of a run; see `build`.
 
     Attributes:
+      config: The configuration with all that it left open, before `scale_batch`; for the record.
       inputs: Yields the batches.
       steps: Compiles the steps; it knows the task, the schedule and how the state is made.
       param_groups: Which parameters are frozen or have a learning rate of their own.
@@ -57,6 +60,7 @@ class TrainSetup:
       preprocessing: What the evaluation does to images.
     """
 
+    config: ConfigDict
     inputs: InputPipeline
     steps: StepCompiler
     param_groups: ParamGroups
@@ -113,6 +117,7 @@ def build(
     *,
     mesh: Mesh | None = None,
     sources: tuple[Source, Source] | None = None,
+    split: FolderSplit | None = None,
 ) -> TrainSetup:
     """Opens the data and makes the model, the optimizer and the steps.
 
@@ -120,23 +125,30 @@ def build(
       config: The configuration, see `noah_jax.config`.
       mesh: The devices; all there are by default.
       sources: The training and the evaluation images; those of `config.dataset` by default.
+      split: The split of class folders that the run remembers from its first start.
 
     Raises:
       InputError: If anything in the configuration does not fit; the message names the key.
     """
     # ---- What can be checked before any data is opened.
     refuse_old_keys(config)
-    config = scaled(config)
+    config = settle_model(config)
     check_intervals(plan_section(config))
-    _check_ema_decay(config.ema_decay)
     check_initial_weights(initial_weights_section(config))
     mesh = mesh or distributed.make_mesh()
+    if config.batch_size is not None:
+        distributed.check_batch_size("batch_size", scaled(config).batch_size, mesh)
+
+    # ---- Data and model. The model needs the classes, the transforms the model's image size.
+    train_source, eval_source = sources or open_data(config.dataset, config.data, split)
+    settled = settle_by_size(
+        config, num_images=len(train_source) * config.data.repeats, num_devices=mesh.size
+    )
+    _check_ema_decay(settled.ema_decay)
+    config = scaled(settled)
     accumulate = config.optim.accumulate
     eval_batch_size = config.eval_batch_size or config.batch_size // max(accumulate, 1)
     distributed.check_batch_size("batch_size", config.batch_size, mesh)
-
-    # ---- Data and model. The model needs the classes, the transforms the model's image size.
-    train_source, eval_source = sources or open_data(config.dataset, config.data)
     num_classes = len(train_source.class_names)
     model = create_model(num_classes=num_classes, **model_section(config))
     check_accumulate(accumulate, config.batch_size, model, mesh.size)
@@ -163,6 +175,7 @@ def build(
         class_names=train_source.class_names,
         multi_label=train_source.multi_label,
         record=record_data(train_source, eval_source),
+        split=train_source.split if isinstance(train_source, FolderPart) else None,
         train_source=DecodedSource(train_source, cache=config.data.cache),
         eval_source=DecodedSource(eval_source, cache=config.data.cache),
         train_transform=train_transform,
@@ -229,6 +242,7 @@ def build(
         std=preprocessing.std,
     )
     return TrainSetup(
+        config=settled,
         inputs=inputs,
         steps=steps,
         param_groups=param_groups,

@@ -38,6 +38,12 @@ def test_the_heads_of_the_configurations_differ_in_the_head_alone(config):
     assert noah["seed"] == linear["seed"] and noah["batch_size"] == linear["batch_size"]
 
 
+def test_the_recipe_for_own_photographs_has_both_heads():
+    linear, noah = resolve(str(ROOT / "configs" / "finetune.py"), ["linear", "noah"])
+    assert (linear["model.name"], linear["model.head"]) == (None, "linear")
+    assert noah == {**linear, "model.head": "noah"}
+
+
 def test_heads_that_differ_in_more_are_refused(tmp_path):
     lines = [
         "from noah_jax.config import default_config",

@@ -119,8 +119,10 @@ def test_a_corrupt_dataset_is_named(tmp_path):
 
 def test_bad_folders(tmp_path):
     (tmp_path / "train" / "ant").mkdir(parents=True)
+    with pytest.raises(ValueError, match="train holds no images"):
+        open_sources(str(tmp_path))  # and nothing is split off
     with pytest.raises(ValueError, match="no split 'validation'"):
-        open_sources(str(tmp_path))
+        open_sources(str(tmp_path), eval_split="validation")
     (tmp_path / "val" / "wasp").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds no images"):
         open_sources(str(tmp_path))
@@ -300,6 +302,8 @@ def test_evaluation_counts_every_image_once(hosts, length):
 
 def test_a_cached_source_decodes_once():
     class Counting:
+        class_names = ("ant", "bee")
+        multi_label = False
         reads = 0
 
         def __len__(self):

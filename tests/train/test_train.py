@@ -301,8 +301,9 @@ def test_the_program_trains(tmp_path, class_folders, capsys, monkeypatch):
     command += ["--config.optim.warmup_epochs=0.0", "--config.compilation_cache="]
     assert train_program(command) == 0
     said = capsys.readouterr().out
-    for words in ("layer4/1/conv2/kernel", "finished in", "results.json", "load_model"):
+    for words in ("parameters.txt lists them", "finished in", "results.json", "load_model"):
         assert words in said
+    assert "layer4/1/conv2/kernel" in (tmp_path / "parameters.txt").read_text()
     assert json.loads((tmp_path / "results.json").read_text())["model"] == "resnet18"
 
 
