@@ -14,7 +14,8 @@ import re
 import socket
 import sys
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from importlib.util import find_spec
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 from jax._src.distributed import global_state  # see `client`
@@ -26,8 +27,10 @@ Batch = TypeVar("Batch", bound=Mapping[str, Any])
 
 # Hosts of a pod may boot, and read the same data from a cold disk, at quite different times.
 _PATIENCE_SECONDS = 1800
-# What JAX says if it finds no other processes, or if it was used before, as in a notebook.
-_ALONE = ("coordinator_address should be defined", "must be called before any JAX calls")
+# What JAX says if it finds no other processes, if it was used before, as in a notebook, or if it
+# cannot find those of Open MPI 5.
+_NO_CLUSTER = "coordinator_address should be defined"
+_ALONE = (_NO_CLUSTER, "must be called before any JAX calls", "requires mpi4py")
 _MAX_LISTED = 3
 # Smaller arrays are replicated, because they are not worth an exchange of their own.
 _MIN_SHARDED_ELEMENTS = 2**14
@@ -36,9 +39,10 @@ _MIN_SHARDED_ELEMENTS = 2**14
 def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
     """Joins the other processes of the run, if there are any; call it before any array is made.
 
-    Without arguments JAX looks for a TPU VM, SLURM, Open MPI or Kubernetes. It goes on alone if it
-    finds none, or if this process has used JAX before. Under SLURM a process takes one GPU, or all
-    GPUs of a node that has a single process.
+    Without arguments JAX looks for a TPU VM, SLURM, Open MPI or Kubernetes, and asks mpi4py under
+    any other MPI. It goes on alone if it finds none, or if this process has used JAX before, but
+    not if a launcher has started several processes: each would train the whole run. Under SLURM
+    a process takes one GPU, or all GPUs of a node that has a single process.
 
     Args:
       coordinator: `HOST:PORT` of the process with index 0, if JAX cannot find it.
@@ -46,7 +50,8 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
       process_id: Index of this process.
 
     Raises:
-      InputError: If the arguments do not fit.
+      InputError: If the arguments do not fit, or JAX does not find the other processes of a
+        launcher; says what helps.
       JoinError: If the others cannot be reached within half an hour.
     """
     if num_processes == 1:
@@ -57,6 +62,11 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
             "--coordinator=HOST:PORT, --num_processes and --process_id are needed together"
         )
     arguments: dict[str, Any] = {"local_device_ids": _gpus_of_the_node()}
+    if not any(given) and "SLURM_STEP_ID" in os.environ and not _is_step_of_srun():
+        # A shell that salloc opened. JAX would take it for one of the job's tasks, and wait.
+        if not _mpi4py_knows():
+            return _check_alone()
+        arguments["cluster_detection_method"] = "mpi4py"
     if all(given):
         if ":" not in coordinator or process_id >= num_processes:
             raise InputError(
@@ -70,14 +80,105 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
             "cluster_detection_method": "deactivate",
         }
     try:
-        jax.distributed.initialize(initialization_timeout=_PATIENCE_SECONDS, **arguments)
+        _join(arguments)
     except Exception as error:  # JAX, a metadata server and Kubernetes have errors of their own.
-        if not any(given) and any(words in str(error) for words in _ALONE):
-            return
-        raise JoinError(
-            f"the other processes cannot be joined: {error!r}; --coordinator, --num_processes and"
-            " --process_id say where they are, --num_processes=1 that there are none"
-        ) from error
+        if any(given) or not any(words in str(error) for words in _ALONE):
+            raise JoinError(
+                f"the other processes cannot be joined: {error!r}; --coordinator, --num_processes"
+                " and --process_id say where they are, --num_processes=1 that there are none"
+            ) from error
+    if client() is None and not any(given):
+        _check_alone()
+
+
+def _join(arguments: dict[str, Any]) -> None:
+    """Lets JAX find the other processes; it raises an error if there are none."""
+    arguments["initialization_timeout"] = _PATIENCE_SECONDS
+    try:
+        jax.distributed.initialize(**arguments)
+    except ValueError as error:
+        if _NO_CLUSTER not in str(error) or not _mpi4py_knows():
+            raise
+        # JAX does not find every MPI by itself, and asks mpi4py only where it is told to.
+        jax.distributed.initialize(**arguments | {"cluster_detection_method": "mpi4py"})
+
+
+class Launch(NamedTuple):
+    """What a launcher tells the processes that it starts.
+
+    Attributes:
+      launcher: Name of the launcher.
+      processes: Number of processes that it has started.
+      variable: The environment variable that says so.
+      is_mpi: Whether mpi4py knows the processes.
+    """
+
+    launcher: str
+    processes: int
+    variable: str
+    is_mpi: bool
+
+
+# The variables that give the number of processes, the best first, and the index of this one.
+_LAUNCHERS = (
+    ("Open MPI", ("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_RANK", True),
+    ("MVAPICH", ("MV2_COMM_WORLD_SIZE",), "MV2_COMM_WORLD_RANK", True),
+    ("MPI", ("PMI_SIZE",), "PMI_RANK", True),
+    ("torchrun", ("WORLD_SIZE",), "LOCAL_RANK", False),
+    ("SLURM's srun", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), "SLURM_PROCID", False),
+)
+# Step numbers from here on are not srun's: a batch script's, or those of the shell of salloc.
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0
+
+
+def launched() -> Launch | None:
+    """Returns what the launcher of this process tells; `None` if there is none."""
+    launches = []
+    for launcher, sizes, rank, is_mpi in _LAUNCHERS:
+        size = next((name for name in sizes if os.environ.get(name, "").isdigit()), None)
+        if size is None or rank not in os.environ:
+            continue
+        # Batch scripts and shells of SLURM have its variables too, but one process.
+        if rank != "SLURM_PROCID" or _is_step_of_srun():
+            launches.append(Launch(launcher, int(os.environ[size]), size, is_mpi))
+    # An inner launcher may have started several where an outer one started one.
+    return max(launches, key=lambda launch: launch.processes, default=None)
+
+
+def _mpi4py_knows() -> bool:
+    """Returns whether mpi4py is there to say which processes an MPI has started."""
+    launch = launched()
+    started = launch is not None and launch.is_mpi and launch.processes > 1
+    return started and find_spec("mpi4py") is not None
+
+
+def _is_step_of_srun() -> bool:
+    step = os.environ.get("SLURM_STEP_ID", "")
+    return step.isdigit() and int(step) < _FIRST_SPECIAL_STEP
+
+
+def _check_alone() -> None:
+    """Checks that no launcher has started other processes.
+
+    Raises:
+      InputError: If one has.
+    """
+    launch = launched()
+    if launch is None or launch.processes == 1:
+        return
+    if not launch.is_mpi:
+        remedy = ""
+    elif find_spec("mpi4py") is None:
+        remedy = "run `pip install mpi4py`, or "
+    else:
+        remedy = "reinstall mpi4py for the MPI that started them, or "
+    raise InputError(
+        f"{launch.launcher} started {launch.processes} processes"
+        f" ({launch.variable}={launch.processes}), but JAX {jax.__version__} finds only this one,"
+        f" and each would train the whole run: {remedy}give --coordinator=HOST:PORT,"
+        " --num_processes and --process_id; for separate runs give --num_processes=1 and each its"
+        " own --workdir"
+    )
 
 
 def _gpus_of_the_node() -> list[int] | None:

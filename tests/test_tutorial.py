@@ -29,7 +29,8 @@ def test_the_tutorial(tmp_path):
     assert "The logits of the 4 images are the same before and after, bit for bit." in said
     assert (tmp_path / "explanation/index.html").stat().st_size > 10_000
     assert len(list((tmp_path / "explanation").glob("*.png"))) == 12
-    assert Image.open(tmp_path / "overview.png").height > 4 * 224
+    with Image.open(tmp_path / "overview.png") as picture:
+        assert picture.height > 4 * 224
     assert "Loaded from" in said[-3] and float(said[-3].split()[-4]) < 1e-3
 
     # A program that fails prints the reason, and the tutorial stops there.

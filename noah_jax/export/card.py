@@ -69,6 +69,13 @@ def _use(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str]:
         f" returns logits `[batch, {model.num_classes}]`. It runs on"
         f" {', '.join(description['platforms'])}. `model.json` has all this for programs."
     )
+    yield ""
+    yield (
+        "JAX promises to read `model.stablehlo` for six months after the export, by JAX"
+        f" {description['jax_version']}; later versions may refuse it. What lasts are the weights,"
+        " in `weights.safetensors` by their paths, and the model's name and arguments in"
+        " `model.json`, with which `noah_jax.create_model` makes the same model."
+    )
 
 
 def _interpolation(preprocessing: Preprocessing) -> str:

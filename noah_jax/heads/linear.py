@@ -9,8 +9,10 @@ from flax import nnx
 from noah_jax.errors import InputError
 from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.arguments import check_count
+from noah_jax.nn.dropout import Key
 from noah_jax.nn.dtypes import wide_einsum, widen
 from noah_jax.nn.layers import Dropout
+from noah_jax.nn.mesh_axes import on_auto_axes
 
 
 class LinearHead(nnx.Module):
@@ -57,14 +59,19 @@ class LinearHead(nnx.Module):
         self, features: jax.Array, *, train: bool, key: jax.Array | None = None
     ) -> jax.Array:
         """Computes float32 logits `[batch, num_classes]` of `[batch, *spatial, in_features]`."""
-        positions = tuple(range(1, features.ndim - 1))
-        pooled = widen(features).mean(positions)
         if train and self.dropout.rate and key is None:
             raise InputError("training with dropout needs a random key: pass key=")
-        pooled = self.dropout(pooled, key if train else None)
         kernel, bias = self.linear.kernel[...], self.linear.bias
         assert bias is not None  # `nnx.Linear` has one by default
-        return wide_einsum("bd,dk->bk", pooled.astype(self.dtype), kernel) + bias[...]
+
+        def logits(
+            features: jax.Array, kernel: jax.Array, bias: jax.Array, key: Key | None
+        ) -> jax.Array:
+            positions = tuple(range(1, features.ndim - 1))
+            pooled = self.dropout(widen(features).mean(positions), key)
+            return wide_einsum("bd,dk->bk", pooled.astype(self.dtype), kernel) + bias
+
+        return on_auto_axes(logits, features, kernel, bias[...], key if train else None)
 
 
 def make_linear_head(

@@ -19,6 +19,7 @@ from noah_jax.models.backbone import Backbone
 from noah_jax.models.family import Architecture
 from noah_jax.models.images import check_images, check_shape, normalise
 from noah_jax.nn.dropout import Key
+from noah_jax.nn.mesh_axes import on_auto_axes, spec_of
 from noah_jax.nn.modules import Tree, split_module, state_to_tree, tree_to_state
 
 if TYPE_CHECKING:
@@ -149,9 +150,21 @@ class Model:
           InputError: If the images have another shape or dtype, or the weights belong to another
             model.
         """
-        module = self._merge(params, stats)
-        logits = module(check_images(images), train=train, key=key)
-        return logits, state_to_tree(nnx.state(module, nnx.BatchStat)) if train else stats
+
+        def compute(
+            images: jax.Array, params: Tree, stats: Tree, key: Key | None
+        ) -> tuple[jax.Array, Tree]:
+            module = self._merge(params, stats)
+            logits = module(images, train=train, key=key)
+            return logits, state_to_tree(nnx.state(module, nnx.BatchStat)) if train else {}
+
+        def out_specs(images: jax.P) -> tuple[jax.P, Tree]:
+            return images, jax.tree.map(spec_of, stats if train else {})
+
+        logits, new_stats = on_auto_axes(
+            compute, check_images(images), params, stats, key, out_specs=out_specs
+        )
+        return logits, new_stats if train else stats
 
     def predict(
         self,
@@ -221,7 +234,11 @@ class Model:
 
     def features(self, params: Tree, stats: Tree, images: jax.Array) -> jax.Array:
         """Computes the last feature map in evaluation mode, `[batch, *spatial, channels]`."""
-        return self._merge(params, stats).features(check_images(images), train=False)
+
+        def compute(images: jax.Array, params: Tree, stats: Tree) -> jax.Array:
+            return self._merge(params, stats).features(images, train=False)
+
+        return on_auto_axes(compute, check_images(images), params, stats)
 
     def attention(
         self, params: Tree, stats: Tree, images: jax.Array, classes: jax.Array
@@ -289,7 +306,7 @@ class Model:
                 f"{self.name} has {what} head, which has no attention;"
                 " create the model with head='noah'"
             )
-        return module.head, module.features(check_images(images), train=False)
+        return module.head, self.features(params, stats, images)
 
     def _merge(self, params: Tree, stats: Tree) -> Backbone:
         abstract_params, abstract_stats = self._abstract

@@ -24,6 +24,7 @@ from noah_jax.nn.layers import (
     torch_default_bias,
     torch_default_kernel,
 )
+from noah_jax.nn.mesh_axes import varying_axes
 from noah_jax.nn.remat import Layer, run_layer
 
 # timm's trunc_normal_(std=0.02) for linears, class token and position embeddings. timm truncates
@@ -42,9 +43,28 @@ def gelu(x: jax.Array) -> jax.Array:
     JAX computes it with erfc, which takes three times as long on CPUs as PyTorch's formula with
     erf.
     """
+    return _gelu_with_slope(x) if varying_axes(x) else _gelu(x)
+
+
+def _gelu(x: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(
         x, cpu=_erf_gelu, default=functools.partial(jax.nn.gelu, approximate=False)
     )
+
+
+@jax.custom_jvp
+def _gelu_with_slope(x: jax.Array) -> jax.Array:
+    """`_gelu`; inside a `jax.shard_map` that checks types JAX 0.12 cannot differentiate erf."""
+    return _gelu(x)
+
+
+@_gelu_with_slope.defjvp
+def _gelu_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    wide = widen(x)
+    density = jnp.exp(-jnp.square(wide) / 2) / math.sqrt(2 * math.pi)
+    slope = 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5))) + wide * density
+    return _gelu(x), (slope * widen(tangent)).astype(tangent.dtype)
 
 
 def _erf_gelu(x: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from noah_jax.nn.dtypes import widen
+from noah_jax.nn.per_device import shards_of_batch
 
 Residuals = tuple[jax.Array, ...]
 _Map = Callable[[jax.Array], jax.Array]
@@ -179,7 +180,7 @@ def _crosses_devices(batch: int, batch_norm_group: int) -> bool:
 
     They do not if a device holds whole statistics, or a statistic whole devices.
     """
-    each = batch // max(jax.sharding.get_abstract_mesh().size, 1)
+    each = batch // shards_of_batch()
     return bool(each and each % batch_norm_group and batch_norm_group % each)
 
 

@@ -22,7 +22,7 @@ from noah_jax.pytorch.mapping import to_torch
 from noah_jax.tasks.single_label import per_image
 from noah_jax.train.mixing import smooth
 from noah_jax.train.optimizer import make_optimizer
-from noah_jax.train.step import update_ema
+from noah_jax.train.step import global_norm, update_ema
 
 # The limit is FACTOR times PyTorch's own float32 deviation, plus FLOOR.
 FACTOR, FLOOR = 10.0, 1e-4
@@ -156,7 +156,7 @@ def _run(case: TrainingCase, dtype: str) -> dict[str, Any]:
         labels = np.random.RandomState(index).randint(0, settings["num_classes"], batch)
         state, loss, grads = step(state, images, jnp.asarray(labels))
         losses.append(float(loss))
-        norms.append(float(optax.global_norm(grads)))
+        norms.append(float(global_norm(grads)))
         first = grads if first is None else first
 
     def summary(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -33,7 +33,6 @@ class MetricWriter:
         self._local = epath.Path(tempfile.mkdtemp()) if self._remote else workdir
         lines = self._lines_until(workdir / "metrics.jsonl", start_step)
         write_text(self._local / "metrics.jsonl", "".join(lines))
-        self._file = (self._local / "metrics.jsonl").open("a")
         self._events = SummaryWriter(
             os.fspath(self._local / "tensorboard"), purge_step=start_step + 1
         )
@@ -42,8 +41,8 @@ class MetricWriter:
         """Writes one line, and one event per value, which TensorBoard shows as `split/name`."""
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self._file.flush()
+        with (self._local / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
 
@@ -51,7 +50,6 @@ class MetricWriter:
         """Writes out everything so far, to the bucket if the run's folder is one."""
         if not self._active:
             return
-        self._file.flush()
         self._events.flush()
         if self._remote:
             copy_files(self._local, self._target)
@@ -61,7 +59,6 @@ class MetricWriter:
         if not self._active:
             return
         self.flush()
-        self._file.close()
         self._events.close()
         if self._remote:
             shutil.rmtree(self._local)

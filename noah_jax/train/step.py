@@ -157,9 +157,9 @@ def make_train_step(
         averages = _in_dtypes_of(averages, averages.merge(new))
         metrics = StepMetrics(
             **vars(averages),
-            grad_norm=_global_norm(grads),
-            param_norm=_global_norm(trained),
-            update_norm=_global_norm(updates),
+            grad_norm=global_norm(grads),
+            param_norm=global_norm(trained),
+            update_norm=global_norm(updates),
         )
         new_state = {
             "step": state["step"] + 1,
@@ -219,7 +219,7 @@ def update_ema(average: Any, new: Any, decay: float) -> Any:
     return jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), average, new)
 
 
-def _global_norm(tree: Any) -> jax.Array:
+def global_norm(tree: Any) -> jax.Array:
     """Returns the L2 norm over all arrays of a tree, float32."""
     squares = [jnp.square(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(tree)]
     return jnp.sqrt(jnp.stack(squares).sum())

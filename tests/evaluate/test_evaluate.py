@@ -80,7 +80,8 @@ def test_report(tiny_run, class_folders, tmp_path, capsys, logits):
     assert [row["name"] for row in rows] == list(CLASSES) and rows[0]["images"] == "7"
     with open(tmp_path / "report/confusion.csv") as file:
         assert [list(map(int, row[1:])) for row in list(csv.reader(file))[1:]] == expected.tolist()
-    assert min(Image.open(tmp_path / "report/confusion.png").size) > 200
+    with Image.open(tmp_path / "report/confusion.png") as picture:
+        assert min(picture.size) > 200
 
 
 def test_what_cannot_be_written_is_one_line(tiny_run, tmp_path, capsys):

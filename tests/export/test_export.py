@@ -49,7 +49,8 @@ def test_the_artifact_runs_without_this_package(exported, tiny_run, tmp_path):
     preprocessing = json.loads((exported / "model.json").read_text())["preprocessing"]
     shown = (images / 255 - np.array(preprocessing["mean"])) / np.array(preprocessing["std"])
     expected, _ = model.apply(params, stats, shown.astype(np.float32), train=False)
-    logits = np.load(tmp_path / "logits.npz")
+    with np.load(tmp_path / "logits.npz") as file:
+        logits = dict(file)
     assert np.abs(logits["all"] - expected).max() <= 1e-4 * np.std(expected)
     assert np.abs(logits["one"] - expected[:1]).max() <= 1e-4 * np.std(expected)
 
@@ -68,6 +69,7 @@ def test_what_lies_beside_it(exported, tiny_run):
     results = json.loads((pathlib.Path(tiny_run) / "results.json").read_text())
     assert f"| {results['top1']:.2f} % |" in card and "after step 12" in card
     assert '"optim"' in card  # the configuration
+    assert "six months" in card and "`weights.safetensors`" in card
 
 
 @pytest.mark.parametrize(

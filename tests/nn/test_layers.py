@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
 
 from noah_jax.nn.layers import BatchNorm, conv, max_pool, torch_default_kernel
 
@@ -16,7 +17,7 @@ def _images(*shape, seed=0):
 @pytest.mark.parametrize(("group", "devices"), [(None, 1), (12, 1), (4, 1), (3, 1), (2, 4), (4, 2)])
 def test_batch_norm_follows_the_formula_with_groups(group, devices, monkeypatch):
     # Groups of 2 lie across the borders of devices that have 3 images each, groups of 4 of 6.
-    mesh = jax.sharding.AbstractMesh((devices,), ("data",))
+    mesh = AbstractMesh((devices,), ("data",), (AxisType.Auto,))
     monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
     x = _images(12, 5, 3, 6)
     layer = BatchNorm(6, batch_norm_group=group)
@@ -44,7 +45,7 @@ def test_batch_norm_follows_the_formula_with_groups(group, devices, monkeypatch)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_batch_norms_gradient_is_its_formulas(group, devices, dtype, monkeypatch):
     # Groups of 8 lie across the borders of two devices with 12 images each, of 4 not.
-    mesh = jax.sharding.AbstractMesh((devices,), ("data",))
+    mesh = AbstractMesh((devices,), ("data",), (AxisType.Auto,))
     monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
     x = jnp.asarray(_images(24, 5, 3, 6), dtype)
     slope = jnp.asarray(_images(24, 5, 3, 6, seed=1))

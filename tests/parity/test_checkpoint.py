@@ -26,7 +26,8 @@ def case(request, tmp_path_factory) -> tuple[str, dict[str, np.ndarray]]:
     salt = read_salt(golden)
     path = tmp_path_factory.mktemp("case") / "model.safetensors"
     save_file(golden_state_dict(spec["state"], spec["gain"], salt), path)
-    logits = np.load(golden / "logits.npz")[NAME]
+    with np.load(golden / "logits.npz") as file:
+        logits = file[NAME]
     logits_float32 = logits + spec["torch_float32_error"] * logits.std()
     return str(path), {
         "images": golden_images(224, 2, salt).transpose(0, 3, 1, 2),
@@ -95,7 +96,8 @@ def test_the_helper_for_pytorch(tmp_path):
     spec.loader.exec_module(script)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 12, 5))
     script.dump(model, tmp_path / "ref.npz", image_size=(8, 12), batch=3)
-    file = np.load(tmp_path / "ref.npz")
+    with np.load(tmp_path / "ref.npz") as arrays:
+        file = dict(arrays)
     assert file["images"].shape == (3, 3, 8, 12) and file["images"].dtype == np.float32
     assert (file["logits"].dtype, file["logits_float32"].dtype) == (np.float64, np.float32)
     weight, bias = (p.detach().double().numpy() for p in model[1].parameters())

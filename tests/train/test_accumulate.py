@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from noah_jax.config import scaled
 from noah_jax.models import create_model
@@ -166,7 +167,7 @@ def test_batch_norm_groups_that_span_devices_are_told(tiny_config, group, accumu
     tiny_config.batch_size = tiny_config.eval_batch_size = 16
     tiny_config.optim.accumulate = accumulate
     tiny_config.model.batch_norm_group = group
-    four = jax.sharding.AbstractMesh((4,), ("data",))
+    four = AbstractMesh((4,), ("data",), (AxisType.Auto,))
     line = _batch_norm_line(tiny_config, four)
     assert line is None if words is None else words in line
 
@@ -174,7 +175,7 @@ def test_batch_norm_groups_that_span_devices_are_told(tiny_config, group, accumu
 def test_batch_norm_groups_across_borders_are_told(tiny_config):
     tiny_config.batch_size = tiny_config.eval_batch_size = 24
     tiny_config.model.batch_norm_group = 4
-    four = jax.sharding.AbstractMesh((4,), ("data",))
+    four = AbstractMesh((4,), ("data",), (AxisType.Auto,))
     line = _batch_norm_line(tiny_config, four)
     assert "a BatchNorm group of 4 images spans up to 2 devices, which have 6 each" in line
     tiny_config.model.name = "noah_mixer_s16_224"

@@ -7,7 +7,7 @@ import sys
 
 import jax
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from noah_jax import distributed
 from tests.helpers import ROOT
@@ -79,7 +79,7 @@ def test_a_checkpoint_is_restored_however_the_devices_hold_it(found):
 
 
 def test_large_arrays_are_split_along_the_longest_axis_that_divides():
-    mesh = jax.sharding.AbstractMesh((8,), ("data",))
+    mesh = AbstractMesh((8,), ("data",), (AxisType.Auto,))
     shapes = {
         "kernel": (3, 3, 64, 128),
         "odd": (1001, 1000, 7),

@@ -185,7 +185,7 @@ def _backward(
         sums = _add_at(sums[0], d_query_part, start), _add_at(sums[1], d_value_part, start)
         return sums, (d_query_kernel, *d_value_weights)
 
-    zeros = tuple(jnp.zeros(part.shape, wide_dtype(part.dtype)) for part in parts)
+    zeros = tuple(jnp.zeros_like(part, wide_dtype(part.dtype)) for part in parts)
     sums, d_chunks = _for_each_chunk(step, zeros, _cut(plan, weights), residuals)
     # Chunks come from weights by a linear map, whose transpose puts their gradients together.
     join = jax.linear_transpose(functools.partial(_cut, plan), weights)

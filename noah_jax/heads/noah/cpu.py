@@ -111,7 +111,8 @@ def _forward(
         return jax.lax.scan(add_chunk, logits, _indices(plan.chunks))
 
     head_num, _, num_classes = weights[0].shape
-    zeros = jnp.zeros((features.shape[0], num_classes), wide_dtype(features.dtype))
+    shape = features.shape[0], num_classes
+    zeros = jnp.zeros_like(features, wide_dtype(features.dtype), shape)
     logits, residuals = jax.lax.scan(add_block, zeros, _indices(head_num))
     return logits, (features, weights, seeds, residuals)
 
@@ -149,7 +150,7 @@ def _backward(plan: CpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[jax.Ar
         return jax.lax.scan(add_chunk, totals, (_indices(plan.chunks), residuals))
 
     arrays = (features, *weights)
-    zeros = tuple(jnp.zeros(x.shape, wide_dtype(x.dtype)) for x in arrays)
+    zeros = tuple(jnp.zeros_like(x, wide_dtype(x.dtype)) for x in arrays)
     totals, _ = jax.lax.scan(add_block, zeros, (_indices(weights[0].shape[0]), residuals))
     d_features, *d_weights = (
         total.astype(x.dtype) for total, x in zip(totals, arrays, strict=True)

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
 from noah_jax.errors import InputError
 from noah_jax.heads.noah.operands import Operands, PocaShape
 from noah_jax.nn.dropout import Seeds, kept
-from noah_jax.nn.per_device import on_each_device
+from noah_jax.nn.mesh_axes import vary_over, varying_axes
+from noah_jax.nn.per_device import on_each_device, shards_of_batch
 
 # Dtypes of the features that the kernels of a backend take.
 _DTYPES = {"tpu": ("bfloat16", "float32"), "gpu": ("bfloat16", "float16", "float32")}
@@ -57,8 +59,8 @@ def images_per_device(
         devices = _device_count(backend, interpret)
     if devices is None:
         raise InputError(
-            "a kernel needs to know the devices the batch is split over: use jax.set_mesh with"
-            f" axes of type Auto alone, or run on a single {backend.upper()}"
+            "a kernel needs to know the devices the batch is split over: use jax.set_mesh, or"
+            f" jax.shard_map over all axes, or run on a single {backend.upper()}"
         )
     if shape.batch % devices:
         raise InputError(f"{shape.batch} images do not divide among {devices} devices")
@@ -76,8 +78,8 @@ def images_per_device(
 def _device_count(backend: str, interpret: bool) -> int | None:
     """Counts the devices that the batch is split over; `None` if nothing tells."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.auto_axes:
-        return mesh.size if len(mesh.auto_axes) == len(mesh.axis_names) else None
+    if mesh.auto_axes or mesh.explicit_axes:
+        return None if mesh.manual_axes else shards_of_batch()
     alone = jax.default_backend() == backend and jax.device_count() == 1
     return 1 if mesh.manual_axes or interpret or alone else None
 
@@ -87,7 +89,7 @@ def split_over_devices(
 ) -> jax.Array:
     """Runs `compute(plan, operands, seeds)` on each device's part of the batch.
 
-    The compiler cannot partition a kernel by itself. Under a mesh, all its devices take part.
+    The compiler cannot partition a kernel by itself.
     """
 
     def specs(axes: tuple[str, ...]) -> tuple:
@@ -98,6 +100,32 @@ def split_over_devices(
         return of_operands, None if seeds is None else Seeds(whole, images)
 
     return on_each_device(functools.partial(compute, plan), specs, operands, seeds)
+
+
+def call_kernel(kernel: Callable, inputs: tuple, **options: Any) -> Any:
+    """Runs a kernel, also inside a `jax.shard_map` that checks its types.
+
+    Args:
+      kernel: The kernel.
+      inputs: Its arrays.
+      **options: The other arguments of `pl.pallas_call`.
+    """
+    run = pl.pallas_call(kernel, **options)
+    axes = varying_axes(inputs)
+    if not axes:
+        return run(*inputs)
+
+    # Pallas cannot check these types where it emulates a kernel. No gradient is taken through
+    # this call, so the results' types can be stated afterwards.
+    def unchecked(*inputs: Any) -> Any:
+        # Arguments keep the types that they have outside. Results of operations have none.
+        untyped = jax.tree.map(lambda x: jax.lax.bitcast_convert_type(x, x.dtype), inputs)
+        return run(*untyped)
+
+    outputs = jax.shard_map(unchecked, in_specs=jax.P(), out_specs=jax.P(), check_vma=False)(
+        *inputs
+    )
+    return vary_over(axes, outputs)
 
 
 def differentiable(

@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jax.sharding import AbstractMesh, AxisType
 
 from noah_jax.errors import InputError, one_line
+from noah_jax.heads.noah.kernels import call_kernel
 
 _MODULE = "jax.experimental.pallas.triton"
 _SIDE = 16  # of the matrices of the trial
@@ -95,14 +95,15 @@ def call(
       stages: Stages of the pipeline in which the compiler lays loops.
       interpret: Whether Pallas emulates the kernel.
     """
-    (outputs,) = pl.pallas_call(
+    (outputs,) = call_kernel(
         kernel,
+        inputs,
         grid=grid,
         out_shape=(out_shape,),
         compiler_params=_backend().CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
         name=name,
-    )(*inputs)
+    )
     return outputs
 
 

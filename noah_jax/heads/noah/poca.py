@@ -31,6 +31,7 @@ from noah_jax.heads.noah.reference import reference_plan, reference_poca, small_
 from noah_jax.heads.noah.tpu import tpu_plan, tpu_poca
 from noah_jax.heads.noah.tpu_map import tpu_map_plan, tpu_map_poca
 from noah_jax.nn.dropout import Key, seeds_of
+from noah_jax.nn.mesh_axes import on_auto_axes
 
 
 class Row(NamedTuple):
@@ -217,8 +218,9 @@ def poca(
         - "pallas": a kernel that keeps the scores on the chip, for TPUs and NVIDIA GPUs; on CPUs
           the TPU kernel, emulated slowly; and "xla" if the shapes do not tile or fit. Its second
           derivatives are refused. The compiler cannot partition a kernel: on several devices it
-          is used only under `jax.set_mesh` (or `jax.sharding.use_abstract_mesh`), and splits the
-          batch over the whole mesh.
+          is used only under `jax.set_mesh` (or `jax.sharding.use_abstract_mesh`), where it splits
+          the batch over the mesh's Auto axes, and over the Explicit ones over which any argument
+          is sharded; or inside `jax.shard_map` over all axes, for the device's own images.
         - "reference": the definition, which holds the scores of all classes at once.
         - The name of a row of `noah_jax.heads.noah.poca.ROWS`, such as "tpu" or
           "gpu_interpret": that implementation, or an error if the shapes do not fit it.
@@ -262,11 +264,15 @@ def poca(
         inputs = PocaInputs(split, features, weights, seeds)
         return ROWS[choice.name].compute(choice.plan, inputs)
 
-    computations = {
-        platform: functools.partial(compute, choice)
-        for platform, choice in choose(implementation, shape, block_sizes).items()
-    }
+    def on_platform(*arrays: Any) -> jax.Array:
+        # Which rows fit depends on the axes of the mesh here, inside `on_auto_axes`.
+        computations = {
+            platform: functools.partial(compute, choice)
+            for platform, choice in choose(implementation, shape, block_sizes).items()
+        }
+        if list(computations) == ["default"]:
+            return computations["default"](*arrays)
+        return jax.lax.platform_dependent(*arrays, **computations)
+
     weights = Weights(query.kernel, value.kernel, value.bias)
-    if list(computations) == ["default"]:
-        return computations["default"](features, weights, seeds)
-    return jax.lax.platform_dependent(features, weights, seeds, **computations)
+    return on_auto_axes(on_platform, features, weights, seeds)

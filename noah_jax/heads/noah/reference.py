@@ -19,6 +19,7 @@ from noah_jax.heads.noah.operands import (
 )
 from noah_jax.nn.dropout import kept, row_seeds
 from noah_jax.nn.dtypes import wide_einsum
+from noah_jax.nn.mesh_axes import on_auto_axes
 
 _MOST_SCORES = 2**26  # 0.8 GB, at the 12 bytes a score that were measured
 
@@ -132,8 +133,12 @@ def attention(
     part, _ = split_features(split, features, head_num)
     check_projection("query", query, part.shape[-1], head_num, head_split)
     classes = _check_classes(classes, num_classes, features)
-    weights = jax.nn.softmax(_project_chosen(part, query.kernel, classes, split), axis=-1)
-    return weights.reshape(*weights.shape[:3], *features.shape[1:-1])
+
+    def compute(part: jax.Array, kernel: jax.Array, classes: jax.Array) -> jax.Array:
+        weights = jax.nn.softmax(_project_chosen(part, kernel, classes, split), axis=-1)
+        return weights.reshape(*weights.shape[:3], *features.shape[1:-1])
+
+    return on_auto_axes(compute, part, query.kernel, classes)
 
 
 class Contributions(NamedTuple):
@@ -184,10 +189,16 @@ def contributions(
     _, part = split_features(split, features, head_num)
     check_projection("value", value, part.shape[-1], head_num, head_split)
     classes = _check_classes(classes, num_classes, features)
-    values = _project_chosen(part, value.kernel, classes, split).reshape(weights.shape)
-    bias = jnp.moveaxis(value.bias[:, classes], 0, -2)  # [..., N, m]
-    bias = jnp.broadcast_to(bias, weights.shape[:3]).astype(weights.dtype)
-    return Contributions(weights, weights * values, bias)
+
+    def compute(
+        weights: jax.Array, part: jax.Array, value: Projection, classes: jax.Array
+    ) -> Contributions:
+        values = _project_chosen(part, value.kernel, classes, split).reshape(weights.shape)
+        bias = jnp.moveaxis(value.bias[:, classes], 0, -2)  # [..., N, m]
+        bias = jnp.broadcast_to(bias, weights.shape[:3]).astype(weights.dtype)
+        return Contributions(weights, weights * values, bias)
+
+    return on_auto_axes(compute, weights, part, value, classes)
 
 
 def _check_classes(classes: jax.Array, num_classes: int, features: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from noah_jax.heads.noah.kernels import (
     Pair,
     Ref,
     append_bias_channel,
+    call_kernel,
     cast,
     cast_like,
     differentiable,
@@ -153,8 +154,9 @@ def _call_forward(
     weights = cast(kernels, dtype)
     logits = jax.ShapeDtypeStruct((tiles, plan.images, classes), jnp.float32)
     of_block = jax.ShapeDtypeStruct((tiles, head_num, plan.images, classes), jnp.float32)
-    return pl.pallas_call(
+    return call_kernel(
         functools.partial(_forward_kernel, plan),
+        (seeds, parts, weights),
         grid=(tiles, head_num),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.SMEM),
@@ -167,7 +169,7 @@ def _call_forward(
         compiler_params=plan.compiler_params,
         interpret=plan.interpret,
         name="noah_head_forward",
-    )(seeds, parts, weights)
+    )
 
 
 def _forward_kernel(
@@ -216,8 +218,9 @@ def _call_backward(plan: TpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[P
     tiles, head_num = parts.query.shape[0], kernels.query.shape[0]
     dtype = parts.query.dtype
     weights = cast(kernels, dtype)
-    d_parts, d_kernels = pl.pallas_call(
+    d_parts, d_kernels = call_kernel(
         functools.partial(_backward_kernel, plan),
+        (seeds, parts, weights, residuals, cotangent),
         grid=(tiles, head_num),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.SMEM),
@@ -245,7 +248,7 @@ def _call_backward(plan: TpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[P
         compiler_params=plan.compiler_params,
         interpret=plan.interpret,
         name="noah_head_backward",
-    )(seeds, parts, weights, residuals, cotangent)
+    )
     return d_parts, cast_like(d_kernels, kernels)
 
 

@@ -20,6 +20,7 @@ from noah_jax.heads.noah.chunked import Residuals
 from noah_jax.heads.noah.kernels import (
     Pair,
     Ref,
+    call_kernel,
     cast,
     cast_like,
     differentiable,
@@ -154,8 +155,9 @@ def _call_forward(
     weights = cast(kernels, features.dtype)
     logits = jax.ShapeDtypeStruct((tiles, plan.images, classes), jnp.float32)
     of_block = jax.ShapeDtypeStruct((tiles, head_num, plan.images, classes), jnp.float32)
-    return pl.pallas_call(
+    return call_kernel(
         functools.partial(_forward_kernel, plan, widths),
+        (features, weights),
         grid=(tiles,),
         in_specs=[_map_spec(plan, features), weights.map(_weights_spec)],
         out_specs=(_tile_spec(logits), Residuals(_tile_spec(of_block), _tile_spec(of_block))),
@@ -167,7 +169,7 @@ def _call_forward(
         compiler_params=plan.compiler_params,
         interpret=plan.interpret,
         name="noah_head_forward",
-    )(features, weights)
+    )
 
 
 def _forward_kernel(
@@ -221,8 +223,9 @@ def _call_backward(
     def column_shapes(dtype: Any) -> Pair:
         return kernels.map(lambda kernel: pltpu.VMEM((kernel.shape[1], plan.padded_rows), dtype))
 
-    d_features, d_kernels = pl.pallas_call(
+    d_features, d_kernels = call_kernel(
         functools.partial(_backward_kernel, plan, widths),
+        (features, weights, residuals, cotangent),
         grid=(features.shape[1] // plan.images,),
         in_specs=[
             _map_spec(plan, features),
@@ -247,7 +250,7 @@ def _call_backward(
         compiler_params=plan.compiler_params,
         interpret=plan.interpret,
         name="noah_head_backward",
-    )(features, weights, residuals, cotangent)
+    )
     return d_features, cast_like(d_kernels, kernels)
 
 

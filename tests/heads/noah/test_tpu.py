@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 
 from noah_jax.aot import targets
 from noah_jax.errors import InputError
@@ -199,4 +199,38 @@ def test_it_compiles_for_tpus(topology, options):
     features = jax.ShapeDtypeStruct((32 * mesh.size, 7, 7, 128), jnp.bfloat16)
     key = put(jax.eval_shape(lambda: jax.random.key(0)))
     compiled = jax.jit(step).lower(key, put(features, "data"), *put(case[1:])).compile()
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [dict(dropout=0.1), dict(spatial_major=True)])
+@pytest.mark.parametrize("axes", ["explicit", "manual"])
+def test_it_compiles_for_tpus_under_other_axes(axes, options):
+    pytest.importorskip("libtpu")
+    devices = targets.topology_mesh("v5e:2x2").devices
+    mesh = jax.sharding.Mesh(devices, ("data",), axis_types=(AxisType.Explicit,))
+    case = make_case(4, 128, 1000, batch=1)
+
+    def step(*operands):
+        def loss(*operands):
+            key = jax.random.key(0)
+            return (poca(*operands, key_ratio=0.25, dropout_key=key, **options) ** 2).sum()
+
+        return jax.grad(loss, argnums=(0, 1, 2))(*operands)
+
+    def on_mesh(*operands):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            if axes == "explicit":
+                return step(*operands)
+            specs = jax.P("data"), jax.P(), jax.P()
+            return jax.shard_map(step, in_specs=specs, out_specs=specs)(*operands)
+
+    def put(tree, *axes):
+        sharding = NamedSharding(mesh, jax.P(*axes))
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
+    features = jax.ShapeDtypeStruct((32 * mesh.size, 7, 7, 128), jnp.bfloat16)
+    compiled = jax.jit(on_mesh).lower(put(features, "data"), *put(case[1:])).compile()
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2
