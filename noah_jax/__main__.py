@@ -3,7 +3,6 @@
 Both are the same as `python -m noah_jax.NAME ...`.
 """
 
-import difflib
 import functools
 import os
 import runpy
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 
 from noah_jax import __version__, cli
 from noah_jax.console import fail
+from noah_jax.errors import did_you_mean
 
 PROGRAMS = {
     "train": "train a model; started again, go on where the run was",
@@ -45,9 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"noah-jax {__version__}")
         return 0
     if name not in PROGRAMS:
-        near = difflib.get_close_matches(name, PROGRAMS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"{command} --help lists the programs"
-        return fail(f"there is no program {name!r}; {hint}")
+        hint = did_you_mean(name, PROGRAMS) or f"; {command} --help lists the programs"
+        return fail(f"there is no program {name!r}{hint}")
     cli.set_command(command)
     sys.argv = [f"{command} {name}", *arguments]
     return cli.exit_code(functools.partial(_run, name))

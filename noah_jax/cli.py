@@ -4,13 +4,24 @@ Nothing here imports JAX. A program parses first and imports what takes seconds 
 """
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from noah_jax import interrupts
 from noah_jax.console import fail
-from noah_jax.errors import InputError, MissingPackageError, NoahError, UsageError
+from noah_jax.errors import (
+    InputError,
+    MissingPackageError,
+    NoahError,
+    UsageError,
+    machine_error,
+    near_matches,
+)
+from noah_jax.platforms import choose_platform
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -39,6 +50,9 @@ EXTRAS = {
     "gdown": "released",
     "torch": "torch",
 }
+
+# What opens remote paths, and the package that brings it.
+FILE_SYSTEMS = {"fsspec": "gcsfs", "gcsfs": "gcsfs", "s3fs": "s3fs"}
 
 # How a help text starts a program. The command `noah-jax` puts its own name here.
 _MODULE = "python -m noah_jax."
@@ -104,7 +118,8 @@ class Parser(argparse.ArgumentParser):
             metavar="VALUE",
             dest="overrides",
             default=[],
-            help="sets a key, such as --config.model.dtype=bfloat16; noah_jax/config.py lists all",
+            help="sets a key, such as --config.model.dtype=bfloat16, or --config.init_from=None;"
+            " the keys are listed below",
         )
 
     def add_several(self, flag: str, is_value: Callable[[str], bool], **arguments: Any) -> None:
@@ -120,6 +135,16 @@ class Parser(argparse.ArgumentParser):
         self._several[flag] = is_value
         self.add_argument(flag, action="append", **arguments)
 
+    def format_help(self) -> str:
+        text = super().format_help()
+        if not self._takes_config:
+            return text
+        from noah_jax.config import default_config, flat_config  # it imports ml_collections
+
+        keys = [f"  {key} = {value!r}" for key, value in flat_config(default_config()).items()]
+        head = "keys of the configuration and their defaults (noah_jax/config.py explains them):"
+        return "\n".join([text, head, *keys, ""])
+
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
@@ -132,6 +157,30 @@ class Parser(argparse.ArgumentParser):
         if self._takes_config:
             parsed.overrides = overrides
         return parsed, rest
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}{self._meant(rest)}")
+        return parsed
+
+    def _meant(self, rest: Sequence[str]) -> str:
+        """Says which option or key of the configuration an unknown argument may mean."""
+        flag = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
+        if flag is None:
+            return ""
+        options = [option for option in self._option_string_actions if option != "--config.KEY"]
+        near = near_matches(flag, options, cutoff=0.75)
+        if self._takes_config:
+            from noah_jax.config import similar_key  # these import ml_collections
+            from noah_jax.config_values import RULES
+
+            key = similar_key(flag.lstrip("-"), RULES)
+            if key is not None and not near:
+                near = [f"--config.{key}=..."]
+        return f"; did you mean {near[0]}?" if near else ""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; --help tells more" if self.add_help else message)
@@ -234,29 +283,55 @@ def exit_code(program: Callable[[], int]) -> int:
 
     What a user can mend (`NoahError`, a missing package) is one line on standard error, and with
     NOAH_TRACEBACK=1 in the environment a traceback. Any other exception is a bug and always shows
-    its traceback.
+    its traceback. Ctrl-C and SIGTERM end the process, see `noah_jax.interrupts`.
 
     Returns:
-      The exit code: the program's own, 1 after an error, 130 after Ctrl-C, 141 if nobody reads
-      the output any more (as in `... | head`).
+      The exit code: the program's own, 1 after an error, 130 after Ctrl-C, 75 after SIGTERM, 141
+      if nobody reads the output any more (as in `... | head`).
     """
+    _take_any_bytes()
+    choose_platform(os.environ)
+    with interrupts.listening():
+        try:
+            return _exit_code(program)
+        finally:
+            interrupts.wait_if_ending()
+
+
+def _take_any_bytes() -> None:
+    """Lets file names in any bytes come in, and escapes letters that the locale lacks."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(io.UnsupportedOperation):  # Somebody has read from it already.
+                stream.reconfigure(errors=errors)
+
+
+def _exit_code(program: Callable[[], int]) -> int:
     try:
         return program()
     except NoahError as error:
+        interrupts.wait_if_ending()
         if "NOAH_TRACEBACK" in os.environ:
             raise
         return fail(error)
-    except ModuleNotFoundError as error:
-        missing = missing_package(error)
-        if missing is None or "NOAH_TRACEBACK" in os.environ:
-            raise
-        return fail(missing)
+    except ImportError as error:
+        return _fail_or_raise(missing_package(error), error)
     except KeyboardInterrupt:
-        return 130
+        return interrupts.INTERRUPTED
     except BrokenPipeError:
         # Python would complain once more when it closes standard output at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as error:
+        return _fail_or_raise(machine_error(error), error)
+
+
+def _fail_or_raise(explained: NoahError | None, error: Exception) -> int:
+    """Fails with the explanation; raises the error if there is none, or its traceback is asked."""
+    interrupts.wait_if_ending()
+    if explained is None or "NOAH_TRACEBACK" in os.environ:
+        raise error
+    return fail(explained)
 
 
 class Main(Protocol):
@@ -281,13 +356,17 @@ def program(
     return main
 
 
-def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
+def missing_package(error: ImportError) -> MissingPackageError | None:
     """Says how to install a module; returns `None` if this package does not depend on it."""
     module = (error.name or "").partition(".")[0]
     if module in EXTRAS:
         install = f"noah-jax[{EXTRAS[module]}]"
     elif module in BASE:
         install = "noah-jax"
+    elif module in FILE_SYSTEMS:  # for gs:// paths
+        install = FILE_SYSTEMS[module]
     else:
-        return None
+        # fsspec puts advice of its own in place of the error that names the module.
+        cause = error.__cause__ or error.__context__
+        return missing_package(cause) if isinstance(cause, ImportError) else None
     return MissingPackageError(f"{module} is not installed; pip install '{install}'")

@@ -1,6 +1,6 @@
 """Sets XLA's compiler options, and the cache that keeps compiled programs between runs."""
 
-import os
+from noah_jax.paths import expand_home
 
 DEFAULT_CACHE = "~/.cache/noah_jax/compilation"
 
@@ -23,4 +23,4 @@ def enable_compilation_cache(folder: str | None, *, shared: str | None = None) -
         folder = shared
     # JAX makes the attributes of its configuration at run time.
     if folder and jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+        jax.config.update("jax_compilation_cache_dir", expand_home(folder))

@@ -6,7 +6,6 @@ of the configuration and nothing else; the functions `..._section` cut the secti
 """
 
 import copy
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from noah_jax.compilation import DEFAULT_CACHE
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, did_you_mean, near_matches
 
 
 def default_config() -> ConfigDict:
@@ -205,7 +204,7 @@ def imagenet_config(
     """
     variants = [*backbones, *("noah_" + name for name in backbones)]
     if variant not in variants:
-        got = f"got {variant!r}{_suggestion(variant, variants)}" if variant else "got none"
+        got = f"got {variant!r}{did_you_mean(variant, variants)}" if variant else "got none"
         raise InputError(
             "--config FILE:VARIANT needs one of the variants"
             f" {', '.join(backbones)}, or noah_ and one of them; {got}"
@@ -360,13 +359,63 @@ def _cut_out(config: ConfigDict, *keys: str) -> ConfigDict:
     return ConfigDict({key: config[key] for key in keys})
 
 
+# What others call a key, by its last part. A near match would not find these.
+_OTHER_NAMES = {
+    "amp": "model.dtype",
+    "arch": "model.name",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "clip": "optim.clip_grad_norm",
+    "clip_grad": "optim.clip_grad_norm",
+    "data_dir": "data.dir",
+    "data_path": "dataset",
+    "drop": "model.drop_rate",
+    "drop_path": "model.drop_path_rate",
+    "dropout": "model.head_drop_rate",
+    "ema": "ema_decay",
+    "finetune": "init_from",
+    "grad_accum": "optim.accumulate",
+    "img_size": "model.image_size",
+    "input_size": "model.image_size",
+    "label_smoothing": "smoothing",
+    "lr": "optim.learning_rate",
+    "min_lr": "optim.final_learning_rate",
+    "model": "model.name",
+    "opt": "optim.name",
+    "optimizer": "optim.name",
+    "precision": "model.dtype",
+    "pretrained": "init_from",
+    "scheduler": "optim.schedule",
+    "sched": "optim.schedule",
+    "threads": "data.num_threads",
+    "train_batch": "batch_size",
+    "warmup": "optim.warmup_epochs",
+    "warmup_lr": "optim.warmup_learning_rate",
+    "wd": "optim.weight_decay",
+    "weights": "init_from",
+    "workers": "data.num_workers",
+}
+
+
 def explain_unknown_key(key: str, known: Collection[str]) -> str:
     """Says that a key does not exist, and what it is called now or might be called."""
     if key in RENAMED_KEYS:
         return f"the configuration has no key {key}: it was renamed to {RENAMED_KEYS[key]}"
-    return f"the configuration has no key {key}{_suggestion(key, known)}"
+    near = similar_key(key, known)
+    hint = f"; did you mean {near}?" if near else "; noah_jax/config.py lists all keys"
+    return f"the configuration has no key {key}{hint}"
 
 
-def _suggestion(word: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+def similar_key(key: str, known: Collection[str]) -> str | None:
+    """Returns the key that a word may mean: another program's name for it, or one spelt alike.
+
+    Args:
+      key: What was written, with or without the section in front, such as `lr` or `optim.lr`.
+      known: The keys to choose from, such as `optim.learning_rate`.
+    """
+    words = key.replace("-", "_")
+    last = words.rpartition(".")[2]
+    if (meant := _OTHER_NAMES.get(last)) in known:
+        return meant
+    same = [name for name in known if name.rpartition(".")[2] == last]
+    return next(iter(same or near_matches(words, known)), None)

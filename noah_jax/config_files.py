@@ -4,11 +4,11 @@ An installed package carries the files of the repository's `configs/` as `noah_j
 clone of the repository they lie beside the package.
 """
 
-import difflib
 import pathlib
 from collections.abc import Sequence
 
-from noah_jax.errors import UsageError
+from noah_jax.errors import UsageError, near_matches
+from noah_jax.paths import expand_home
 
 
 def config_folder() -> pathlib.Path:
@@ -32,13 +32,13 @@ def find_config(config: str) -> str:
       UsageError: If there is no such file; names those that are called alike.
     """
     file, colon, variant = config.partition(":")
-    path = pathlib.Path(file)
+    path = pathlib.Path(expand_home(file))
     if not path.is_file():
         folder = config_folder()
         packaged = folder / path.name
         if path.parent not in (pathlib.Path(), pathlib.Path("configs")) or not packaged.is_file():
             names = sorted(p.name for p in folder.glob("*.py"))
-            near = difflib.get_close_matches(path.name, names, n=3) or names
+            near = near_matches(path.name, names, 3) or names
             raise UsageError(
                 f"the configuration file cannot be read: there is no {file}, and the package has"
                 f" {', '.join(near)}"

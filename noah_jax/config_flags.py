@@ -8,6 +8,7 @@ from ml_collections import ConfigDict, config_flags
 
 from noah_jax.config import explain_unknown_key, flat_config, refuse_old_keys
 from noah_jax.config_files import with_found_config
+from noah_jax.config_values import RULES, Switch, check_values
 from noah_jax.errors import UsageError
 
 _SINGLE_KEY = re.compile(r"--?(?:no)?config\.([^=\[]+)")
@@ -21,13 +22,16 @@ def parse_config(words: Sequence[str]) -> ConfigDict:
 
     Raises:
       UsageError: If the file is missing, a key is unknown, or a value has another type.
+      InputError: If a value does not fit its key.
     """
-    words = with_found_config(words)
+    words, unset = _without_none(with_found_config(words))
     try:
         config = _parse(words)
         if config is None:
             raise UsageError("--config FILE is needed, such as --config configs/quickstart.py")
         _ = config.is_locked  # A file that failed to load raises its error here.
+        for key in unset:
+            config.update_from_flattened_dict({key: None})
         refuse_old_keys(config)
     except OSError as error:
         reason = str(error).splitlines()[-1].strip()
@@ -35,7 +39,33 @@ def parse_config(words: Sequence[str]) -> ConfigDict:
     except (flags.Error, AttributeError, ValueError, TypeError, KeyError) as error:
         # ml_collections reports a key that does not exist in several ways, so look for one here.
         raise UsageError(_find_unknown_key(words) or _last_line(error)) from error
+    check_values(config)
     return config
+
+
+def _without_none(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes `--config.KEY=None` out of a command line, because ml_collections cannot parse it.
+
+    Returns:
+      The other words, and the keys whose last value is None.
+    """
+    last: dict[str, list[str]] = {}
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not word.startswith("--config.") or key not in RULES:
+            others.append(word)
+            continue
+        # A switch may stand alone; any other key takes the next word if there is no `=`.
+        if equals or isinstance(RULES[key], Switch):
+            given = [word]
+        else:
+            value = next(rest, "")
+            given = [word, value]
+        last[key] = [] if value == "None" else given
+    kept = [word for given in last.values() for word in given]
+    return [*others, *kept], [key for key, given in last.items() if not given]
 
 
 def _parse(words: Sequence[str]) -> ConfigDict | None:

@@ -5,13 +5,14 @@ complain before it is imported.
 """
 
 import contextlib
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from noah_jax.errors import one_line
+from noah_jax.errors import one_line, printable
 
 PATIENCE_SECONDS = 5.0  # What takes no longer than this is not mentioned.
 _TERMINAL_SECONDS = 1.0  # Between two updates of a line on a terminal,
@@ -130,7 +131,7 @@ def say(*words: Any) -> None:
     if index == 0:
         with _lock:
             _erase_line()
-            print(*words, flush=True)
+            print(*(printable(str(word)) for word in words), flush=True)
 
 
 def note(text: str) -> None:
@@ -142,7 +143,7 @@ def note(text: str) -> None:
 
 def warn(text: str) -> None:
     """Prints a warning to standard error, on whichever process; names the process."""
-    _complain("warning", text)
+    _complain("warning", printable(text))
 
 
 def fail(reason: object) -> int:
@@ -153,6 +154,17 @@ def fail(reason: object) -> int:
     """
     _complain("error", one_line(reason))
     return 1
+
+
+def complain_at_once(text: str) -> None:
+    """Prints a line to standard error past any lock that another thread holds on it.
+
+    Raises:
+      OSError: If standard error cannot be written.
+    """
+    _, process = _process()
+    line = f"{process}: {text}\n" if process else f"{text}\n"
+    os.write(2, (f"{_ERASE}{line}" if os.isatty(2) else line).encode())
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,15 @@ a bug of this package and shows its traceback. `NOAH_TRACEBACK=1` in the environ
 traceback of a `NoahError` too.
 """
 
+import difflib
+import errno
+import os
+import re
+from collections.abc import Iterable
+
+# How Python's text holds bytes of a file's name that are no text in the locale.
+_FILE_NAME_BYTES = re.compile("[\\udc80-\\udcff]+")
+
 
 class NoahError(Exception):
     """Base class of the errors that a user can mend; the message is one line for the user."""
@@ -33,6 +42,8 @@ class CorruptImageError(InputError):
       reason: What is wrong with it.
     """
 
+    _failed = "decoded"
+
     def __init__(self, name: str, reason: str):
         # An exception that comes from another process is made anew from these arguments.
         super().__init__(name, reason)
@@ -40,7 +51,13 @@ class CorruptImageError(InputError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.name} cannot be decoded: {self.reason}"
+        return f"{shown(self.name)} cannot be {self._failed}: {self.reason}"
+
+
+class UnreadableImageError(CorruptImageError):
+    """Raised if an image's file cannot be read, such as a link that leads nowhere."""
+
+    _failed = "read"
 
 
 class UnlabelledImageError(CorruptImageError):
@@ -63,7 +80,7 @@ class WriteError(NoahError, OSError):
 
 
 class ConversionError(InputError):
-    """Raised if a state dict is not the model's; the message lists every problem."""
+    """Raised if a state dict is not the model's; the message lists the first problems."""
 
 
 class CheckpointError(NoahError):
@@ -82,6 +99,64 @@ class JoinError(NoahError):
     """Raised if the other processes of a run cannot be reached; a later try may succeed."""
 
 
+# What a disk, a file system or a limit of the machine refuses, and what helps.
+_MACHINE_ADVICE = {
+    errno.ENOSPC: "free space on the disk or choose another place",
+    errno.EDQUOT: "free space in your quota or choose another place",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f) or choose another place",
+    errno.EACCES: "choose a place that you may read and write, or change its permissions",
+    errno.EPERM: "choose a place that you may read and write, or change its permissions",
+    errno.EROFS: "it is mounted to be read only: choose another place",
+    errno.ENOTDIR: "a part of this path is a file: choose another one",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its links lead round in a circle: choose another path",
+    errno.EIO: "the disk fails or is gone: look at the machine's log",
+    errno.ENODEV: "the disk is gone: look at the machine's log",
+    errno.ENXIO: "the disk is gone: look at the machine's log",
+    errno.ESTALE: "the network's disk is gone: mount it again",
+    errno.ENOTCONN: "the network's disk is gone: mount it again",
+    errno.EHOSTDOWN: "the network's disk cannot be reached: try again",
+    errno.ETIMEDOUT: "the network's disk cannot be reached: try again",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine: close some",
+}
+# TensorStore, with which Orbax writes, puts the number into its text.
+_OS_ERROR = re.compile(r"(?:os_error_code='|\[OS error |\[Errno )(\d+)")
+# How `noah_jax.files` calls what is not finished.
+_UNFINISHED = re.compile(r"\.([^/]+)\.(?:partial|replaced)-\d+")
+
+
+def machine_error(error: BaseException | None) -> NoahError | None:
+    """Explains an error that the machine causes, such as a full disk, whoever ran into it.
+
+    Args:
+      error: Any error; those that it was raised from are looked at too.
+
+    Returns:
+      The error for the user, or `None` if it is another kind of error.
+    """
+    if error is None or isinstance(error, NoahError):
+        return None
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (match := _OS_ERROR.search(str(error))):
+        number = int(match[1])
+    if number not in _MACHINE_ADVICE:
+        return machine_error(error.__cause__ or error.__context__)
+    name = getattr(error, "filename", None)
+    where = f"{finished_name(name)}: " if isinstance(name, str | bytes | os.PathLike) else ""
+    return WriteError(f"{where}{os.strerror(number)}; {_MACHINE_ADVICE[number]}")
+
+
+def machine_advice(number: int | None) -> str:
+    """Returns what helps against an error of the operating system that kept a file unwritten."""
+    return _MACHINE_ADVICE.get(number or 0, "choose a place where you may write")
+
+
+def finished_name(path: str | bytes | os.PathLike[str]) -> str:
+    """Returns the path that something unfinished is to have, as messages show it."""
+    return shown(_UNFINISHED.sub(r"\1", os.fsdecode(path)))
+
+
 def one_line(reason: object, limit: int | None = None) -> str:
     """Puts the text of an error, or of anything else, on one line.
 
@@ -92,5 +167,47 @@ def one_line(reason: object, limit: int | None = None) -> str:
     Returns:
       The text with every run of white space, line ends included, as one space.
     """
-    text = " ".join(str(reason).split())[:limit]
+    text = printable(" ".join(str(reason).split()))[:limit]
     return text or (type(reason).__name__ if isinstance(reason, BaseException) else "")
+
+
+def printable(text: str) -> str:
+    """Replaces what UTF-8 cannot hold: bytes of a file's name that are no text become `\\xe9`."""
+    return _FILE_NAME_BYTES.sub(_escaped, text)
+
+
+def _escaped(bytes_as_text: re.Match[str]) -> str:
+    # In a locale without UTF-8, these may be the bytes of a letter.
+    return bytes_as_text[0].encode("ascii", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def shown(name: str) -> str:
+    """Returns a file's name as messages and pages show it: on one line, as `caf\\xe9\\n.png`."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in printable(name)
+    )
+
+
+def near_matches(
+    word: str, known: Iterable[str], limit: int = 1, *, cutoff: float = 0.6
+) -> list[str]:
+    """Returns the names that a misspelt word may mean, the nearest first; capitals do not count.
+
+    Args:
+      word: The word.
+      known: All names.
+      limit: How many names to return at most.
+      cutoff: How alike a name must be, from 0 to 1.
+    """
+    by_lower: dict[str, str] = {}
+    for name in known:
+        by_lower.setdefault(name.lower(), name)
+    near = difflib.get_close_matches(word.lower(), by_lower, n=limit, cutoff=cutoff)
+    return [by_lower[name] for name in near]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns "; did you mean NAME?" to end a message with, or nothing if no name is near."""
+    near = near_matches(word, known)
+    return f"; did you mean {near[0]}?" if near else ""

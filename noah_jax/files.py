@@ -1,4 +1,6 @@
-"""Writes files and folders that appear whole or not at all, local or remote (`gs://`).
+"""Reads text with any byte order mark; writes files and folders whole or not at all.
+
+Both are local or remote (`gs://`).
 
 What is being written is `.NAME.partial-PID`, beside the target. A local folder cannot take the
 place of another one in a single step: the old one is `.NAME.replaced-PID` for the moment until the
@@ -6,6 +8,7 @@ new one has its name. Where a process was killed, the next writer of the same ta
 folder back (`recover`) and removes what was unfinished.
 """
 
+import codecs
 import contextlib
 import errno
 import glob
@@ -17,13 +20,29 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from noah_jax.errors import NoahError, WriteError, one_line
+from noah_jax.errors import (
+    NoahError,
+    ReadError,
+    WriteError,
+    machine_advice,
+    one_line,
+    printable,
+    shown,
+)
+from noah_jax.interrupts import undoing
 
 _PARTIAL, _REPLACED = "partial", "replaced"
 _MEGABYTE = 2**20
+_REMOVALS = 100  # A folder is not empty any more if a file was made in it meanwhile.
+# Byte order marks, longer ones first, and what Python calls text that starts with one.
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _ADVICE = {
-    errno.ENOSPC: "free space on the disk or choose another place",
-    errno.EDQUOT: "free space in your quota or choose another place",
     errno.ENOENT: "make the folder above it first or choose another place",
     errno.ENOTEMPTY: "something else was written there meanwhile: choose another name",
     errno.EEXIST: "something else was written there meanwhile: choose another name",
@@ -33,6 +52,37 @@ _ADVICE = {
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Returns whether a path is a URL such as `gs://bucket/folder`, not a path of this machine."""
     return "://" in os.fspath(path)
+
+
+def read_text(path: str | os.PathLike[str], *, any_bytes: bool = False) -> str:
+    """Reads a text file, local or remote, in UTF-8 or with a byte order mark.
+
+    Args:
+      path: The file.
+      any_bytes: Whether bytes that are not UTF-8 are kept as in file names (`surrogateescape`).
+
+    Returns:
+      The text without the byte order mark; line ends stay as they are.
+
+    Raises:
+      ReadError: If the file cannot be read or is no such text.
+    """
+    name = os.fspath(path)
+    try:
+        data = epath.Path(path).read_bytes()
+    except OSError as error:
+        raise ReadError(f"{name} cannot be read: {error.strerror or error}") from error
+    encoding = next((known for mark, known in _MARKS.items() if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in data[:_MEGABYTE]:
+        raise ReadError(f"{name} is not text in UTF-8; save it as UTF-8")
+    try:
+        return data.decode(encoding, "surrogateescape" if any_bytes else "strict")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ReadError(
+            f"{name} is not text in {encoding.upper()} (line {line}: {error.reason}); save it as"
+            " UTF-8"
+        ) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -45,7 +95,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     Raises:
       WriteError: If the file cannot be written.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, printable(text).encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -101,7 +151,7 @@ def whole(
         remote = epath.Path(target)
         with tempfile.TemporaryDirectory() as folder:
             local = pathlib.Path(folder) / remote.name
-            with _explained(target, local):
+            with _explained(target, local), undoing(lambda: _remove_for_good(pathlib.Path(folder))):
                 yield local
             if local.is_dir():
                 copy_files(local, remote, last=last)
@@ -113,8 +163,9 @@ def whole(
     with _explained(path, partial):
         recover(path)
         try:
-            yield partial
-            _flush(partial)
+            with undoing(lambda: _remove_for_good(partial)):
+                yield partial
+                _flush(partial)
             if overwrite and partial.is_dir() and path.exists():
                 _replace_folder(path, partial)
             else:
@@ -231,13 +282,14 @@ def _explained(target: str | os.PathLike[str], partial: pathlib.Path) -> Iterato
 def _write_error(target: str | os.PathLike[str], error: Exception) -> WriteError:
     number = error.errno if isinstance(error, OSError) else None
     reason = os.strerror(number) if number else one_line(error, 200)
-    advice = _ADVICE.get(number or 0, "choose a place where you may write")
+    advice = _ADVICE.get(number or 0) or machine_advice(number)
     if is_remote(target):
         advice = (
             "gs:// needs pip install gcsfs and your login; or write to a local path and copy it"
             " there"
         )
-    return WriteError(f"{os.fspath(target)} cannot be written ({reason}); {advice}")
+    name = shown(os.fspath(target))
+    return WriteError(f"{name} cannot be written ({reason}); {advice}")
 
 
 def _flush(path: pathlib.Path) -> None:
@@ -271,3 +323,11 @@ def _remove(path: pathlib.Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _remove_for_good(path: pathlib.Path) -> None:
+    """Removes what another thread may still be writing."""
+    for _ in range(_REMOVALS):
+        with contextlib.suppress(OSError):
+            _remove(path)
+            return

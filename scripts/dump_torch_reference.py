@@ -12,7 +12,9 @@ or, if a function without arguments returns the model with its weights loaded:
 
 import argparse
 import copy
+import difflib
 import importlib
+import inspect
 import os
 import sys
 
@@ -52,10 +54,42 @@ def dump(model, path, image_size=224, batch=8, seed=0):
         for name, dtype in (("logits_float32", torch.float32), ("logits", torch.float64)):
             logits = model.to(dtype)(torch.from_numpy(images).to(dtype))
             if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-                shown = getattr(logits, "shape", type(logits).__name__)
-                raise ValueError(f"the model returns {shown}, expected a tensor [batch, classes]")
+                shown = getattr(logits, "shape", f"a {type(logits).__name__}")
+                raise ValueError(
+                    f"the model returns {shown}, expected a tensor [batch, classes]; if the logits"
+                    " are a part of that, wrap the model in one that returns them alone"
+                )
             arrays[name] = logits.numpy()
     np.savez(path, images=images, **arrays)
+
+
+def _make(module, function):
+    """Calls the user's function; raises a ValueError if it is not what is expected."""
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise ValueError(f"there is no module {module} here ({os.getcwd()})") from error
+    make = getattr(found, function, None)
+    if not callable(make):
+        near = difflib.get_close_matches(function, vars(found), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{module} has no function {function}{hint}")
+    required = [
+        name
+        for name, parameter in inspect.signature(make).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if required:
+        raise ValueError(f"{module}:{function} needs {', '.join(required)}; name one without")
+    model = make()
+    if not (callable(model) and hasattr(model, "eval") and hasattr(model, "to")):
+        raise ValueError(
+            f"{module}:{function} returns a {type(model).__name__}, expected a torch.nn.Module"
+        )
+    return model
 
 
 def main(argv=None):
@@ -79,8 +113,17 @@ def main(argv=None):
     module, colon, function = args.model.partition(":")
     if not colon:
         parser.error(f"expected MODULE:FUNCTION, got {args.model!r}")
+    folder = os.path.dirname(os.path.abspath(os.path.expanduser(args.path)))
+    if not os.path.isdir(folder):
+        parser.error(f"there is no folder {folder} for {args.path}")
     sys.path.insert(0, os.getcwd())
-    dump(getattr(importlib.import_module(module), function)(), args.path, size, args.batch)
+    try:
+        model = _make(module, function)
+        dump(model, os.path.expanduser(args.path), size, args.batch)
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"error: {' '.join(str(error).split())}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped by Ctrl-C\n")
     print(f"{args.batch} image(s) and their logits in {args.path}")
     return 0
 

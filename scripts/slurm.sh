@@ -6,12 +6,18 @@
 #
 # The workdir must be on a file system that all nodes share. SLURM sends SIGTERM two minutes
 # before the time is up. The run then saves and exits with 75, and the next job goes on. A job is
-# also queued after a crash (a code above 128), at most --starts times, but not after an error (1).
+# also queued after a crash (a code above 128), at most --starts times, but not after an error (1) or
+# Ctrl-C (130).
 set -euo pipefail
 
 usage() {
-  echo "error: $1; see the first lines of $0" >&2
+  echo "error: $1; $0 --help tells more" >&2
   exit 2
+}
+
+help() { # the lines at the top of this file
+  sed -n '2,/^set /{/^#/s/^#\( \|$\)//p}' "$0"
+  exit 0
 }
 
 nodes=1 gpus='' per_node=0 time=24:00:00 starts=20 dry_run=0
@@ -24,6 +30,7 @@ while [[ $# -gt 0 && $1 != -- ]]; do
       ;;
     --per-node) per_node=1 ;;
     --dry-run) dry_run=1 ;;
+    -h | --help) help ;;
     *) usage "unknown option $1" ;;
   esac
   shift
@@ -55,7 +62,7 @@ export XLA_PYTHON_CLIENT_MEM_FRACTION=\${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}
 code=0
 srun --kill-on-bad-exit=0 python -m noah_jax.train$(printf ' %q' "$@") || code=\$?
 echo "noah_jax.train ended with code \$code"
-if ((code == 75 || code > 128)) && (($starts > 0)); then
+if ((code == 75 || (code > 128 && code != 130))) && (($starts > 0)); then
   $(printf '%q ' "${again[@]}" -- "$@")
 fi
 exit \$code

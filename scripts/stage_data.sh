@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Copies a prepared dataset from gs:// to a local disk of every host of a Cloud TPU.
+# Copies a prepared dataset to a local disk of this machine or of every host of a Cloud TPU, from gs://
+# or from another folder that the machine sees.
 #
 #   scripts/stage_data.sh --from gs://bucket/tfds --set imagenet2012 --to /mnt/disks/data
 #       [--name my-pod --zone us-west4-a] [--dry-run]
@@ -11,8 +12,13 @@
 set -euo pipefail
 
 usage() {
-  echo "error: $1; see the first lines of $0" >&2
+  echo "error: $1; $0 --help tells more" >&2
   exit 2
+}
+
+help() { # the lines at the top of this file
+  sed -n '2,/^set /{/^#/s/^#\( \|$\)//p}' "$0"
+  exit 0
 }
 
 from='' to='' set='' name='' zone='' dry_run=0
@@ -24,20 +30,31 @@ while [[ $# -gt 0 ]]; do
       shift
       ;;
     --dry-run) dry_run=1 ;;
+    -h | --help) help ;;
     *) usage "unknown option $1" ;;
   esac
   shift
 done
-[[ $from == gs://* ]] || usage "--from, a folder of TFDS sets, must start with gs://, got '$from'"
+[[ $from == gs://* || $from == /* ]] ||
+  usage "--from, a folder of TFDS sets, must start with gs:// or /, got '$from'"
 [[ $to == /* ]] || usage "--to, a local folder, must start with /, got '$to'"
 [[ $set =~ ^[A-Za-z0-9_]+$ ]] || usage "--set, such as imagenet2012, must be a name, got '$set'"
 [[ -n $name && -n $zone || -z $name$zone ]] || usage "--name and --zone are needed together"
 
 # Runs on every host; $source and $target are quoted for the shell there.
 source=$(printf %q "${from%/}/$set") target=$(printf %q "${to%/}/$set")
+if [[ $from == gs://* ]]; then
+  measure="gcloud storage du --summarize $source"
+  transfer="gcloud storage rsync --recursive $source $target"
+else
+  measure="du --summarize --bytes $source"
+  # A file that an interrupted copy left is newer than its source, so the bytes are compared.
+  transfer="cd $source && find . -type f -exec sh -c \\
+  'cmp --silent \"\$1\" \"\$0/\$1\" || cp --parents \"\$1\" \"\$0\"' $target {} \\;"
+fi
 copy="set -e
 mkdir -p $target
-size=\$(gcloud storage du --summarize $source | awk '{print \$1}')
+size=\$($measure | awk '{print \$1}')
 here=\$(du --summarize --bytes $target | awk '{print \$1}')
 free=\$(df --block-size=1 --output=avail $target | tail -n 1)
 if [ -z \"\$size\" ] || [ \"\$size\" -eq 0 ]; then
@@ -47,14 +64,14 @@ if [ \$((size - here)) -gt \"\$free\" ]; then
   echo \"error: \$(hostname): $target has \$free bytes free, $source needs \$((size - here)) more\" >&2
   exit 1
 fi
-gcloud storage rsync --recursive $source $target
+$transfer
 echo \"\$(hostname): $target is complete, \$size bytes\""
 command=(bash -c "$copy")
 if [[ -n $name ]]; then
   command=(gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker all --command "$copy")
 fi
 if ((dry_run)); then
-  printf '%s\n' "${command[@]}"
+  if [[ -n $name ]]; then printf '%q ' "${command[@]}" && echo; else echo "$copy"; fi
 else
   "${command[@]}"
   echo "train with --config.data.dir=$to"

@@ -6,12 +6,18 @@
 #
 # The TPU must exist, with this repository under ~/noah_jax on every host, installed by
 # `pip install -e '.[tpu]'`. All hosts run the same command and find one another. If the code is 75
-# or above 128 (a crash) every host starts the command again, at most --starts times.
+# or above 128 (a crash, but not 130, which is Ctrl-C) every host starts the command again, at most
+# --starts times.
 set -euo pipefail
 
 usage() {
-  echo "error: $1; see the first lines of $0" >&2
+  echo "error: $1; $0 --help tells more" >&2
   exit 2
+}
+
+help() { # the lines at the top of this file
+  sed -n '2,/^set /{/^#/s/^#\( \|$\)//p}' "$0"
+  exit 0
 }
 
 name='' zone='' starts=20 dry_run=0
@@ -23,6 +29,7 @@ while [[ $# -gt 0 && $1 != -- ]]; do
       shift
       ;;
     --dry-run) dry_run=1 ;;
+    -h | --help) help ;;
     *) usage "unknown option $1" ;;
   esac
   shift
@@ -40,12 +47,12 @@ flags+=" --xla_tpu_data_parallel_opt_different_sized_ops=true"
 loop="export LIBTPU_INIT_ARGS=\"\${LIBTPU_INIT_ARGS-$flags}\"
 cd ~/noah_jax && for start in \$(seq 0 $starts); do
   code=0; python3 -m noah_jax.train$(printf ' %q' "$@") || code=\$?
-  [ \$code -eq 75 ] || [ \$code -gt 128 ] || exit \$code
+  [ \$code -eq 75 ] || { [ \$code -gt 128 ] && [ \$code -ne 130 ]; } || exit \$code
   echo \"start \$start ended with code \$code\"; sleep 30
 done; exit \$code"
 ssh=(gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker all --command "$loop")
 if ((dry_run)); then
-  printf '%s\n' "${ssh[@]}"
+  printf '%q ' "${ssh[@]}" && echo
 else
   "${ssh[@]}"
 fi

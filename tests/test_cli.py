@@ -18,13 +18,20 @@ def _config_parser() -> Parser:
 
 
 def test_keys_of_the_configuration_stand_among_flags():
-    words = "--config.seed=3 --workdir w --config sample.py:mixer --config.optim.weight_decay -1"
+    words = "--config.seed=3 --workdir w --config sample.py:mixer --config.optim.weight_decay 1"
     parsed = _config_parser().parse_args([*words.split(), "--noconfig.data.flip", "--profile"])
     assert parsed.workdir == "w" and parsed.profile
     assert parsed.config == "sample.py:mixer"
     config = load_config(parsed)
-    assert (config.seed, config.optim.weight_decay, config.data.flip) == (3, -1, False)
+    assert (config.seed, config.optim.weight_decay, config.data.flip) == (3, 1, False)
     assert config.model.name == "mixer_b16_224"
+
+
+def test_a_value_of_its_own_may_be_a_negative_number():
+    parsed = _config_parser().parse_args(["--config.optim.weight_decay", "-1", "--profile"])
+    assert parsed.overrides == ["--config.optim.weight_decay", "-1"] and parsed.profile
+    with pytest.raises(InputError, match=r"optim.weight_decay must be .* got -1"):
+        load_config(parsed, "quickstart.py")
 
 
 def test_several_configurations():
@@ -54,6 +61,8 @@ def test_configurations_that_do_not_fit(words, problem):
 def test_help_has_the_keys():
     text = _config_parser().format_help()
     assert "--config FILE[:VARIANT]" in text and "--config.KEY VALUE" in text
+    assert "  optim.learning_rate = 0.1\n" in text and "  init_from = None\n" in text
+    assert "optim.learning_rate" not in Parser("test").format_help()
 
 
 def _end(error: BaseException | None):

@@ -15,8 +15,18 @@ PACKAGE = ROOT / "noah_jax"
 MOST_LINES = 450
 
 GROUND = {
-    *("cli", "compilation", "config", "config_files", "config_flags", "console", "distributed"),
-    *("errors", "files", "lazy_imports", "recipes"),
+    *("cli", "compilation", "config", "config_files", "config_flags", "config_values"),
+    *(
+        "console",
+        "distributed",
+        "errors",
+        "files",
+        "interrupts",
+        "lazy_imports",
+        "paths",
+        "platforms",
+        "recipes",
+    ),
 }
 PROGRAMS = {
     *("convert", "evaluate", "predict", "explain", "export", "compare", "prepare"),

@@ -1,6 +1,7 @@
 """Tests the shell scripts as far as that needs no cluster."""
 
 import os
+import re
 import shutil
 import subprocess
 
@@ -51,7 +52,7 @@ def test_shellcheck_finds_nothing(path):
         (
             "stage_data.sh",
             [*STAGE, "--to", "/d", "--name", "p", "--zone", "z"],
-            ["--worker\nall", "mkdir -p /d/sample"],
+            ["--worker all", "mkdir -p /d/sample"],
         ),
     ],
 )
@@ -61,13 +62,14 @@ def test_dry_runs_show_valid_shell(script, arguments, words):
     assert ran.returncode == 0, ran.stderr
     for word in words:
         assert word in ran.stdout
-    if "--" in arguments:
-        assert r"/a\ folder" in ran.stdout
     shell = ran.stdout
     if "--worker" in shell:  # only the last argument of `gcloud ... --command` runs on the hosts
-        shell = shell.split("\n--command\n")[1]
-    if script != "stage_data.sh" or "--name" in arguments:
-        assert subprocess.run(["bash", "-n"], input=shell, text=True).returncode == 0
+        assert shell.count("\n") == 1
+        last = f'set -- {shell}printf "%s" "${{!#}}"'
+        shell = subprocess.run(["bash", "-c", last], capture_output=True, text=True).stdout
+        assert "\n" in shell
+    assert "--" not in arguments or r"/a\ folder" in shell
+    assert subprocess.run(["bash", "-n"], input=shell, text=True).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_dry_runs_show_valid_shell(script, arguments, words):
         ("slurm.sh", ["--gpus", "8"], "must follow after --"),
         ("tpu_pod.sh", TRAIN, "--name and --zone"),
         ("tpu_pod.sh", ["--what"], "unknown option --what"),
-        ("stage_data.sh", ["--from", "/x", "--set", "s", "--to", "/d"], "must start with gs://"),
+        ("stage_data.sh", ["--from", "x", "--set", "s", "--to", "/d"], "must start with gs:// or"),
         ("stage_data.sh", [*STAGE, "--to", "d"], "must start with /, got 'd'"),
         ("stage_data.sh", [*STAGE, "--to", "/d", "--name", "p"], "needed together"),
         ("stage_data.sh", ["--from", "gs://b", "--to", "/d"], "--set, such as imagenet2012"),
@@ -119,3 +121,34 @@ def test_staging_copies_a_dataset_that_fits(tmp_path):
     ran = _run("stage_data.sh", *stage, **environment)
     assert ran.returncode == 1 and "has 4 bytes free" in ran.stderr
     assert not (target / "sample" / "1.0.0").exists()
+
+
+def test_staging_copies_a_local_folder(tmp_path):
+    files = tmp_path / "from" / "sample" / "1.0.0"
+    files.mkdir(parents=True)
+    (files / "a file").write_bytes(b"12345")
+    stage = ["--from", str(tmp_path / "from"), "--set", "sample", "--to", str(tmp_path / "to")]
+    for _ in range(2):
+        ran = _run("stage_data.sh", *stage)
+        assert ran.returncode == 0, ran.stderr
+        copied = tmp_path / "to" / "sample" / "1.0.0" / "a file"
+        assert copied.read_bytes() == b"12345"
+        copied.write_bytes(b"12")  # as an interrupted copy leaves it
+    ran = _run("stage_data.sh", *stage, "--set", "other")
+    assert ran.returncode == 1 and "holds nothing" in ran.stderr
+
+
+@pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_the_head_of_the_file(script, flag):
+    ran = _run(script.name, flag)
+    assert ran.returncode == 0 and ran.stderr == ""
+    assert f"scripts/{script.name} --" in ran.stdout and "set -euo" not in ran.stdout
+    assert len(ran.stdout.splitlines()) > 5
+
+
+@pytest.mark.parametrize("script", ["slurm.sh", "tpu_pod.sh"])
+def test_ctrl_c_does_not_start_a_run_again(script):
+    arguments = {"slurm.sh": ["--gpus", "8"], "tpu_pod.sh": ["--name", "p", "--zone", "z"]}
+    ran = _run(script, *arguments[script], "--dry-run", *TRAIN)
+    assert ran.returncode == 0 and re.search(r"(!=|-ne) 130", ran.stdout)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from noah_jax.cli import Parser, as_typed, positive, run
 from noah_jax.errors import InputError, UsageError
+from noah_jax.paths import local_path
 
 DTYPES = ("float32", "bfloat16", "float16")
 _PROGRAM = "python -m noah_jax.benchmark"
@@ -35,6 +36,10 @@ class _Benchmark(NamedTuple):
     module: str
     summary: str
     add_options: Callable[[Parser], None]
+
+
+def _folder(text: str) -> pathlib.Path:
+    return pathlib.Path(local_path(text))
 
 
 def _names(text: str) -> list[str]:
@@ -74,7 +79,7 @@ def _eval_options(parser: Parser) -> None:
 
 def _input_options(parser: Parser) -> None:
     parser.add_argument(
-        "--folder", type=pathlib.Path, help="class folders; by default photographs made for this"
+        "--folder", type=_folder, help="class folders; by default photographs made for this"
     )
     parser.add_argument("--batch", type=positive, default=64, help="images a batch (%(default)s)")
     parser.add_argument("--rounds", type=positive, default=7, help="measurements (%(default)s)")

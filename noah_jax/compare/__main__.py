@@ -25,6 +25,7 @@ from noah_jax.cli import Parser, program
 from noah_jax.compare.variants import DEFAULT_CONFIGS, HEADS
 from noah_jax.console import fail
 from noah_jax.errors import UsageError
+from noah_jax.paths import local_path
 
 
 def _parser() -> Parser:
@@ -53,6 +54,7 @@ def _parser() -> Parser:
     add(
         "--workdir",
         metavar="DIR",
+        type=local_path,
         default="runs/compare",
         help="the folder for all results; by default runs/compare",
     )
@@ -65,7 +67,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{flag} repeats a value: {' '.join(map(str, values))}")
     from noah_jax.compare.program import compare
     from noah_jax.compare.summary import format_table
-    from noah_jax.train.watchdog import RESTARTABLE
+    from noah_jax.interrupts import INTERRUPTED, RESTARTABLE
 
     try:
         rows = compare(
@@ -76,8 +78,11 @@ def _compare(arguments: argparse.Namespace) -> int:
             arguments.overrides,
         )
     except subprocess.CalledProcessError as error:
-        fail(f"a training failed (exit code {error.returncode}); the same command continues it")
-        return RESTARTABLE if error.returncode == RESTARTABLE else 1
+        if error.returncode in (RESTARTABLE, INTERRUPTED):
+            fail("a training was stopped; the same command goes on from there")
+            return int(error.returncode)
+        killed = ", killed; the same command goes on from there" if error.returncode < 0 else ""
+        return fail(f"a training failed, see above (exit code {error.returncode}{killed})")
     print(format_table(rows, arguments.heads))
     print(f"written to {arguments.workdir}: compare.json, compare.md, curves.png", file=sys.stderr)
     return 0

@@ -15,6 +15,7 @@ from noah_jax.compare.variants import folder_name, overrides_for, variant_for
 from noah_jax.config_flags import parse_config
 from noah_jax.errors import UsageError
 from noah_jax.files import write_bytes, write_text
+from noah_jax.interrupts import stopping_in_order, undoing
 from noah_jax.runs.run_dir import check_config, read_results
 
 # Keys that may differ between the heads; all others must be equal.
@@ -127,7 +128,7 @@ def _run(training: Training, root: epath.Path, overrides: Sequence[str], progres
     if results is None:
         print(f"{progress} {folder}", file=sys.stderr, flush=True)
         command = train_command(training, os.fspath(folder), overrides)
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        _run_training(command)
         results = _read_run(folder, training.expected)
         assert results is not None  # the training ended well
     print(
@@ -141,6 +142,20 @@ def _run(training: Training, root: epath.Path, overrides: Sequence[str], progres
         "seed": training.seed,
         **results,
     }
+
+
+def _run_training(command: list[str]) -> None:
+    """Runs a training, which gets the first Ctrl-C or SIGTERM and so stops in order.
+
+    Raises:
+      subprocess.CalledProcessError: If it fails.
+    """
+    # In a process group of its own, or it would get Ctrl-C from the terminal and from here.
+    process = subprocess.Popen(command, stdout=sys.stderr, process_group=0)
+    with process, stopping_in_order(process.send_signal), undoing(process.kill):
+        code = process.wait()
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def train_command(training: Training, workdir: str, overrides: Sequence[str]) -> list[str]:

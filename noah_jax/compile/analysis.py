@@ -220,6 +220,10 @@ def smaller_batch(config: ConfigDict, target: Target, unfit: Report) -> Report |
 
 def _build(config: ConfigDict, devices: list[jax.Device]) -> TrainSetup:
     absent = imagenet.absent_imagenet() if config.dataset == imagenet.NAME else None
+    # The evaluation is not compiled, so its batch need not fit the machine.
+    config = copy.deepcopy(config)
+    if config.eval_batch_size is not None:
+        config.eval_batch_size = len(devices)
     return build(config, mesh=distributed.make_mesh(devices), sources=absent)
 
 

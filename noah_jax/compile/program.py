@@ -13,7 +13,7 @@ from noah_jax.compile import report_text
 from noah_jax.compile.analysis import compile_for, smaller_batch
 from noah_jax.config_files import config_folder
 from noah_jax.console import say, working
-from noah_jax.errors import NoahError, UsageError
+from noah_jax.errors import NoahError, UsageError, did_you_mean
 
 Form = Literal["json", "table", "text"]
 
@@ -69,14 +69,18 @@ def all_variants(pattern: str) -> list[str]:
     Raises:
       UsageError: If none fits.
     """
-    names = []
+    names, every = [], set()
     for path in sorted(config_folder().glob("*.py")):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None, path
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         variants = [p + b for p in ("", "noah_") for b in getattr(module, "BACKBONES", ())]
+        every.update(variants)
         names += [f"{path}:{variant}" for variant in fnmatch.filter(variants, pattern)]
     if not names:
-        raise UsageError(f"no variant of the files in configs/ is called {pattern}")
+        raise UsageError(
+            f"no variant of the packaged configurations is called {pattern}"
+            f"{did_you_mean(pattern, every)}"
+        )
     return names

@@ -36,6 +36,7 @@ from typing import Any
 
 from noah_jax.cli import Parser, program
 from noah_jax.errors import UsageError
+from noah_jax.paths import local_path
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -55,9 +56,15 @@ def _parser() -> Parser:
     add(
         "source",
         metavar="SRC",
+        type=local_path,
         help="a PyTorch file; a name with --released; a folder with --to-torch",
     )
-    add("destination", metavar="DST", help="a new folder; a new file with --to-torch")
+    add(
+        "destination",
+        metavar="DST",
+        type=local_path,
+        help="a new folder; a new file with --to-torch",
+    )
     for flag, meaning in (
         ("--to-torch", "convert to PyTorch"),
         ("--released", "SRC is the name of a released checkpoint"),
@@ -78,7 +85,7 @@ def _parser() -> Parser:
         " interpolation; several may follow",
     )
     downloads = "folder for the downloads of --released; by default ~/.cache/noah_jax/released"
-    add("--cache", metavar="DIR", help=downloads)
+    add("--cache", metavar="DIR", type=local_path, help=downloads)
     return parser
 
 

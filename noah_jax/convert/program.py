@@ -14,7 +14,7 @@ from noah_jax.console import say, working
 from noah_jax.data.preprocessing import ARCHITECTURE, SETTINGS
 from noah_jax.errors import InputError
 from noah_jax.files import whole
-from noah_jax.inference.loading import describe_weights, load_model
+from noah_jax.inference.loading import describe_weights, load_model, read_description
 from noah_jax.models.published import published
 from noah_jax.pytorch.load import LoadedModel, load_torch
 from noah_jax.pytorch.released import fetch, sha256
@@ -141,7 +141,7 @@ def convert_to_torch(source: str, destination: str, *, overwrite: bool = False) 
         raise InputError(f"{source} is a file; --to-torch takes the folder of a model")
     with working(f"loading {source}"):
         model, params, stats = load_model(source)
-    metadata = json.loads((epath.Path(source) / MODEL_FILE).read_text())
+    metadata = read_description(epath.Path(source))
     counters = metadata.get("source", {}).get(COUNTER, 0)
     state_dict = make_state_dict(model, params, stats, counters=counters)
     with working(f"writing {destination}"), whole(target) as path:

@@ -10,6 +10,8 @@ from etils import epath
 
 from noah_jax.data.source import ImageFiles
 from noah_jax.errors import InputError
+from noah_jax.files import read_text
+from noah_jax.paths import expand_home
 
 _HEADER = ["image", "labels"]
 
@@ -52,10 +54,8 @@ class CsvSource(ImageFiles):
 def _read_rows(file: epath.Path) -> list[tuple[str, list[str]]]:
     """Returns path and labels of each image, labels with their `-`."""
     try:
-        rows = list(csv.reader(io.StringIO(file.read_text())))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.reader(io.StringIO(read_text(file, any_bytes=True), newline="")))
+    except csv.Error as error:
         raise InputError(f"{file} is not a CSV file: {error}") from error
     if not rows or [cell.strip() for cell in rows[0]] != _HEADER:
         raise InputError(
@@ -70,7 +70,7 @@ def _read_rows(file: epath.Path) -> list[tuple[str, list[str]]]:
                 f" {len(row)} column(s)"
             )
         labels = [label.strip() for label in row[1].split(";") if label.strip()]
-        images.append((os.fspath(file.parent / row[0].strip()), labels))
+        images.append((os.fspath(file.parent / expand_home(row[0].strip())), labels))
     if not images:
         raise InputError(f"{file} lists no images")
     return images

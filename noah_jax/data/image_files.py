@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 
 from noah_jax.data.folder_walk import LeftOut, walk_images
-from noah_jax.data.source import IMAGE_SUFFIXES
-from noah_jax.errors import CorruptImageError, InputError
+from noah_jax.data.source import IMAGE_SUFFIXES, read_bytes
+from noah_jax.errors import InputError, MissingError, near_matches, shown
 
 
 class FileSource:
@@ -37,12 +37,7 @@ class FileSource:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        try:
-            with open(self._paths[index], "rb") as file:
-                return file.read(), self._labels[index]
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise CorruptImageError(self._paths[index], reason) from error
+        return read_bytes(self._paths[index]), self._labels[index]
 
     def describe(self, index: int) -> str:
         return self._paths[index]
@@ -57,8 +52,12 @@ def find_images(paths: Sequence[str]) -> list[str]:
     A warning says what is left out of a folder, see `noah_jax.data.folder_walk`.
 
     Raises:
+      MissingError: If there is nothing at any of the paths; one that is wrong among others counts
+        as a corrupt image.
       InputError: If a folder holds no image, or a linked folder leads back to one above it.
     """
+    if paths and not any(map(os.path.lexists, paths)):
+        raise MissingError(f"{shown(paths[0])}: no such file or folder{_near(paths[0])}")
     found = []
     for path in paths:
         if not os.path.isdir(path):
@@ -71,3 +70,12 @@ def find_images(paths: Sequence[str]) -> list[str]:
             raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
         found += below
     return found
+
+
+def _near(path: str) -> str:
+    """Returns a question to append to an error, if a file beside it has a similar name."""
+    folder, name = os.path.split(path)
+    if not os.path.isdir(folder or "."):
+        return f"; there is no folder {shown(folder)}"
+    near = near_matches(name, os.listdir(folder or "."))
+    return f"; did you mean {shown(os.path.join(folder, near[0]))}?" if near else ""

@@ -21,6 +21,7 @@ from noah_jax.data.folders import FolderSource
 from noah_jax.data.prepare import Encode, Split, describe_images, folder_split, shard_parts
 from noah_jax.data.source import AbsentSource
 from noah_jax.errors import InputError
+from noah_jax.paths import expand_home
 
 NAME = "imagenet2012"
 _TABLES = "datasets/imagenet2012"
@@ -108,7 +109,7 @@ def plan_imagenet_folders(
       InputError: If the folders do not fit, or the classes or sizes are not ImageNet's.
     """
     info, encode = _describe(metadata)
-    root = epath.Path(path).expanduser()
+    root = epath.Path(expand_home(path))
     val = "val" if (root / "val").is_dir() else "validation"
     splits = []
     for folder, name, count in (

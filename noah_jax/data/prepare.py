@@ -32,6 +32,7 @@ from noah_jax.data.folders import FolderSource
 from noah_jax.data.source import SAMPLE
 from noah_jax.errors import InputError, NoahError, WriteError
 from noah_jax.files import is_remote, whole, write_text
+from noah_jax.paths import expand_home
 
 IMAGES_PER_SHARD = 1250  # 140 MB of ImageNet's images; ImageNet has 1025 such shards
 _PLAN = ".plan.json"
@@ -118,7 +119,7 @@ def plan_folders(path: str, name: str) -> tuple[tfds.core.DatasetInfo, list[Spli
         raise InputError(
             f"{name!r} is no name for a dataset; use lower case and _, such as my_images"
         )
-    root = epath.Path(path).expanduser()
+    root = epath.Path(expand_home(path))
     if not (root / "train").is_dir():
         raise InputError(f"{path} has no folder train/, with CLASS/image files in it")
     sources = {"train": FolderSource(root / "train")}
@@ -175,7 +176,7 @@ def prepare(info: tfds.core.DatasetInfo, splits: Sequence[Split], data_dir: str)
         raise InputError(
             f"{data_dir} is no local folder; prepare locally, then copy the dataset there"
         )
-    target = pathlib.Path(data_dir).expanduser() / info.full_name
+    target = pathlib.Path(expand_home(data_dir)) / info.full_name
     if target.exists():
         _check_prepared(target, splits)
         print(f"{target} is prepared already", flush=True)

@@ -12,7 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from noah_jax.errors import InputError, ReadError, UnlabelledImageError, one_line
+from noah_jax.errors import (
+    InputError,
+    UnlabelledImageError,
+    UnreadableImageError,
+    one_line,
+)
 from noah_jax.files import is_remote
 
 SAMPLE = "fashion_mnist_sample"  # the dataset that is part of this package
@@ -126,7 +131,7 @@ def read_bytes(path: str) -> bytes:
     """Reads a whole file, local or `gs://`.
 
     Raises:
-      ReadError: If the file cannot be read.
+      UnreadableImageError: If the file cannot be read; it counts as a corrupt image.
     """
     try:
         if is_remote(path):
@@ -134,5 +139,4 @@ def read_bytes(path: str) -> bytes:
         with open(path, "rb") as file:  # takes half the time of epath
             return file.read()
     except OSError as error:
-        reason = error.strerror or one_line(error, 200)
-        raise ReadError(f"the image {path} cannot be read: {reason}") from error
+        raise UnreadableImageError(path, error.strerror or one_line(error, 200)) from error

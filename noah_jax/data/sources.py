@@ -20,6 +20,7 @@ from noah_jax.data.split import (
     without_training_images,
 )
 from noah_jax.errors import InputError
+from noah_jax.paths import expand_home
 
 _FOLDER = "folder:"
 _CSV = "csv:"
@@ -182,7 +183,7 @@ def _find_tfds(name: str, data_dir: str | None) -> _Dataset:
 
 
 def _existing(folder: str) -> epath.Path:
-    root = epath.Path(folder).expanduser()
+    root = epath.Path(expand_home(folder))
     if not root.is_dir():
         raise InputError(f"data folder {folder} does not exist")
     return root

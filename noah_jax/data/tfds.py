@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from noah_jax.data.source import SAMPLE, Source, check_label
 from noah_jax.errors import InputError, one_line
+from noah_jax.paths import expand_home
 
 _SAMPLE_DIR = os.path.join(os.path.dirname(__file__), "sample")
 # VOC's labels without the objects that its authors call difficult.
@@ -105,6 +106,7 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """
     if name == SAMPLE:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=_SAMPLE_DIR)
+    data_dir = None if data_dir is None else expand_home(data_dir)
     where = data_dir or tfds.core.constants.DATA_DIR
     try:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)

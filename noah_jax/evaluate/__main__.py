@@ -31,12 +31,20 @@ from noah_jax.inference.flags import (
     add_preprocessing,
     preprocessing_settings,
 )
+from noah_jax.paths import local_path
 
 
 def _parser() -> Parser:
     parser = Parser("python -m noah_jax.evaluate", __doc__)
     add = parser.add_argument
-    add("--checkpoint", metavar="PATH", nargs="+", required=True, help="the models to evaluate")
+    add(
+        "--checkpoint",
+        metavar="PATH",
+        nargs="+",
+        type=local_path,
+        required=True,
+        help="the models to evaluate",
+    )
     add_ema(parser)
     add(
         "--dataset",
@@ -44,7 +52,7 @@ def _parser() -> Parser:
         help="a TFDS dataset; a folder PATH/val/CLASS/IMAGE or PATH/CLASS/IMAGE; or PATH/val.csv,"
         " for several labels an image. By default the dataset that the checkpoint was trained on",
     )
-    add("--data-dir", metavar="DIR", help="where TFDS keeps its prepared datasets")
+    add("--data-dir", metavar="DIR", type=local_path, help="where TFDS keeps its prepared datasets")
     add(
         "--split",
         help="the split to evaluate; by default the first that exists of validation, val and test",
@@ -52,6 +60,7 @@ def _parser() -> Parser:
     add(
         "--labels",
         metavar="FILE",
+        type=local_path,
         help="CSV lines `file,label` (a class index or the name of a class) that replace the"
         " dataset's own labels; images that it does not name are left out. Where classes are called"
         " by numbers, name:1, index:1 or the header file,name or file,index says which is meant",
@@ -59,6 +68,7 @@ def _parser() -> Parser:
     add(
         "--real-labels",
         metavar="FILE",
+        type=local_path,
         help="the JSON file of ImageNet-ReaL: a list of the correct labels for each image, in the"
         " order of the file names; adds the top-1 over the images that have any",
     )
@@ -67,6 +77,7 @@ def _parser() -> Parser:
     add(
         "--report",
         metavar="DIR",
+        type=local_path,
         help="write the accuracy of each class and the confusion matrix to DIR: report.json,"
         " classes.csv, confusion.csv and confusion.png. With several labels an image, the average"
         " precision of each class and no confusion matrix. Several checkpoints get a folder each",

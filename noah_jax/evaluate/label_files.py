@@ -1,15 +1,16 @@
 """Reads labels that replace or complement a dataset's own: CSV tables and ImageNet-ReaL's JSON."""
 
 import csv
+import io
 import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 from noah_jax.data.image_files import FileSource
 from noah_jax.data.source import Source
 from noah_jax.data.sources import data_folder
-from noah_jax.errors import InputError, ReadError
+from noah_jax.errors import InputError, ReadError, did_you_mean
+from noah_jax.files import read_text
 from noah_jax.inference.class_words import explain_ambiguity, is_number, read_word
 
 # The first cell of a header line, which is optional.
@@ -113,10 +114,8 @@ def read_real_labels(source: Source, path: str | None, num_classes: int) -> list
     if path is None:
         return None
     try:
-        lists = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReadError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+        lists = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         raise ReadError(f"{path} is not JSON: {error}") from error
     if not isinstance(lists, list) or not all(_are_labels(x, num_classes) for x in lists):
         raise InputError(
@@ -182,6 +181,7 @@ def _class_indices(
         if not reading.names and reading.class_index is None:
             raise InputError(
                 f"{where} is neither a number below {len(class_names)} nor the name of a class"
+                f"{did_you_mean(label, class_names)}"
             )
         if reading.differ and all_names == all_indices:
             words = explain_ambiguity(label, reading, class_names)
@@ -197,9 +197,6 @@ def _class_indices(
 
 def _read_rows(path: str) -> list[list[str]]:
     try:
-        with open(path, newline="", encoding="utf-8") as lines:
-            return list(csv.reader(lines))
-    except OSError as error:
-        raise ReadError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, csv.Error) as error:
+        return list(csv.reader(io.StringIO(read_text(path, any_bytes=True), newline="")))
+    except csv.Error as error:
         raise ReadError(f"{path} is not a CSV file: {error}") from error

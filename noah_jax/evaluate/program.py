@@ -12,6 +12,7 @@ from noah_jax.compilation import DEFAULT_CACHE, enable_compilation_cache
 from noah_jax.console import say, working
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
+from noah_jax.errors import InputError, NoahError, one_line
 from noah_jax.evaluate.dataset import DatasetChoice, open_dataset
 from noah_jax.evaluate.evaluation import evaluate, make_inference
 from noah_jax.evaluate.label_files import read_real_labels
@@ -56,7 +57,8 @@ def evaluate_all(
         `noah_jax.data.preprocessing.check_setting`.
 
     Raises:
-      NoahError: If something does not fit a checkpoint, before its row is printed.
+      NoahError: If something does not fit a checkpoint, before its row is printed. Of a folder
+        of several, the others are evaluated first.
     """
     paths = find_checkpoints(checkpoints)
     enable_compilation_cache(DEFAULT_CACHE)
@@ -64,11 +66,20 @@ def evaluate_all(
     width = max(map(len, [*(path.name for path in paths), "checkpoint"]))
     header = ""
     told = None
+    left_out = 0
     for path in paths:
-        with working(f"loading {path.name}"):
-            trained = load_trained(*path, ema=ema, settings=settings)
-        with working("opening the data"):
-            source = open_dataset(choice, trained)
+        try:
+            with working(f"loading {path.name}"):
+                trained = load_trained(*path, ema=ema, settings=settings)
+            with working("opening the data"):
+                source = open_dataset(choice, trained)
+        except NoahError as error:
+            if len(paths) == len(checkpoints):
+                raise
+            # A folder of several may hold some that need other options.
+            console.warn(f"{path.name} is left out: {one_line(error)}")
+            left_out += 1
+            continue
         num_classes = trained.model.num_classes
         real = read_real_labels(source, choice.real_labels, num_classes)
         if trained.preprocessing != told:
@@ -113,6 +124,8 @@ def evaluate_all(
             if len(paths) > 1:
                 folder /= re.sub(r"[^\w.-]+", "_", path.name).strip("_")
             write_report(folder, row, results, trained.display_names())
+    if left_out:
+        raise InputError(f"{left_out} of {len(paths)} checkpoints are left out, see above")
 
 
 def _inference(programs: dict[str, Inference], trained: TrainedModel, batch_size: int) -> Inference:

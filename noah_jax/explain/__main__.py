@@ -25,6 +25,7 @@ from noah_jax.inference.flags import (
     add_preprocessing,
     preprocessing_settings,
 )
+from noah_jax.paths import local_path
 
 
 def _parser() -> Parser:
@@ -34,6 +35,7 @@ def _parser() -> Parser:
         "--checkpoint",
         dest="checkpoints",
         metavar="PATH",
+        type=local_path,
         action="append",
         required=True,
         help="a run's or converted folder, RUN/checkpoints/STEP, or a PyTorch file; give it twice"
@@ -44,6 +46,7 @@ def _parser() -> Parser:
         "--image",
         dest="images",
         metavar="FILE",
+        type=local_path,
         nargs="+",
         required=True,
         help="images, or folders of images",
@@ -61,12 +64,14 @@ def _parser() -> Parser:
     add(
         "--output",
         metavar="DIR",
+        type=local_path,
         default="explanation",
         help="the folder for the results; by default `explanation`",
     )
     add(
         "--overview",
         metavar="FILE.png",
+        type=local_path,
         help="also write one picture of all images (at most 20) and their classes, with the blocks"
         " of the head merged",
     )

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from noah_jax.errors import UsageError
+from noah_jax.errors import UsageError, near_matches
 from noah_jax.inference.class_words import explain_ambiguity, is_number, read_word
+
+_MAX_LISTED = 3
 
 _TOP = re.compile(r"top(\d+)")
 
@@ -62,9 +64,14 @@ def parse_choice(
     if is_number(word.removeprefix("index:")):
         raise UsageError(f"--classes {word}: the classes are 0 to {len(display_names) - 1}")
     wanted = word.casefold()
-    similar = [name for name in display_names if wanted in name.casefold()][:3]
-    hint = f"; did you mean {', '.join(similar)}?" if similar else ""
-    raise UsageError(f"--classes: no class is called {word!r}{hint}")
+    similar = [name for name in display_names if wanted in name.casefold()]
+    similar = similar or near_matches(word, display_names, _MAX_LISTED)
+    if similar:
+        hint = f"did you mean {', '.join(similar[:_MAX_LISTED])}?"
+    else:
+        more = ", ..." if len(display_names) > _MAX_LISTED else ""
+        hint = f"there are {', '.join(display_names[:_MAX_LISTED])}{more} and their indices"
+    raise UsageError(f"--classes: no class is called {word!r}; {hint}")
 
 
 def chosen_classes(choices: Sequence[ClassChoice], logits: np.ndarray) -> list[int]:

@@ -12,7 +12,7 @@ from noah_jax import console
 from noah_jax.compilation import DEFAULT_CACHE, enable_compilation_cache
 from noah_jax.console import working
 from noah_jax.data.image_files import FileSource, find_images
-from noah_jax.errors import CorruptImageError, InputError, UsageError
+from noah_jax.errors import CorruptImageError, InputError, UsageError, shown
 from noah_jax.explain.class_choice import ClassChoice, chosen_classes, parse_choice
 from noah_jax.explain.explanation import Explainer, Explanation
 from noah_jax.explain.overlay import common_scale, draw_maps, encode_png
@@ -161,7 +161,9 @@ def _write_page(
                 write_bytes(folder / name, encode_png(draw_maps(explanation, own, scale)))
                 count += 1
     page = render_page(
-        [image.path for image in explained], models, [image.by_model for image in explained]
+        [shown(image.path) for image in explained],
+        [shown(model) for model in models],
+        [image.by_model for image in explained],
     )
     write_text(folder / "index.html", page)
     return count
@@ -179,4 +181,4 @@ def _write_overview(path: epath.Path, explained: Sequence[ExplainedImage]) -> No
 
 
 def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
+    return os.path.splitext(os.path.basename(shown(path)))[0]

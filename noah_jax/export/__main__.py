@@ -30,13 +30,16 @@ from noah_jax.inference.flags import (
     add_preprocessing,
     preprocessing_settings,
 )
+from noah_jax.paths import local_path
 
 
 def _parser() -> Parser:
     parser = Parser("python -m noah_jax.export", __doc__)
     add_checkpoint(parser)
     add_preprocessing(parser)
-    parser.add_argument("--output", metavar="DIR", required=True, help="a new or empty folder")
+    parser.add_argument(
+        "--output", metavar="DIR", type=local_path, required=True, help="a new or empty folder"
+    )
     return parser
 
 

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from noah_jax.cli import Parser, positive
+from noah_jax.paths import local_path
 
 _SETTINGS = ("mean", "std", "resize", "crop", "interpolation")
 
@@ -13,6 +14,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         metavar="PATH",
+        type=local_path,
         required=True,
         help="a run's or converted folder, RUN/checkpoints/STEP, or a PyTorch file",
     )
@@ -66,6 +68,7 @@ def add_class_names(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class-names",
         metavar="FILE",
+        type=local_path,
         help="a text file with the name of one class a line, in the order of the labels",
     )
 

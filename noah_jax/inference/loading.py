@@ -1,6 +1,5 @@
 """Loads trained models from run folders, converted folders and PyTorch files."""
 
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,12 +10,14 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from noah_jax.data.preprocessing import Preprocessing
-from noah_jax.errors import MissingError, ReadError
+from noah_jax.errors import MissingError, ReadError, near_matches
+from noah_jax.files import read_text
 from noah_jax.inference.description import describe_model, read_pretrained_cfg
 from noah_jax.models import create_model
 from noah_jax.models.base import Model, Tree
 from noah_jax.models.create import NOAH_ARGUMENTS
 from noah_jax.models.finite import check_finite
+from noah_jax.paths import expand_home
 from noah_jax.pytorch.load import LoadedModel, load_torch
 from noah_jax.runs.checkpoints import restore_model
 from noah_jax.runs.run_dir import CHECKPOINTS, MODEL_FILE, read_config
@@ -40,6 +41,9 @@ class Loaded(NamedTuple):
     stats: Tree
     metadata: dict[str, Any]
     config: dict[str, Any]
+
+
+_MAX_LISTED = 5
 
 
 def load_model(path: str, *, ema: bool = False) -> tuple[Model, Tree, Tree]:
@@ -112,6 +116,7 @@ def load_with_step(
       FileNotFoundError, ValueError, CheckpointError: See `load_model`. A `CheckpointError` also if
         there is no checkpoint of that step, a `ValueError` also if a setting does not fit.
     """
+    path = expand_home(path)
     folder = epath.Path(path)
     if folder.is_file():
         loaded = load_torch(path, ema=ema)
@@ -172,9 +177,9 @@ def read_description(folder: epath.Path) -> dict[str, Any]:
     """
     path = folder / MODEL_FILE
     try:
-        description = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ReadError(f"{path} cannot be read: {error}") from error
+        description = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ReadError(f"{path} cannot be read: it is not JSON ({error})") from error
     if not isinstance(description, dict) or not {"name", "arguments"} <= description.keys():
         raise ReadError(f"{path} does not describe a model by its name and arguments")
     return description
@@ -186,7 +191,7 @@ def _described(
     """Returns the model of a folder, what describes it and the configuration of its training."""
     if not (folder / MODEL_FILE).exists():
         raise MissingError(
-            f"{folder} holds no {MODEL_FILE}, so no trained model{_similar_folder(folder)}"
+            f"{folder} holds no {MODEL_FILE}, so no trained model{_what_is_there(folder)}"
         )
     description = read_description(folder)
     config = read_config(folder) or {}
@@ -208,10 +213,14 @@ def _own_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {k: x for k, x in arguments.items() if not (linear and k in NOAH_ARGUMENTS)}
 
 
-def _similar_folder(folder: epath.Path) -> str:
-    """Returns a question to append to an error, if a model's folder nearby has a similar name."""
+def _what_is_there(folder: epath.Path) -> str:
+    """Says what a folder without a model holds, or which model's folder has a name like it."""
+    if folder.is_dir():
+        names = sorted(path.name for path in folder.iterdir())
+        more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+        return f"; it holds {', '.join(names[:_MAX_LISTED]) or 'nothing'}{more}"
     if not folder.parent.is_dir():
-        return ""
-    names = [path.name for path in folder.parent.iterdir() if (path / MODEL_FILE).exists()]
-    close = difflib.get_close_matches(folder.name, names, n=1)
-    return f"; did you mean {folder.parent / close[0]}?" if close else ""
+        return f"; there is no folder {folder.parent}"
+    models = [path.name for path in folder.parent.iterdir() if (path / MODEL_FILE).exists()]
+    near = near_matches(folder.name, models)
+    return f"; did you mean {folder.parent / near[0]}?" if near else "; there is no such folder"

@@ -12,10 +12,12 @@ from etils import epath
 from noah_jax import console
 from noah_jax.data.preprocessing import ARCHITECTURE, Preprocessing
 from noah_jax.data.split import FolderSplit, read_split
-from noah_jax.errors import InputError, ReadError
+from noah_jax.errors import InputError
+from noah_jax.files import read_text
 from noah_jax.inference.description import imagenet_classes
 from noah_jax.inference.loading import load_with_step
 from noah_jax.models.base import Model, Tree
+from noah_jax.paths import expand_home
 from noah_jax.runs.checkpoints import saved_steps
 from noah_jax.runs.run_dir import CHECKPOINTS, MODEL_FILE
 from noah_jax.tasks.multi_label import LOSSES
@@ -117,11 +119,7 @@ class TrainedModel:
         return [table.get(name, name) for name in self.class_names]
 
     def _names_in(self, path: str) -> list[str]:
-        try:
-            with open(path, encoding="utf-8") as lines:
-                names = [line.strip() for line in lines if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ReadError(f"the class names in {path} cannot be read: {error}") from error
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         if len(names) != self.model.num_classes:
             raise InputError(
                 f"{path} has {len(names)} names, {self.path} has {self.model.num_classes} classes"
@@ -157,7 +155,7 @@ def find_checkpoints(paths: Sequence[str]) -> list[CheckpointPath]:
     Raises:
       ValueError: If a folder of checkpoints holds none.
     """
-    return [checkpoint for path in paths for checkpoint in _expand(epath.Path(path))]
+    return [checkpoint for path in paths for checkpoint in _expand(epath.Path(expand_home(path)))]
 
 
 def _expand(path: epath.Path) -> Iterator[CheckpointPath]:

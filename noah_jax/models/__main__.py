@@ -14,7 +14,7 @@ import sys
 
 from noah_jax.cli import Parser, program
 from noah_jax.console import say, working
-from noah_jax.errors import UsageError
+from noah_jax.errors import UsageError, did_you_mean
 
 
 def _parser() -> Parser:
@@ -29,7 +29,8 @@ def _print(given: argparse.Namespace) -> int:
 
     names = list_models(given.pattern)
     if not names:
-        raise UsageError(f"no model matches {given.pattern!r}; there are {len(list_models())}")
+        near = did_you_mean(given.pattern, list_models())
+        raise UsageError(f"no model matches {given.pattern!r} of {len(list_models())}{near}")
     say(HEADER)
     with working("counting", len(names), "models") as work:
         for name in names:

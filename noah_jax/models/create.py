@@ -1,6 +1,5 @@
 """Creates a model by its name."""
 
-import difflib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, near_matches
 from noah_jax.heads.registry import check_head
 from noah_jax.heads.spec import HeadSpec
 from noah_jax.models.backbone import Backbone, BackboneSettings
@@ -204,7 +203,7 @@ def _check_arguments(name: str, architecture: Architecture, given: dict[str, Any
     own = _own_arguments(architecture) - common
     for key in given:
         if key not in own:
-            nearest = difflib.get_close_matches(key, sorted(own | common), n=1)
+            nearest = near_matches(key, sorted(own | common))
             hint = f"did you mean {nearest[0]!r}? " if nearest else ""
             raise InputError(
                 f"{name} takes no argument {key!r}; {hint}"

@@ -4,10 +4,9 @@ Each architecture has two names, a bare one (`resnet50`: linear head) and one wi
 `noah_` (`noah_resnet50`: the NOAH head with the published N and r).
 """
 
-import difflib
 import fnmatch
 
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, near_matches
 from noah_jax.models import (
     deit,
     mlp,
@@ -69,6 +68,6 @@ def get_family(name: str) -> Family:
     for family in FAMILIES.values():
         if name.removeprefix(NOAH_PREFIX) in family.architectures:
             return family
-    nearest = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
+    nearest = near_matches(name, list_models(), 3)
     hint = f"did you mean {', '.join(nearest)}?" if nearest else "see noah_jax.list_models()"
     raise InputError(f"unknown model {name!r}; {hint}")

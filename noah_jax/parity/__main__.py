@@ -33,14 +33,15 @@ import sys
 
 from noah_jax.cli import Parser, program
 from noah_jax.errors import UsageError
+from noah_jax.paths import local_path
 
 
 def _parser() -> Parser:
     parser = Parser("python -m noah_jax.parity", __doc__)
     add = parser.add_argument
-    add("--checkpoint", metavar="SRC", help="the folder or PyTorch file to check")
-    add("--reference", metavar="NPZ", help="PyTorch's logits for the checkpoint")
-    add("--golden", metavar="DIR", help="the folder of golden vectors")
+    add("--checkpoint", metavar="SRC", type=local_path, help="the folder or PyTorch file to check")
+    add("--reference", metavar="NPZ", type=local_path, help="PyTorch's logits for the checkpoint")
+    add("--golden", metavar="DIR", type=local_path, help="the folder of golden vectors")
     add(
         "--models",
         metavar="PATTERN",

@@ -26,12 +26,19 @@ from noah_jax.inference.flags import (
     add_preprocessing,
     preprocessing_settings,
 )
+from noah_jax.paths import local_path
 
 
 def _parser() -> Parser:
     parser = Parser("python -m noah_jax.predict", __doc__)
     add = parser.add_argument
-    add("paths", metavar="PATH", nargs="+", help="images, folders, or - for paths on stdin")
+    add(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        type=local_path,
+        help="images, folders, or - for paths on stdin",
+    )
     add_checkpoint(parser)
     add(
         "--top",

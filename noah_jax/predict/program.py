@@ -14,9 +14,10 @@ from noah_jax.console import say, working
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.image_files import FileSource, find_images
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, shown
 from noah_jax.inference.runner import Inference
 from noah_jax.inference.trained import TrainedModel, load_one
+from noah_jax.paths import expand_home
 
 _WIDEST = 60  # characters of a path up to which the columns stay aligned
 
@@ -122,7 +123,7 @@ def predict_all(
     trained.say_preprocessing()
     enable_compilation_cache(DEFAULT_CACHE)
     corrupt_images = CorruptImages("replace", tell=console.warn)
-    width = min(_WIDEST, max(map(len, files)))
+    width = min(_WIDEST, max(len(shown(file)) for file in files))
     results = predict(
         trained,
         files,
@@ -144,11 +145,11 @@ def predict_all(
 def _expand(paths: Sequence[str]) -> Iterator[str]:
     for path in paths:
         if path == "-":
-            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+            yield from (expand_home(line.rstrip("\n")) for line in sys.stdin if line.strip())
         else:
             yield path
 
 
 def _row(result: dict[str, Any], width: int) -> str:
     cells = [f"{100 * x['probability']:5.1f}% {x['name']}" for x in result["classes"]]
-    return f"{result['file']:{width}}  " + "  ".join(cells)
+    return f"{shown(result['file']):{width}}  " + "  ".join(cells)

@@ -23,22 +23,33 @@ import sys
 
 from noah_jax.cli import Parser, program
 from noah_jax.errors import UsageError
+from noah_jax.paths import local_path
 
 
 def _parser() -> Parser:
     parser = Parser("python -m noah_jax.prepare", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--tar", nargs=2, metavar=("TRAIN_TAR", "VAL_TAR"), help="ImageNet's two tar files"
+        "--tar",
+        nargs=2,
+        type=local_path,
+        metavar=("TRAIN_TAR", "VAL_TAR"),
+        help="ImageNet's two tar files",
     )
-    source.add_argument("--folder", metavar="PATH", help="a folder with class folders")
     source.add_argument(
-        "--from-tfrecord", metavar="DIR", help="a dataset that TFDS prepared in TFRecord format"
+        "--folder", metavar="PATH", type=local_path, help="a folder with class folders"
+    )
+    source.add_argument(
+        "--from-tfrecord",
+        metavar="DIR",
+        type=local_path,
+        help="a dataset that TFDS prepared in TFRecord format",
     )
     parser.add_argument("--name", help="with --folder: the dataset's name; by default imagenet2012")
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
+        type=local_path,
         help="the folder for datasets; by default TFDS's own, ~/tensorflow_datasets",
     )
     return parser
@@ -49,13 +60,14 @@ def _prepare(parsed: argparse.Namespace) -> int:
         raise UsageError("--name goes with --folder; --help tells more")
     from noah_jax.prepare.program import prepare_dataset
 
-    return prepare_dataset(
+    prepare_dataset(
         tar=parsed.tar,
         folder=parsed.folder,
         from_tfrecord=parsed.from_tfrecord,
         name=parsed.name,
         data_dir=parsed.data_dir,
     )
+    return 0
 
 
 main = program(_prepare, _parser)

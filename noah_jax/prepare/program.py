@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
-from noah_jax.console import fail, working
+from noah_jax.console import working
 from noah_jax.data.imagenet import NAME, imagenet_metadata, plan_imagenet_folders, plan_tars
 from noah_jax.data.prepare import plan_folders, prepare
 from noah_jax.data.tfrecord import plan_conversion
+from noah_jax.interrupts import advising
 
 
 def prepare_dataset(
@@ -17,7 +18,7 @@ def prepare_dataset(
     from_tfrecord: str | None = None,
     name: str | None = None,
     data_dir: str | None = None,
-) -> int:
+) -> None:
     """Prepares a dataset from exactly one of `tar`, `folder` and `from_tfrecord`.
 
     Args:
@@ -27,14 +28,11 @@ def prepare_dataset(
       name: Name of the dataset made of `folder`; by default imagenet2012.
       data_dir: The folder for datasets; by default TFDS's own.
 
-    Returns:
-      The exit code: 0, or 1 after Ctrl-C.
-
     Raises:
       InputError: If the data do not fit, or something else is in the dataset's place.
       WriteError: If the disk is full or cannot be written.
     """
-    try:
+    with advising("the same command goes on from here"):
         with working("listing the images"):
             if tar is not None:
                 train_tar, val_tar = tar
@@ -48,6 +46,3 @@ def prepare_dataset(
             else:
                 info, splits = plan_folders(folder, name)
         prepare(info, splits, data_dir or str(tfds.core.constants.DATA_DIR))
-    except KeyboardInterrupt:
-        return fail("stopped; the same command goes on from here")
-    return 0

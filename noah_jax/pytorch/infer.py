@@ -13,14 +13,13 @@ Which arguments `create_model` gets is decided in one place, `_create`.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from noah_jax.errors import ConversionError
+from noah_jax.errors import ConversionError, near_matches
 from noah_jax.models import (
     FAMILIES,
     architectures,
@@ -33,6 +32,7 @@ from noah_jax.models.family import Family, Positions
 from noah_jax.models.registry import NOAH_PREFIX
 from noah_jax.models.shapes import Shapes
 from noah_jax.pytorch.dimensions import attention_heads, nearest
+from noah_jax.pytorch.foreign import foreign_kind
 from noah_jax.pytorch.head import (
     HEAD_ARGUMENTS,
     HeadKind,
@@ -104,8 +104,38 @@ def find_model(
       InputError: If `name` is not registered, or an argument does not exist or fit.
     """
     given = dict(arguments or {})
+    if kind := foreign_kind(state_dict):
+        raise ConversionError(kind)
+    state_dict, prefix = _without_prefix(state_dict)
     if name is not None:
-        return _named_model(state_dict, name, given)
+        found = _named_model(state_dict, name, given)
+    else:
+        found = _fitting_model(state_dict, hint, given)
+    if not prefix:
+        return found
+    return dataclasses.replace(
+        found, notes=(f"{prefix} in front of all keys is left out", *found.notes)
+    )
+
+
+def _without_prefix(state_dict: StateDict) -> tuple[dict[str, np.ndarray], str]:
+    """Takes the names off that all keys start with, unless they are a family's own.
+
+    Returns:
+      The state dict, and the prefix that it had, such as `net.backbone.`.
+    """
+    stripped, prefix = dict(state_dict), ""
+    while not _families(stripped):
+        first = {key.partition(".")[0] for key in stripped}
+        if len(first) != 1 or not all("." in key for key in stripped):
+            return dict(state_dict), ""
+        prefix += f"{first.pop()}."
+        stripped = {key.partition(".")[2]: value for key, value in stripped.items()}
+    return stripped, prefix
+
+
+def _fitting_model(state_dict: StateDict, hint: str | None, given: Mapping[str, Any]) -> ModelMatch:
+    """Finds the model whose shapes are the state dict's; see `find_model`."""
     misfits = []
     for family in _families(state_dict):
         candidate = _nearest_candidate(rename(state_dict, family), family, hint, given)
@@ -123,7 +153,7 @@ def find_model(
     listed = [f"{model} ({problem}; {n} problem(s))" for n, model, problem in sorted(misfits)[:3]]
     raise ConversionError(
         f"no registered model fits the shapes; nearest: {'; '.join(listed)};"
-        " --model NAME lists every problem with one"
+        " --model NAME says more about one"
     )
 
 
@@ -304,7 +334,7 @@ def _notes(
             " (--model NAME chooses)"
         )
     if hint and not is_hinted:
-        similar = difflib.get_close_matches(hint, list_models(), n=1, cutoff=0.9)
+        similar = near_matches(hint, list_models(), cutoff=0.9)
         registered = "" if similar and similar[0] == hint else ", which is not a registered name"
         relation = "nearest to" if sizes else "those of"
         yield f"it is called {hint!r}{registered}, but its shapes are {relation} {best}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
+from noah_jax.errors import ConversionError, InputError
 from noah_jax.models import get_family
 from noah_jax.models.base import Model, Tree
 from noah_jax.models.finite import check_finite
@@ -57,7 +58,8 @@ def load_torch(
 
     Raises:
       ReadError: If the file cannot be read or has no such weights, or they are not finite.
-      ConversionError: If no model fits; the message names every missing, extra and misshapen key.
+      ConversionError: If the weights do not fit `name`, or no model; the message counts the
+        missing, extra and misshapen keys, and names the model that fits.
       InputError: If `name` is not registered, or an argument does not exist or fit.
     """
     weights = load_weights(path, ema=ema)
@@ -66,7 +68,23 @@ def load_torch(
     params, stats = match.model.abstract()
     table = get_family(match.model.name).table
     check_finite(match.state_dict, os.fspath(path))
-    tree = to_jax(match.state_dict, table, {"params": params, "stats": stats})
+    try:
+        tree = to_jax(match.state_dict, table, {"params": params, "stats": stats})
+    except ConversionError as error:
+        fitting = _fitting_name(weights, hint) if name is not None else None
+        if fitting is None:
+            raise
+        raise ConversionError(f"{error}; {fitting} fits: --model {fitting}, or none") from error
     # A float64 value may be too large for float32.
     check_finite(flatten_dict(tree, sep="/"), os.fspath(path))
-    return LoadedModel(match.model, tree["params"], tree.get("stats", {}), weights, match.notes)
+    wrapped = (f"{weights.prefix} in front of all keys is left out",) if weights.prefix else ()
+    notes = (*wrapped, *match.notes)
+    return LoadedModel(match.model, tree["params"], tree.get("stats", {}), weights, notes)
+
+
+def _fitting_name(weights: Weights, hint: str | None) -> str | None:
+    """Returns the name of the model that fits the weights, if there is one."""
+    try:
+        return find_model(weights.state_dict, hint=hint).model.name
+    except InputError:
+        return None

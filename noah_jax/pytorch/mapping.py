@@ -13,6 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from noah_jax.errors import ConversionError
 from noah_jax.models.conversion import Row
 
+_MAX_LISTED = 5
+
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -68,7 +70,7 @@ def to_jax(
 
     Raises:
       ConversionError: If a key is missing, extra, misshapen or not floating-point; the message
-        lists all such keys.
+        counts such keys and lists the first of them.
     """
     rows = list(table)
     remaining = dict(state_dict)
@@ -94,9 +96,11 @@ def to_jax(
         out[path] = np.asarray(converted, np.float32)
     problems += [f"extra key {key}" for key in remaining]
     if problems:
+        more = f"; and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
         raise ConversionError(
             f"the state dict does not fit the model, {len(problems)} problem(s): "
-            + "; ".join(problems)
+            + "; ".join(problems[:_MAX_LISTED])
+            + more
         )
     return unflatten_dict(out, sep="/")
 

@@ -5,7 +5,6 @@
 """
 
 import contextlib
-import difflib
 import fcntl
 import hashlib
 import json
@@ -17,10 +16,18 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from noah_jax.console import say
-from noah_jax.errors import InputError, MissingPackageError, ReadError, WriteError, one_line
+from noah_jax.errors import (
+    InputError,
+    MissingPackageError,
+    ReadError,
+    WriteError,
+    near_matches,
+    one_line,
+)
 from noah_jax.files import write_text
 from noah_jax.models import list_models
 from noah_jax.models.published import published
+from noah_jax.paths import expand_home
 from noah_jax.pytorch.files.archive import Archive, map_file
 
 # Address of a file with Google Drive's `{id}`; the environment variable names a mirror.
@@ -36,7 +43,7 @@ _TIMEOUT = 60  # seconds without a byte, after which a connection counts as brok
 def default_cache() -> pathlib.Path:
     """Returns the folder for downloads, by the XDG base directory specification."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(base).expanduser() / "noah_jax" / "released"
+    return pathlib.Path(expand_home(base)) / "noah_jax" / "released"
 
 
 def fetch(name: str, *, cache: str | os.PathLike | None = None, url: str | None = None) -> str:
@@ -59,7 +66,7 @@ def fetch(name: str, *, cache: str | os.PathLike | None = None, url: str | None 
     """
     file_id = _google_drive_id(name)
     url = (url or os.environ.get(URL_VARIABLE) or URL).replace("{id}", file_id)
-    folder = default_cache() if cache is None else pathlib.Path(cache).expanduser()
+    folder = default_cache() if cache is None else pathlib.Path(expand_home(os.fspath(cache)))
     path = folder / f"{name}.pth"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +101,7 @@ def _google_drive_id(name: str) -> str:
         if name in list_models()
         else "no registered model has this name"
     )
-    similar = difflib.get_close_matches(name, releases, n=3) or sorted(releases)[:3]
+    similar = near_matches(name, releases, 3) or sorted(releases)[:3]
     raise InputError(
         f"--released {name}: {reason}; among the {len(releases)} released checkpoints, the nearest"
         f" are {', '.join(similar)}"

@@ -8,6 +8,8 @@ knows of models: a state is a tree of arrays.
 
 import concurrent.futures
 import contextlib
+import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,9 +25,11 @@ from orbax.checkpoint import checkpoint_managers
 from noah_jax import distributed
 from noah_jax.compilation import QUICK_COMPILE
 from noah_jax.console import say
-from noah_jax.errors import CheckpointError, one_line
+from noah_jax.errors import CheckpointError, WriteError, machine_error, one_line
 from noah_jax.files import is_remote
+from noah_jax.runs.background_errors import hush_background_errors
 
+_REMOVALS, _REMOVAL_SECONDS = 5, 0.2
 _MODEL_KEYS = ("params", "stats")
 _FACTORS = (0x9E3779B1, 0x85EBCA77)  # Odd constants of the xxHash family.
 _CHUNK = 2**15  # Values summed at a time, so that they and their weights fit a core's cache.
@@ -42,6 +46,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | epath.Path, *, keep: int = 3) -> None:
+        hush_background_errors()
         self._directory = _absolute(directory)
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -58,18 +63,21 @@ class Checkpoints:
         """Starts to save a state; when it returns, the state's memory may be reused.
 
         Raises:
-          Exception: The error of an earlier save, which ran in the background.
+          WriteError: If it, or an earlier one in the background, cannot be written.
+          Exception: Another error of an earlier save.
         """
-        self._manager.check_for_errors()
+        with self._explaining():
+            self._manager.check_for_errors()
         sums = jax.device_get(self._checksums(state))
         sums = {path: [int(value) for value in values] for path, values in sums.items()}
         tree = serialization.to_state_dict(state)
         items = {name: ocp.args.StandardSave(part) for name, part in _parts(tree).items()}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(**items, **{_CHECKSUMS: ocp.args.JsonSave(sums)}),
-            force=True,
-        )
+        with self._explaining():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(**items, **{_CHECKSUMS: ocp.args.JsonSave(sums)}),
+                force=True,
+            )
 
     def restore(self, abstract: dict[str, Any]) -> dict[str, Any] | None:
         """Restores the newest state that verifies; returns `None` if nothing was ever saved.
@@ -109,11 +117,35 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until everything is saved; raises the error of a save that failed."""
-        self._manager.wait_until_finished()
+        with self._explaining():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits until everything is saved and releases the threads."""
-        self._manager.close()
+        with self._explaining():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Turns what the machine refuses into one line, and removes what is half-written."""
+        try:
+            yield
+        except Exception as error:
+            explained = machine_error(error)
+            if explained is None:
+                raise
+            if not is_remote(self._directory) and jax.process_index() == 0:
+                self._remove_unfinished()
+            raise WriteError(
+                f"no checkpoint can be saved in {self._directory}: {explained}"
+            ) from error
+
+    def _remove_unfinished(self) -> None:
+        # Orbax does not wait for its other threads, which may still make files there.
+        for _ in range(_REMOVALS):
+            time.sleep(_REMOVAL_SECONDS)
+            for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
 
     def _restore_step(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         parts = _parts(serialization.to_state_dict(abstract))
@@ -146,6 +178,7 @@ def save_model(directory: str | epath.Path, tree: dict[str, Any]) -> None:
       directory: A new local or `gs://` folder of checkpoints.
       tree: `{"params": ..., "stats": ...}` of NumPy or JAX arrays; views of any layout will do.
     """
+    hush_background_errors()
     step = epath.Path(directory) / "0"
     # Compressing weights saves hardly any space and holds another copy of them in memory. Orbax
     # copies NumPy arrays to guard against later changes, which nobody makes here.

@@ -11,10 +11,13 @@ from etils import epath
 from noah_jax.console import say
 from noah_jax.errors import InputError, one_line
 from noah_jax.files import is_remote, recover
+from noah_jax.paths import expand_home
 from noah_jax.runs.run_dir import CHECKPOINTS, CONFIG_FILE, MODEL_FILE
 
 
-def free_destination(destination: str, *, folder: bool, overwrite: bool = False) -> epath.Path:
+def free_destination(
+    destination: str, *, folder: bool, overwrite: bool | None = None
+) -> epath.Path:
     """Returns the path of a destination if nothing of value would be replaced there.
 
     Also puts back what a process was replacing there when it was killed.
@@ -22,14 +25,15 @@ def free_destination(destination: str, *, folder: bool, overwrite: bool = False)
     Args:
       destination: Path of the file or folder to write, local or remote.
       folder: Whether it is to be a folder. An empty folder may be there already.
-      overwrite: Whether a local file may be replaced, or a local folder that the converter wrote.
+      overwrite: Whether a local file may be replaced, or a local folder that the converter wrote;
+        `None` for a program that never replaces anything.
 
     Raises:
       InputError: In one line, if something is in the way or nothing can be written there.
     """
     if is_remote(destination):
         return _free_remote(destination, folder=folder, overwrite=overwrite)
-    path = pathlib.Path(destination).resolve()
+    path = pathlib.Path(expand_home(destination)).resolve()
     if not path.parent.is_dir():
         raise InputError(
             f"{path.parent} is not a folder; make it first or choose another destination"
@@ -39,10 +43,8 @@ def free_destination(destination: str, *, folder: bool, overwrite: bool = False)
     if not path.exists() or (folder and path.is_dir() and not any(path.iterdir())):
         return epath.Path(path)
     if not overwrite:
-        raise InputError(
-            f"{destination} exists already; choose another destination, remove it or give"
-            " --overwrite"
-        )
+        way = "or remove it" if overwrite is None else "remove it or give --overwrite"
+        raise InputError(f"{destination} exists already; choose another destination, {way}")
     problem = _not_replaceable(path, folder=folder)
     if problem is not None:
         raise InputError(
@@ -52,7 +54,7 @@ def free_destination(destination: str, *, folder: bool, overwrite: bool = False)
     return epath.Path(path)
 
 
-def _free_remote(destination: str, *, folder: bool, overwrite: bool) -> epath.Path:
+def _free_remote(destination: str, *, folder: bool, overwrite: bool | None) -> epath.Path:
     try:
         path = epath.Path(destination)
         taken = any(path.iterdir()) if folder and path.is_dir() else path.exists()

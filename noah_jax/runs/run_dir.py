@@ -21,7 +21,7 @@ from noah_jax.config import (
     rename_old_keys,
 )
 from noah_jax.errors import InputError
-from noah_jax.files import make_folder, write_text
+from noah_jax.files import make_folder, read_text, write_text
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.json"
@@ -49,7 +49,7 @@ def read_config(workdir: epath.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(read_text(path))
     except ValueError as error:
         raise InputError(f"{path} cannot be read ({error}); choose another --workdir") from error
     flat, old = rename_old_keys(flatten_dict(config, keep_empty_nodes=True, sep="."))
@@ -101,7 +101,7 @@ def check_config(workdir: epath.Path, config: Mapping[str, Any]) -> None:
 def read_results(workdir: epath.Path) -> dict[str, Any] | None:
     """Returns the results of a finished run, or `None` if it is not finished."""
     path = workdir / RESULTS_FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(read_text(path)) if path.exists() else None
 
 
 def write_results(workdir: epath.Path, results: Mapping[str, Any]) -> None:

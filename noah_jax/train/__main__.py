@@ -22,13 +22,20 @@ import argparse
 import sys
 
 from noah_jax.cli import Parser, program
+from noah_jax.paths import local_path
 
 
 def _parser() -> Parser:
     parser = Parser("python -m noah_jax.train", __doc__)
     parser.add_config(required=True)
     add = parser.add_argument
-    add("--workdir", metavar="DIR", required=True, help="the run's folder, local or gs://")
+    add(
+        "--workdir",
+        metavar="DIR",
+        type=local_path,
+        required=True,
+        help="the run's folder, local or gs://",
+    )
     add(
         "--coordinator",
         metavar="HOST:PORT",

@@ -17,6 +17,7 @@ from noah_jax.config import HOST_KEYS, flat_config
 from noah_jax.console import say, working
 from noah_jax.data.split import SPLIT_FILE, read_split, split_text
 from noah_jax.files import is_remote, write_text
+from noah_jax.paths import expand_home
 from noah_jax.runs.checkpoints import Checkpoints, saved_steps
 from noah_jax.runs.data_file import check_data
 from noah_jax.runs.run_dir import (
@@ -77,7 +78,7 @@ def train(
       Stopped: After SIGTERM or SIGINT, once the state is saved.
     """
     started = time.time()
-    directory = epath.Path(workdir)
+    directory = epath.Path(expand_home(workdir))
 
     # ---- Check everything before anything is written.
     if leaves_open(config):

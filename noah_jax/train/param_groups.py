@@ -6,7 +6,6 @@ A path is the keys of the parameter joined by "/", such as "layer1/0/conv1/kerne
 """
 
 import dataclasses
-import difflib
 import math
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, near_matches
 
 _MAX_SUGGESTED = 3
 
@@ -97,7 +96,7 @@ def _matching(key: str, pattern: Any, paths: list[str]) -> list[str]:
     except re.error as error:
         raise InputError(f"{key}: {pattern!r} is no regular expression: {error}") from error
     if not matching:
-        close = difflib.get_close_matches(pattern.strip("^$"), paths, n=_MAX_SUGGESTED, cutoff=0)
+        close = near_matches(pattern.strip("^$"), paths, _MAX_SUGGESTED, cutoff=0)
         raise InputError(f"{key}: {pattern!r} matches no parameter; near are {', '.join(close)}")
     return matching
 

@@ -70,16 +70,3 @@ def make_plan(
         eval_every=section["eval_every"] or whole_epoch,
         checkpoint_every=section["checkpoint_every"] or whole_epoch,
     )
-
-
-def check_intervals(section: Mapping[str, Any]) -> None:
-    """Raises an InputError, before any data is opened, if an interval or a count is less than one.
-
-    Args:
-      section: See `noah_jax.config.plan_section`.
-    """
-    for key in ("log_every", "eval_every", "checkpoint_every"):
-        if section[key] is not None and section[key] < 1:
-            raise InputError(f"{key} must be at least 1 step, got {section[key]}")
-    if section["keep_checkpoints"] < 1:
-        raise InputError(f"keep_checkpoints must be at least 1, got {section['keep_checkpoints']}")

@@ -14,6 +14,7 @@ from noah_jax.cli import as_typed, load_config
 from noah_jax.console import say
 from noah_jax.errors import JoinError, NoahError
 from noah_jax.inference.loading import read_description
+from noah_jax.interrupts import advising
 from noah_jax.runs.run_dir import CHECKPOINTS, RESULTS_FILE
 from noah_jax.train.examples import EXAMPLES
 from noah_jax.train.loop import train
@@ -37,9 +38,12 @@ def run_training(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     try:
         distributed.start(arguments.coordinator, arguments.num_processes, arguments.process_id)
-        with Watchdog(
-            config.watchdog_seconds, orderly=(Stopped,), expected=(NoahError,)
-        ) as watchdog:
+        with (
+            advising("the same command goes on from the last saved step, if there is one"),
+            Watchdog(
+                config.watchdog_seconds, orderly=(Stopped,), expected=(NoahError,)
+            ) as watchdog,
+        ):
             results = train(
                 config, arguments.workdir, alive=watchdog.progress, profile=arguments.profile
             )

@@ -21,6 +21,7 @@ from noah_jax.config import (
     scaled,
     task_section,
 )
+from noah_jax.config_values import check_values
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.preprocessing import Preprocessing, of_run
@@ -28,7 +29,6 @@ from noah_jax.data.record import record_data
 from noah_jax.data.setup import make_sampler, make_transforms, open_data
 from noah_jax.data.source import Source
 from noah_jax.data.split import FolderPart, FolderSplit
-from noah_jax.errors import InputError
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
 from noah_jax.tasks.task import Task, make_task
@@ -40,7 +40,7 @@ from noah_jax.train.input_pipeline import InputPipeline
 from noah_jax.train.mixing import Mixing, make_augment
 from noah_jax.train.optimizer import make_optimizer
 from noah_jax.train.param_groups import ParamGroups, find_param_groups
-from noah_jax.train.plan import Plan, check_intervals, make_plan
+from noah_jax.train.plan import Plan, make_plan
 from noah_jax.train.schedules import make_schedule
 from noah_jax.train.state import StateMaker
 
@@ -132,8 +132,8 @@ def build(
     """
     # ---- What can be checked before any data is opened.
     refuse_old_keys(config)
+    check_values(config)
     config = settle_model(config)
-    check_intervals(plan_section(config))
     check_initial_weights(initial_weights_section(config))
     mesh = mesh or distributed.make_mesh()
     if config.batch_size is not None:
@@ -144,7 +144,6 @@ def build(
     settled = settle_by_size(
         config, num_images=len(train_source) * config.data.repeats, num_devices=mesh.size
     )
-    _check_ema_decay(settled.ema_decay)
     config = scaled(settled)
     accumulate = config.optim.accumulate
     eval_batch_size = config.eval_batch_size or config.batch_size // max(accumulate, 1)
@@ -251,10 +250,3 @@ def build(
         keep_head=config.data.allow_change,
         preprocessing=preprocessing,
     )
-
-
-def _check_ema_decay(ema_decay: float | None) -> None:
-    if ema_decay is not None and not 0 < ema_decay < 1:
-        raise InputError(
-            f"ema_decay must be between 0 and 1, such as 0.9999, or None; got {ema_decay}"
-        )

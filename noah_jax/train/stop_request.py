@@ -1,12 +1,14 @@
 """Stops a run in an orderly way on SIGTERM and SIGINT."""
 
+import contextlib
+import os
 import signal
-import threading
-from types import FrameType
 
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
 from noah_jax import distributed
+from noah_jax.console import complain_at_once
+from noah_jax.interrupts import listening, stopping_in_order
 
 
 class Stopped(Exception):
@@ -14,16 +16,15 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Listens to SIGTERM and SIGINT while the context is open.
+    """Asks for a stop at the first SIGTERM or SIGINT while the context is open.
 
     A single process stops after the current step. With several, JAX's preemption service picks a
     step that no process has passed, without a collective.
     """
 
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
     def __init__(self) -> None:
         self._requested = False
+        self._context = contextlib.ExitStack()
         self._alone = distributed.client() is None
 
     def due(self, step: int) -> bool:
@@ -31,19 +32,20 @@ class StopRequest:
         return self._requested if self._alone else reached_preemption_sync_point(step)
 
     def __enter__(self) -> "StopRequest":
-        # Only the main thread may handle signals. With several processes the preemption service
-        # handles SIGTERM itself.
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            numbers = self._SIGNALS if self._alone else (signal.SIGINT,)
-            self._before = {s: signal.signal(s, self._request) for s in numbers}
+        self._context.enter_context(listening())  # for `train` called from Python
+        self._context.enter_context(stopping_in_order(self._request))
         return self
 
     def __exit__(self, *unused: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._context.close()
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
+    def _request(self, number: signal.Signals) -> None:
         self._requested = True
-        if not self._alone:
-            signal.raise_signal(signal.SIGTERM)
+        if distributed.process_index() == 0:
+            with contextlib.suppress(OSError):
+                complain_at_once(
+                    "stopping after this step, which is saved; a second Ctrl-C stops at once"
+                )
+        if not self._alone and number != signal.SIGTERM:
+            # The preemption service handles SIGTERM itself, in place of any handler of Python's.
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -19,9 +19,8 @@ import traceback
 from typing import Any, NoReturn
 
 from noah_jax import distributed
-from noah_jax.errors import InputError, one_line
-
-RESTARTABLE = 75  # EX_TEMPFAIL: the same command goes on from the last saved step.
+from noah_jax.errors import InputError, NoahError, machine_error, one_line
+from noah_jax.interrupts import RESTARTABLE, undoing
 
 _SILENCE_SECONDS = 60.0  # A live peer publishes every few seconds.
 _MAX_INTERVAL_SECONDS = 5.0
@@ -70,6 +69,7 @@ class Watchdog:
         self._step = 0
         self._since: float | None = None
         self._heard: dict[int, tuple[str, float]] = {}  # What each process said last, and when.
+        self._context = contextlib.ExitStack()
         self._closed = threading.Event()
         self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -80,9 +80,11 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self._thread.start()
+        self._context.enter_context(undoing(self._interrupted))
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._context.close()
         if error is not None and self._store is not None and not isinstance(error, self._orderly):
             self._fail(error)
         self._closed.set()
@@ -143,15 +145,32 @@ class Watchdog:
 
     def _fail(self, error: BaseException) -> None:
         """Ends this process because of an exception, which a lost peer may have caused."""
-        if "NOAH_TRACEBACK" in os.environ or not isinstance(error, self._expected):
+        error = machine_error(error) or error
+        lost = _LOST.search(f"{type(error).__name__} {error}")
+        expected = lost or isinstance(error, (*self._expected, NoahError))
+        if "NOAH_TRACEBACK" in os.environ or not expected:
             with _ignoring_a_full_disk():
                 traceback.print_exception(error)
-        if _LOST.search(f"{type(error).__name__} {error}"):
+        if lost:
             # If the peer exited on its own it has published its reason and exit code; give that
             # message time to arrive.
             time.sleep(2 * self._interval)
             self._end(f"another process is gone: {one_line(error, 500)}")
         self._end(one_line(error, 500), code=1)
+
+    def _tell(self, why: str, code: int) -> None:
+        """Tells the others why this process ends."""
+        if self._store is None:
+            return
+        end = json.dumps({"who": distributed.process_name(), "why": why, "code": code})
+        with contextlib.suppress(Exception):  # Process 0 may be gone.
+            self._store.key_value_set(f"{_ENDS}{distributed.process_index()}", end)
+
+    def _interrupted(self) -> None:
+        """Tells the others that a signal ends this process."""
+        self._tell("it was stopped", RESTARTABLE)
+        if self._store is not None and distributed.process_index() == 0:
+            time.sleep(2 * self._interval)
 
     def _end(
         self, why: str, code: int = RESTARTABLE, *, stacks: bool = False, tell: bool = True
@@ -164,13 +183,10 @@ class Watchdog:
             print("error:", f"{who}: {why}" if who else why, file=sys.stderr, flush=True)
             if stacks:
                 faulthandler.dump_traceback(file=sys.stderr)
-        if self._store is not None:
-            if tell:
-                end = json.dumps({"who": who, "why": why, "code": code})
-                with contextlib.suppress(Exception):  # Process 0 may be gone.
-                    self._store.key_value_set(f"{_ENDS}{distributed.process_index()}", end)
-            if distributed.process_index() == 0:
-                time.sleep(2 * self._interval)  # The store ends with this process.
+        if tell:
+            self._tell(why, code)
+        if self._store is not None and distributed.process_index() == 0:
+            time.sleep(2 * self._interval)  # The store ends with this process.
         with _ignoring_a_full_disk():
             sys.stdout.flush()
         os._exit(code)  # JAX's own exit would wait for the others.

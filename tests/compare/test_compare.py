@@ -146,10 +146,10 @@ def test_mistakes(arguments, message, monkeypatch, capsys):
 
 
 def test_a_failed_training_is_told(tmp_path, monkeypatch, capsys):
-    def fail(command, **unused):
+    def fail(command):
         assert command[:3] == [sys.executable, "-m", "noah_jax.train"]
         raise subprocess.CalledProcessError(75, command)
 
-    monkeypatch.setattr(subprocess, "run", fail)
+    monkeypatch.setattr("noah_jax.compare.program._run_training", fail)
     assert main(["--config", QUICKSTART, "--workdir", str(tmp_path)]) == 75
-    assert "exit code 75); the same command continues it" in capsys.readouterr().err
+    assert "a training was stopped; the same command goes on from there" in capsys.readouterr().err

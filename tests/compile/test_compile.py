@@ -210,7 +210,7 @@ def test_another_error_of_the_compiler_is_no_lack_of_memory():
         (["--topology=h100:8"], "h100:8 needs XLA's compiler for GPUs: pip install"),
         (["--topology=h100:9"], "hosts have 8 H100 each"),
         (["--topology=cpu:8", "--config.batchsize=3"], "no key batchsize; did you mean batch_size"),
-        (["--topology=cpu:8", "--all", "--models=vgg*"], "no variant of the files in configs/"),
+        (["--topology=cpu:8", "--all", "--models=vgg*"], "no variant of the packaged"),
     ],
 )
 def test_mistakes_are_one_line(words, expected, monkeypatch, capsys):

@@ -334,7 +334,7 @@ FILL = (124, 116, 104)  # ImageNet's mean, of 255
     ("key", "value", "message"),
     [
         ("interpolation", "random", "needs data.eval_interpolation"),
-        ("rand_augment.magnitude", 11.0, "magnitude must be in 0..10, got 11"),
+        ("rand_augment.magnitude", 11.0, "magnitude must be .* at most 10, got 11"),
         (
             "on_corrupt_image",
             "ignore",

@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -48,6 +49,21 @@ def test_it_is_the_training_own_evaluation(tiny_run, capsys):
         for key in ("top1", "top5"):
             assert row[key] == pytest.approx(results[prefix + key], abs=1e-9)
         assert row["loss"] == pytest.approx(results[prefix + "loss"], rel=1e-5)
+
+
+def test_a_folder_of_several_says_what_is_left_out(tiny_run, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    shutil.copytree(tiny_run, runs / "a")
+    (runs / "a" / "config.json").unlink()  # as converted weights
+    (runs / "b").symlink_to(tiny_run)
+    assert main(["--checkpoint", str(runs)]) == 1
+    said = capsys.readouterr()
+    assert f"{runs}/b" in said.out and f"{runs}/a " not in said.out
+    assert f"warning: {runs}/a is left out: " in said.err and "--dataset is needed" in said.err
+    assert "error: 1 of 2 checkpoints are left out, see above" in said.err
+    (runs / "c").mkdir()
+    assert main(["--checkpoint", str(runs / "c")]) == 1
+    assert f"{runs}/c holds no model.json" in capsys.readouterr().err
 
 
 def test_checkpoints_in_one_table(tiny_run, capsys):

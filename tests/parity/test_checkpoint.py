@@ -3,6 +3,8 @@
 import gzip
 import importlib.util
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -107,3 +109,39 @@ def test_the_helper_for_pytorch(tmp_path):
     assert model.training and model[1].weight.dtype == torch.float32
     with pytest.raises(ValueError, match="expected"):
         script.dump(torch.nn.Flatten(0), tmp_path / "ref.npz", image_size=8)
+
+
+MODELS = """
+class Net:  # as a torch.nn.Module, as far as this is looked at
+    def eval(self): return self
+    def to(self, dtype): return lambda images: (images, images)
+    def cpu(self): return self
+def make_net(): return Net()
+def make_sized(size): return Net()
+def make_nothing(): return None
+not_callable = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("nets:make_nat", "nets has no function make_nat; did you mean make_net?"),
+        ("nets:not_callable", "nets has no function not_callable"),
+        ("nots:make_net", "there is no module nots here"),
+        ("nets:make_sized", "nets:make_sized needs size; name one without"),
+        ("nets:make_nothing", "returns a NoneType, expected a torch.nn.Module"),
+        ("nets", "expected MODULE:FUNCTION, got 'nets'"),
+    ],
+)
+def test_a_wrong_function_is_one_line(model, said, tmp_path):
+    (tmp_path / "nets.py").write_text(MODELS)
+    ran = subprocess.run(
+        [sys.executable, str(SCRIPT), model, "ref.npz"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    last = ran.stderr.splitlines()[-1]
+    assert ran.returncode in (1, 2) and said in last and "Traceback" not in ran.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".npz"] == []

@@ -58,7 +58,7 @@ def test_corrupt_images_are_named_and_skipped(tiny_run, images, tmp_path, capsys
     assert main([*paths, "--checkpoint", tiny_run, "--json"]) == 1
     out = capsys.readouterr()
     assert [json.loads(line)["file"] for line in out.out.splitlines()] == [paths[0], paths[3]]
-    assert str(corrupt) in out.err and f"{missing} cannot be decoded: No such file" in out.err
+    assert str(corrupt) in out.err and f"{missing} cannot be read: No such file" in out.err
     assert out.err.splitlines()[-1] == "warning: 2 of 4 images could not be read, see above"
 
 
@@ -78,6 +78,15 @@ def test_one_line_for_what_does_not_fit(tiny_run, images, tmp_path, capsys):
         ([images, "--checkpoint", str(tmp_path / "none")], "holds no model.json"),
         ([images, "--checkpoint", f"{tiny_run}/checkpoints"], "name one of them"),
         ([str(tmp_path), "--checkpoint", tiny_run], "holds no images"),
+        (
+            [f"{images}/ent", "--checkpoint", "none"],
+            f"or folder; did you mean {images}/ant?",
+        ),
+        (
+            ["/none/a", "--checkpoint", "none"],
+            "/none/a: no such file or folder; there is no",
+        ),
+        ([images, "--checkpoint", images], "no trained model; it holds ant, bee, cat"),
     ):
         assert main(arguments) == 1
         said = capsys.readouterr().err

@@ -136,6 +136,52 @@ def test_what_no_model_fits():
         find_model(state, name="resnet19")
 
 
+@pytest.mark.parametrize("prefix", ["backbone.", "net.", "a.b.c."])
+@pytest.mark.parametrize("name", ["noah_resnet18", "mixer_s16_224"])
+def test_names_in_front_of_all_keys_are_left_out_and_said(prefix, name):
+    state = files.shape_only_state(create_model(name, width=8, num_classes=7))
+    found = find_model({prefix + key: value for key, value in state.items()})
+    assert found.model.name == find_model(state).model.name
+    assert found.state_dict.keys() == state.keys()
+    assert found.notes[0] == f"{prefix} in front of all keys is left out"
+    named = {f"x.{key}": value for key, value in files.golden_state("resnet18").items()}
+    assert find_model(named, name="resnet18").model.name == "resnet18"
+
+
+FOREIGN = {
+    "a distilled DeiT": ("dist_token", "head_dist.weight", "blocks.0.attn.qkv.weight"),
+    "a DeiT-3": ("blocks.0.gamma_1", "blocks.0.attn.qkv.weight"),
+    "with layer scale": ("blocks.0.ls1.gamma", "blocks.0.attn.qkv.weight"),
+    "a PVT v2": ("patch_embed1.proj.weight", "block1.0.mlp.dwconv.dwconv.weight"),
+    "PVT v1, pvt_huge_v2 too": ("stages.0.blocks.0.mlp.dwconv.weight",),
+    "timm's MobileNetV3": (
+        *("conv_stem.weight", "conv_head.bias", "blocks.1.0.se.conv_reduce.weight"),
+    ),
+    "timm's EfficientNet": (
+        *("conv_stem.weight", "bn2.weight", "blocks.1.0.se.conv_reduce.weight"),
+    ),
+    "a Swin": ("layers.0.blocks.0.attn.relative_position_bias_table",),
+    "a ConvNeXt": ("stages.0.0.gamma", "stages.0.0.dwconv.weight"),
+    "torchvision's ViT": ("encoder.layers.encoder_layer_0.ln_1.weight",),
+    "a VGG": ("features.0.weight", "classifier.6.weight"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_models_of_other_kinds_are_named(kind, prefix):
+    state = {prefix + key: np.zeros(3, np.float32) for key in FOREIGN[kind]}
+    with pytest.raises(ConversionError, match=f"this is .*{kind}"):
+        find_model(state)
+
+
+def test_a_distilled_deit_is_named_whatever_else_it_has():
+    state = files.shape_only_state(create_model("deit_tiny_patch16_224", depth=1))
+    state |= files.empty_state({"dist_token": (1, 1, 192), "pos_embed": (1, 198, 192)})
+    with pytest.raises(ConversionError, match="this is a distilled DeiT"):
+        find_model(state)
+
+
 def test_images_that_are_not_square():
     arguments = dict(num_classes=3, image_size=(32, 96))
     state = files.golden_state("deit_tiny_050_patch16_224", **arguments)

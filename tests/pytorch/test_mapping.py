@@ -45,7 +45,7 @@ def test_the_table_covers_every_key(name, specs):
         to_jax(flat, get_family(name).table, abstract)
 
 
-def test_every_problem_is_listed_at_once(specs):
+def test_the_first_problems_are_listed_and_all_are_counted(specs):
     state = golden_state_dict(specs["resnet18"]["state"])
     del state["bn1.weight"]
     state["surplus.weight"] = np.zeros(3, np.float32)
@@ -56,3 +56,8 @@ def test_every_problem_is_listed_at_once(specs):
     assert "3 problem(s)" in text and "missing key bn1.weight" in text
     assert "extra key surplus.weight" in text
     assert "head.2.weight has shape (10, 512), the model needs (1000, 512)" in text
+    for number in range(9):
+        state[f"surplus.{number}"] = np.zeros(3, np.float32)
+    with pytest.raises(ConversionError, match=r", 12 problem\(s\): .*; and 7 more$") as raised:
+        to_jax(state, FAMILIES["resnet"].table, _abstract("resnet18"))
+    assert str(raised.value).count(";") == 5

@@ -128,7 +128,7 @@ def test_elements_are_dropped_at_the_rate_and_independently(rate):
 @pytest.mark.parametrize(
     ("accumulate", "group", "words"),
     [
-        (0, 4, "optim.accumulate=0 must be at least 1"),
+        (0, 4, "optim.accumulate must be .* at least 1, got 0"),
         (3, 4, "must be at least 1 and cut batch_size=8 into micro-batches"),
         (2, None, "whole BatchNorm groups; model.batch_norm_group is the whole batch"),
         (4, 4, "micro-batches of 2 images, .*batch_norm_group is 4, choose a divisor of 2"),

@@ -41,6 +41,8 @@ class Weights:
       metadata: What else the file says, as JSON could hold it: `epoch`, `acc`, `best_acc`,
         `metric`, `arch`, `args` (by name), timm's `pretrained_cfg`; for safetensors, its
         `metadata`.
+      prefix: What wrappers put in front of every key of the file, such as "module."; it is left out
+        of `state_dict`.
     """
 
     state_dict: dict[str, np.ndarray]
@@ -48,6 +50,7 @@ class Weights:
     has_ema: bool
     layout: str
     metadata: dict[str, Any]
+    prefix: str = ""
 
 
 def load_weights(path: str | os.PathLike, *, ema: bool = False) -> Weights:
@@ -85,8 +88,10 @@ def load_weights(path: str | os.PathLike, *, ema: bool = False) -> Weights:
         layout = "bare"
     else:
         layout, metadata = _layout(tree), _metadata(tree)
+    arrays, prefix = _arrays(path, (average if ema else raw) or {})
     return Weights(
-        state_dict=_arrays(path, (average if ema else raw) or {}),
+        state_dict=arrays,
+        prefix=prefix,
         weights="ema" if ema else "raw",
         has_ema=average is not None,
         layout=layout,
@@ -102,9 +107,39 @@ def _find(tree: dict) -> tuple[dict | None, dict | None, bool]:
     if bare:
         raw = _unwrap(tree, _RAW)
         bare = raw is tree
+        if raw is None:
+            raw, average = _search(tree)
     if raw is not None and average is None:
         raw, average = _split(raw)
     return raw, average, bare
+
+
+def _search(tree: dict) -> tuple[dict | None, dict | None]:
+    """Returns the raw and the averaged weights under names of the user's own, such as `net`."""
+    found: dict[bool, list[dict]] = {False: [], True: []}
+    nested = [(str(key).lower(), value) for key, value in tree.items() if type(value) is dict]
+    for _ in range(_MAX_NESTED):
+        for name, value in nested:
+            if _has_names(value):
+                found["ema" in name].append(value)
+        if any(found.values()):
+            break
+        nested = [
+            (f"{name}.{str(key).lower()}", inner)
+            for name, value in nested
+            for key, inner in value.items()
+            if type(inner) is dict
+        ]
+    # Of several models nobody knows which one is meant.
+    raw, average = (values[0] if len(values) == 1 else None for values in found.values())
+    return raw, average
+
+
+def _has_names(values: dict) -> bool:
+    """Says whether a dict has tensors by the names of layers, as an optimizer's state has not."""
+    return any(
+        type(key) is str and "." in key and _is_tensor(value) for key, value in values.items()
+    )
 
 
 def _split(values: dict) -> tuple[dict | None, dict | None]:
@@ -153,7 +188,8 @@ def _strip(key: str) -> str:
     return ".".join(names[first:])
 
 
-def _arrays(path: str | os.PathLike, values: dict) -> dict[str, np.ndarray]:
+def _arrays(path: str | os.PathLike, values: dict) -> tuple[dict[str, np.ndarray], str]:
+    """Returns the arrays by their keys without wrappers, and what all keys had in front of them."""
     arrays: dict[str, np.ndarray] = {}
     sources: dict[str, str] = {}
     problems = []
@@ -173,7 +209,8 @@ def _arrays(path: str | os.PathLike, values: dict) -> dict[str, np.ndarray]:
         more = f"; and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
         listed = "; ".join(problems[:_MAX_LISTED])
         raise ReadError(f"{path}: {len(problems)} problem(s) in the state dict: {listed}{more}")
-    return arrays
+    prefixes = {key.removesuffix(name) for name, key in sources.items()}
+    return arrays, prefixes.pop() if len(prefixes) == 1 else ""
 
 
 def _layout(tree: dict) -> str:

@@ -142,6 +142,18 @@ def test_averages_among_the_keys_of_one_dict(tmp_path, wrap):
     assert (_first(raw.state_dict["w"]), _first(average.state_dict["w"])) == (0, 1)
 
 
+@pytest.mark.parametrize("name", ["net", "network", "weights", "model_state", "generator.ema"])
+def test_a_state_dict_under_a_name_of_the_users_own(tmp_path, name):
+    adam = tb.dictionary(state=tb.dictionary(first=tb.dictionary(exp_avg=_row(1))))
+    state = tb.dictionary(**{"module.a.w": _row(0), "module.a.b": _row(0)})
+    tree = tb.dictionary(**{"epoch": tb.number(3), "optimizer": adam, name: state})
+    found = load_weights(_write(tmp_path, tree), ema="ema" in name)
+    assert list(found.state_dict) == ["a.w", "a.b"] and found.prefix == "module."
+    twice = tb.dictionary(one=state, two=state)
+    with pytest.raises(ReadError, match=r"no state dict in it; it has 'one' \(dict\)"):
+        load_weights(_write(tmp_path, twice))
+
+
 def test_a_file_with_averages_only(tmp_path):
     for tree in (tb.dictionary(state_dict_ema=_state("w")), _state("ema.w")):
         path = _write(tmp_path, tree)
