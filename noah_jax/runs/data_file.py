@@ -44,7 +44,8 @@ def check_data(workdir: epath.Path, record: Mapping[str, Any], *, allow_change: 
     surplus = len(differing) - _MAX_LISTED
     more = f" (and {surplus} more)" if surplus > 0 else ""
     listed = "; ".join(differing[:_MAX_LISTED]) + more
-    if len(saved["class_names"]) != len(record["class_names"]):
+    classes = record["class_names"]
+    if len(saved.get("class_names", classes)) != len(classes):
         raise InputError(
             f"{workdir} holds a run on other classes: {listed}; give it its classes back, or start"
             f" another run from its weights with --config.init_from={workdir}"

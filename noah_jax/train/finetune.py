@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from noah_jax.data.preprocessing import Preprocessing
 from noah_jax.errors import CheckpointError, InputError
 from noah_jax.inference.loading import load_with_step
 from noah_jax.models import create_model
@@ -62,6 +63,7 @@ def load_initial_weights(
     ema: bool = False,
     class_names: Sequence[str] | None = None,
     keep_head: bool = False,
+    preprocessing: Preprocessing | None = None,
 ) -> InitialWeights:
     """Loads the weights of a folder or file that `model` can start with.
 
@@ -72,6 +74,8 @@ def load_initial_weights(
       class_names: The classes of the model, in the order of their indices. If the weights' own are
         others, their head is not taken.
       keep_head: Take it all the same, if there are as many classes.
+      preprocessing: What is done to the model's images, to say where the weights expect another
+        mean or standard deviation.
 
     Raises:
       InputError: If there are no such weights, or their backbone is another one.
@@ -91,6 +95,8 @@ def load_initial_weights(
     name = ("the moving average of " if ema else "") + source_model.name
     origin = f"{path} after step {step}" if step else path
     lines = [f"starting from {name}, {source_model.num_params:,} parameters, in {origin}"]
+    if preprocessing is not None:
+        lines += _compare_normalisation(loaded.model, preprocessing)
     wanted = _flat(model.abstract()[0])
     fresh: set[str] = set()
     source_head, head = _describe_head(source_model), _describe_head(model)
@@ -247,6 +253,17 @@ def _compare_classes(
         f"the head is fresh: as many classes there, but {difference}"
         " (--config.data.allow_change=True takes it over)"
     ], True
+
+
+def _compare_normalisation(source: Model, own: Preprocessing) -> list[str]:
+    """Returns what to say if weights expect images that are normalised otherwise."""
+    if np.allclose([source.mean, source.std], [own.mean, own.std], rtol=0, atol=1e-4):
+        return []
+    mean, std = ((",".join(f"{x:g}" for x in values)) for values in (source.mean, source.std))
+    return [
+        f"those weights expect images of mean {mean} and std {std}, and this run has others;"
+        f" --config.data.mean='({mean})' --config.data.std='({std})' takes theirs"
+    ]
 
 
 def _describe_head(model: Model) -> str:

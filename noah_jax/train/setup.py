@@ -109,6 +109,7 @@ class TrainSetup:
             ema=self.init_ema,
             class_names=self.inputs.class_names,
             keep_head=self.keep_head,
+            preprocessing=self.preprocessing,
         )
 
 

@@ -204,6 +204,19 @@ def test_the_head_of_other_classes_is_not_taken(tiny_run):
         assert taken and "the head is taken over, as data.allow_change=True says" in lines
 
 
+def test_another_normalisation_is_said(tiny_run):
+    model, _, _ = load_model(tiny_run)
+    own = model.preprocessing
+    other = own.override({"mean": 0.5, "std": 0.25}, "run")
+    for preprocessing, count in ((own, 0), (other, 1)):
+        initial = load_initial_weights(tiny_run, model, preprocessing=preprocessing)
+        said = [
+            line for line in initial.lines if "those weights expect images of mean 0.485" in line
+        ]
+        assert len(said) == count
+    assert "--config.data.mean='(0.485,0.456,0.406)' --config.data.std='(0.229," in said[0]
+
+
 def test_the_head_of_nameless_classes_is_taken_aloud(tiny_run, tmp_path):
     folder = shutil.copytree(tiny_run, tmp_path / "run")
     description = json.loads((folder / "model.json").read_text())
