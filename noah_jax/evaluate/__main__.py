@@ -14,6 +14,7 @@ holds such folders. Images are prepared as the checkpoint says, which is told on
 a run's own evaluation, what was given when the weights were converted, or else what was published
 for the architecture; --mean, --std, --resize, --crop and --interpolation replace it. All devices of
 the process share the work. Images that cannot be decoded are named on standard error and left out.
+Of class folders that the training split, only the images that it did not train on are evaluated.
 The exit code is 0, or 1 after an error.
 
 Models that were trained for several labels an image (config.loss is sigmoid or asymmetric) are
