@@ -38,6 +38,7 @@ LIBRARIES = {
     "heads": {"nn"},
     "models": {"heads", "nn"},
     "data": set(),
+    "pictures": set(),
     "tasks": {"data"},
     "runs": set(),
     "pytorch.files": set(),

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from noah_jax.compare.summary import Record, draw_curves, format_table, summarise
+from noah_jax.compare.curves import draw_curves
+from noah_jax.compare.summary import Record, format_table, summarise
 from noah_jax.compare.variants import folder_name, overrides_for, variant_for
 from noah_jax.config_flags import parse_config
 from noah_jax.errors import UsageError

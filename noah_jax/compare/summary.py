@@ -1,12 +1,9 @@
 """Summarises finished trainings: means, paired differences with intervals, table and curves."""
 
-import io
 import statistics
 import warnings
 from collections.abc import Sequence
 from typing import Any
-
-from noah_jax.compare.variants import HEADS
 
 # What is measured, as the table calls it, by its key in a run's results.
 MEASURES = {"top1": "top-1", "map": "mAP"}
@@ -84,36 +81,3 @@ def format_table(rows: Sequence[Record], heads: Sequence[str]) -> str:
             f" | {row['mean']:.2f} ± {row['std']:.2f} % | {difference} |"
         )
     return "\n".join(lines).replace("± nan ", "").replace(" (+nan to +nan)", "")
-
-
-def draw_curves(runs: Sequence[Record]) -> bytes:
-    """Draws the measure over the epochs: a panel for each configuration, a colour for each head.
-
-    Returns:
-      The picture as PNG.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    configs = list(dict.fromkeys(run["config"] for run in runs))
-    figure, axes = pyplot.subplots(
-        1, len(configs), figsize=(4.5 * len(configs), 3.5), squeeze=False, layout="constrained"
-    )
-    for axis, config in zip(axes[0], configs, strict=True):
-        labelled = set()
-        own = [run for run in runs if run["config"] == config]
-        for run in own:
-            head = run["head"]
-            epochs, values = zip(*run["curve"], strict=True)
-            label = None if head in labelled else run["model"]
-            labelled.add(head)
-            colour = f"C{HEADS.index(head)}"
-            axis.plot(epochs, values, color=colour, alpha=0.8, label=label, marker=".")
-        axis.set(title=config, xlabel="epoch", ylabel=f"{MEASURES[own[0]['measure']]} (%)")
-        axis.legend()
-    png = io.BytesIO()
-    figure.savefig(png, dpi=120)
-    pyplot.close(figure)
-    return png.getvalue()

@@ -125,8 +125,7 @@ def resize_shorter(pixels: np.ndarray, side: int, interpolation: str) -> np.ndar
     h, w = pixels.shape[:2]
     if min(w, h) == side:
         return pixels
-    size = (int(side * h / w), side) if w <= h else (side, int(side * w / h))
-    return _resize_whole(pixels, size, interpolation)
+    return _resize_whole(pixels, _shorter_size(h, w, side), interpolation)
 
 
 def center_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -138,10 +137,9 @@ def center_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def fit(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
     """Resizes an image so that it just covers `size`."""
     h, w = pixels.shape[:2]
-    scale = max(size[0] / h, size[1] / w)
-    if scale == 1:
+    covering = _covering_size(h, w, size)
+    if covering == (h, w):
         return pixels
-    covering = max(size[0], round(h * scale)), max(size[1], round(w * scale))
     return _resize_whole(pixels, covering, interpolation)
 
 
@@ -161,6 +159,38 @@ def _nearest(source: int, target: int) -> np.ndarray:
     """Returns the source pixel of each target pixel, computed in float32 as PyTorch does it."""
     scale = np.float32(source) / np.float32(target)
     return np.minimum((np.arange(target, dtype=np.float32) * scale).astype(int), source - 1)
+
+
+def evaluation_crop(
+    image_size: tuple[int, int], size: tuple[int, int], resize: int | None
+) -> tuple[float, float, float, float]:
+    """Returns which part of an image the evaluation transform keeps.
+
+    Args:
+      image_size: `(height, width)` of the image in pixels.
+      size: `(height, width)` of the transform's result, see `transforms.make_eval_transform`.
+      resize: Length of the shorter side before the crop; `None` just covers `size`.
+
+    Returns:
+      Left, top, right and bottom as fractions of the image's width and height; below 0 or above 1
+      where the crop reaches beyond the image and is padded.
+    """
+    if resize is None:
+        whole = _covering_size(*image_size, size)
+    else:
+        whole = _shorter_size(*image_size, resize)
+    top, left = (_margin(have, want) for have, want in zip(whole, size, strict=True))
+    height, width = whole
+    return left / width, top / height, (left + size[1]) / width, (top + size[0]) / height
+
+
+def _shorter_size(h: int, w: int, side: int) -> tuple[int, int]:
+    return (int(side * h / w), side) if w <= h else (side, int(side * w / h))
+
+
+def _covering_size(h: int, w: int, size: tuple[int, int]) -> tuple[int, int]:
+    scale = max(size[0] / h, size[1] / w)
+    return max(size[0], round(h * scale)), max(size[1], round(w * scale))
 
 
 def _crop(pixels: np.ndarray, left: int, top: int, size: tuple[int, int]) -> np.ndarray:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from noah_jax.evaluate.confusion_picture import draw_confusion
 from noah_jax.evaluate.results import MultiLabelResults, SingleLabelResults
 from noah_jax.files import make_folder, write_bytes, write_text
 
@@ -45,9 +44,13 @@ def write_report(
     )
     rows = [[name, *row] for name, row in zip(class_names, counts.tolist(), strict=True)]
     write_text(folder / "confusion.csv", _csv([["label \\ predicted", *class_names], *rows]))
-    png = io.BytesIO()
-    draw_confusion(counts, class_names).save(png, "PNG")
-    write_bytes(folder / "confusion.png", png.getvalue())
+    # An evaluation without a report need not wait for matplotlib.
+    from noah_jax.evaluate.confusion_picture import draw_confusion
+    from noah_jax.pictures.layout import encode_png
+
+    subtitle = f"{summary['checkpoint']} on {summary['dataset']}"
+    picture = draw_confusion(counts, class_names, subtitle)
+    write_bytes(folder / "confusion.png", encode_png(picture))
 
 
 def _write_classes(

@@ -7,9 +7,9 @@
 This is the head's own attention, not an approximation: the contributions of all positions (the
 attention times the value) plus the bias add up to the logit. The folder DIR (--output,
 `explanation` by default) gets index.html, a single file without external parts, which shows the
-contribution of the position under the mouse pointer, and a PNG for each image, class and
-checkpoint. Two checkpoints stand side by side on the same colour scale. Only models with the NOAH
-head have such an attention.
+contribution of the position under the mouse pointer or the arrow keys, and a PNG for each image,
+class and checkpoint. Every map has a colour bar, and all classes and checkpoints of an image share
+its scale. Only models with the NOAH head have such an attention.
 
 The exit code is 0 if every image is explained. It is 1 if some images could not be read (they are
 named on standard error) and after an error.
@@ -74,6 +74,12 @@ def _parser() -> Parser:
         type=local_path,
         help="also write one picture of all images (at most 20) and their classes, with the blocks"
         " of the head merged",
+    )
+    add(
+        "--cells",
+        action="store_true",
+        help="draw each position of the map as a rectangle, not a smooth surface; the page can"
+        " switch between the two",
     )
     return parser
 

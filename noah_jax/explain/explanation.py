@@ -7,12 +7,16 @@ import jax
 import numpy as np
 
 from noah_jax.data.decoding import decode
+from noah_jax.data.geometry import evaluation_crop
 from noah_jax.errors import InputError
 from noah_jax.heads.noah import Contributions
 from noah_jax.inference.device_memory import raise_if_out_of_memory
 from noah_jax.inference.trained import TrainedModel
 from noah_jax.models.base import Tree
 from noah_jax.models.images import normalise
+
+Crop = tuple[float, float, float, float]  # left, top, right, bottom as fractions of an image
+PHOTO_SIDE = 800  # of the whole image in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,23 @@ class Explanation:
     classes: tuple[ClassEvidence, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class ExplainedImage:
+    """One image and what each of the models sees in it.
+
+    Attributes:
+      path: Path of the image.
+      photo: The whole image, uint8 `[height, width, 3]`, no larger than `PHOTO_SIDE` pixels.
+      crops: The part of it that each model sees, see `noah_jax.data.geometry.evaluation_crop`.
+      by_model: The explanation by each model; all of them have the same classes.
+    """
+
+    path: str
+    photo: np.ndarray
+    crops: tuple[Crop, ...]
+    by_model: tuple[Explanation, ...]
+
+
 class Explainer:
     """Explains images by one model.
 
@@ -86,6 +107,7 @@ class Explainer:
         params, stats = jax.device_put((trained.params, trained.stats))
         self._trained = dataclasses.replace(trained, params=params, stats=stats)
         self._class_names = class_names
+        self._preprocessing = preprocessing
         self._transform = preprocessing.transform()
 
         def contributions(
@@ -115,6 +137,11 @@ class Explainer:
           CorruptImageError: If the image cannot be decoded.
         """
         return self._transform(decode(data, name))
+
+    def crop(self, height: int, width: int) -> Crop:
+        """Returns the part that the model sees of an image of some size in pixels."""
+        preprocessing = self._preprocessing
+        return evaluation_crop((height, width), preprocessing.size, preprocessing.resize)
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """Computes the logits of one image, in full float32 precision on every platform.

@@ -3,129 +3,210 @@
 import base64
 import html
 import importlib.resources
+import io
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from noah_jax.explain.explanation import ClassEvidence, Explanation
-from noah_jax.explain.overlay import Scale, common_scale, encode_png
+from noah_jax.explain.colours import KINDS, MIDDLE_GREY, TABLES, Kind, greyed
+from noah_jax.explain.explanation import ClassEvidence, Crop, ExplainedImage
+from noah_jax.explain.maps import (
+    CAPTIONS,
+    Scale,
+    blocks,
+    common_scale,
+    percent,
+    short_number,
+)
+from noah_jax.explain.photo import describe_crops, leaves_out
+from noah_jax.pictures.layout import encode_png
 
-_WIDTH = 196  # of a map in pixels; page.html has the same number
+_STOPS = 33  # of the colour bars' gradients
+_DRAWING = 128  # an image of fewer pixels a side is no photograph, and JPEG would blur it
 
 
 def render_page(
-    images: Sequence[str],
-    models: Sequence[str],
-    explanations: Sequence[Sequence[Explanation]],
+    images: Sequence[ExplainedImage], models: Sequence[str], *, cells: bool = False
 ) -> str:
     """Renders the page.
 
     Args:
-      images: Names of the images.
+      images: The images and their explanations.
       models: Names of the models.
-      explanations: For each image its explanation by each model; those of one image have the same
-        classes.
+      cells: Whether the page shows each position as a rectangle until somebody switches.
 
     Returns:
       The page in HTML.
     """
+    backgrounds: dict[bytes, int] = {}
     styles: list[str] = []
     data: list[dict[str, Any]] = []
     body: list[str] = []
-    for image, by_model in zip(images, explanations, strict=True):
-        body.append(f"<section><h2>{html.escape(image)}</h2>")
-        first = len(styles)
-        styles += [_image_style(first + i, x.pixels) for i, x in enumerate(by_model)]
-        for evidence in zip(*(x.classes for x in by_model), strict=True):
-            scale = common_scale(evidence)
-            body.append(
-                f"<h3>{html.escape(evidence[0].name)} (class {evidence[0].class_index})</h3>"
-                f"{_legend(scale)}<div class='models'>"
-            )
-            for i, (model, own) in enumerate(zip(models, evidence, strict=True)):
-                body.append(_model(model, own, f"image i{first + i}", len(data)))
-                data.append(_numbers(own, scale))
-            body.append("</div>")
-        body.append("</section>")
+    for number, image in enumerate(images, start=1):
+        scale = common_scale([x for one in image.by_model for x in one.classes])
+        body.append(
+            f"<section id='image{number}'><h2>{html.escape(image.path)}</h2>"
+            f"<div class='columns'><div class='whole'>{_whole(image)}</div><div class='classes'>"
+        )
+        for position in range(len(image.by_model[0].classes)):
+            body.append(_heading(image.by_model[0].classes[position]))
+            for model, explanation in zip(models, image.by_model, strict=True):
+                # Models that are given the same pixels share a background.
+                key = explanation.pixels.tobytes()
+                if key not in backgrounds:
+                    backgrounds[key] = len(styles)
+                    styles.append(_background(len(styles), explanation.pixels))
+                evidence = explanation.classes[position]
+                words = f"<p class='path'>{html.escape(model)}</p>" if len(models) > 1 else ""
+                body.append(words + _model(evidence, scale, len(data), backgrounds[key]))
+                data.append(_numbers(evidence, scale))
+            body.append("</div></article>")
+        body.append("</div></div></section>")
+    parts = {
+        "IMAGES": "\n".join([*styles, *map(_gradient, KINDS)]),
+        "MODELS": _model_names(models),
+        "CELLS": " checked" if cells else "",
+        "CONTENTS": _contents(images),
+        "BODY": "\n".join(body),
+        "COLOURS": json.dumps({kind: TABLES[kind].tolist() for kind in KINDS}),
+        "DATA": json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
+    }
     template = importlib.resources.files("noah_jax.explain") / "page.html"
-    page = template.read_text("utf-8")
-    # The data comes last, because a class name in it may look like a placeholder.
-    page = page.replace("@@IMAGES@@", "\n".join(styles)).replace("@@BODY@@", "\n".join(body))
-    before, after = page.rsplit("@@DATA@@", 1)
-    return before + json.dumps(data, separators=(",", ":")).replace("</", "<\\/") + after
+    # In one pass, because a name may look like a placeholder.
+    return re.sub("@@([A-Z]+)@@", lambda found: parts[found[1]], template.read_text("utf-8"))
 
 
-def _image_style(number: int, pixels: np.ndarray) -> str:
-    png = encode_png(Image.fromarray(pixels), optimize=True)
-    uri = base64.b64encode(png).decode()
-    height = round(_WIDTH * pixels.shape[0] / pixels.shape[1])
+def _model_names(models: Sequence[str]) -> str:
+    names = " and ".join(f"<span class='path'>{html.escape(model)}</span>" for model in models)
+    return f"Model{'s' if len(models) > 1 else ''}: {names}."
+
+
+def _contents(images: Sequence[ExplainedImage]) -> str:
+    """Links to the images, if there are several."""
+    if len(images) == 1:
+        return ""
+    links = (
+        f"<a href='#image{number}'>{html.escape(image.path)}</a>"
+        for number, image in enumerate(images, start=1)
+    )
+    return f"<nav aria-label='Images'>{' '.join(links)}</nav>"
+
+
+def _whole(image: ExplainedImage) -> str:
+    """The whole image, once, with the frames of what the models see."""
+    crops = list(dict.fromkeys(crop for crop in image.crops if leaves_out(crop)))
+    frames = "".join(map(_frame, crops))
+    height, width = image.photo.shape[:2]
+    alternative = html.escape(image.path, quote=True)
+    caption = "; ".join(filter(None, ("image", describe_crops(image.crops))))
+    # As wide as there is room, but no higher than most of the window.
+    style = f"width:calc(75vh * {width / height:.4f})"
     return (
-        f".i{number} {{ height: {height}px; background-image: url(data:image/png;base64,{uri}); }}"
+        f"<figure><div class='image' style='{style}'><img src='{_data_uri(image.photo)}'"
+        f" alt='{alternative}' width='{width}' height='{height}'>{frames}</div>"
+        f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
-def _legend(scale: Scale) -> str:
-    def bar(left: str, *colours: str, right: str) -> str:
-        gradient = f"background: linear-gradient(to right, {', '.join(colours)})"
-        return f"{left} <span class='bar' style='{gradient}'></span> {right}"
-
-    largest = f"{scale.contribution:.3g}"
-    contribution = bar(
-        f"contribution -{largest}",
-        *("rgba(30,70,210,.85)", "rgba(30,70,210,0)", "rgba(200,30,30,0)", "rgba(200,30,30,.85)"),
-        right=f"+{largest}",
+def _frame(crop: Crop) -> str:
+    left, top, right, bottom = (100 * min(max(x, 0), 1) for x in crop)
+    return (
+        f"<div class='frame' style='left:{left:.2f}%;top:{top:.2f}%;"
+        f"width:{right - left:.2f}%;height:{bottom - top:.2f}%'></div>"
     )
-    attention = bar(
-        "attention 0", "rgba(250,180,0,0)", "rgba(250,180,0,.85)", right=f"{scale.attention:.3g}"
+
+
+def _data_uri(pixels: np.ndarray) -> str:
+    if max(pixels.shape) <= _DRAWING:
+        return f"data:image/png;base64,{base64.b64encode(encode_png(pixels)).decode()}"
+    jpeg = io.BytesIO()
+    Image.fromarray(pixels).save(jpeg, "JPEG", quality=88, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
+
+
+def _background(number: int, pixels: np.ndarray) -> str:
+    height, width = pixels.shape[:2]
+    return (
+        f".i{number} {{ aspect-ratio: {width} / {height};"
+        f" background-image: url({_data_uri(greyed(pixels))}); }}"
     )
-    return f"<p>{contribution} &nbsp; {attention}</p>"
 
 
-def _model(model: str, evidence: ClassEvidence, image: str, number: int) -> str:
+def _gradient(kind: Kind) -> str:
+    """The colours of the bar, from the same table as the maps."""
+    table = TABLES[kind]
+    rows = table[np.linspace(0, len(table) - 1, _STOPS).round().astype(int)].tolist()
+    stops = ", ".join(f"rgba({r},{g},{b},{a / 255:.3f})" for r, g, b, a in rows)
+    grey = f"rgb({MIDDLE_GREY},{MIDDLE_GREY},{MIDDLE_GREY})"
+    return f".bar.{kind} {{ background: linear-gradient(to right, {stops}), {grey}; }}"
+
+
+def _heading(evidence: ClassEvidence) -> str:
+    return (
+        f"<article class='class'><h3>{html.escape(evidence.name)}"
+        f" <span class='index'>class {evidence.class_index}</span></h3><div class='models'>"
+    )
+
+
+def _model(evidence: ClassEvidence, scale: Scale, number: int, background: int) -> str:
     total = float(evidence.contributions.sum(dtype=np.float64))
     bias = float(evidence.bias.sum(dtype=np.float64))
     words = (
-        f"{html.escape(model)}: logit {evidence.logit:.6f} = contributions {total:.6f}"
-        f" {'-' if bias < 0 else '+'} bias {abs(bias):.6f};"
-        f" probability {100 * evidence.probability:.2f} %"
+        f"<span class='number probability'>{percent(evidence.probability)}</span>"
+        f" <span class='number'>logit {evidence.logit:.6f}</span>"
+        f" <span class='number'>= contributions {total:.6f}</span>"
+        f" <span class='number'>{'-' if bias < 0 else '+'} bias {abs(bias):.6f}</span>"
     )
-    css = image.removeprefix("image ")
-
-    def figure(kind: str, block: int | str, caption: str) -> str:
-        return (
-            f"<figure><figcaption>{caption}</figcaption><div class='map {css}'"
-            f" data-evidence='{number}' data-kind='{kind}' data-block='{block}'></div></figure>"
-        )
-
-    kinds = (("contributions", "contributions"), ("attention", "attention"))
-    merged = "".join(figure(kind, "merged", caption) for kind, caption in kinds)
-    blocks = "".join(
-        "<div class='maps'>"
-        + "".join(figure(kind, n, f"block {n + 1}: {caption}") for n in range(len(evidence.bias)))
-        + "</div>"
-        for kind, caption in kinds
-    )
+    figures = "".join(_figure(kind, scale, number, background) for kind in KINDS)
     return (
-        f"<div class='model'><p>{words}</p><div class='maps'><figure><figcaption>image</figcaption>"
-        f"<div class='{image}'></div></figure>{merged}</div>"
-        f"<details><summary>each block</summary>{blocks}</details></div>"
+        f"<div class='model' data-evidence='{number}'><p>{words}</p>"
+        f"<div class='maps'>{figures}</div>{_block_choice(evidence)}</div>"
     )
+
+
+def _figure(kind: Kind, scale: Scale, number: int, background: int) -> str:
+    largest = scale.merged[kind]
+    low = short_number(-largest, kind) if kind == "contributions" else "0"
+    middle = "<span>0</span>" if kind == "contributions" else ""
+    return (
+        f"<figure><figcaption>{CAPTIONS[kind]}</figcaption>"
+        f"<div class='map i{background}' data-evidence='{number}' data-kind='{kind}'"
+        f" data-block='merged' tabindex='0' role='application'"
+        f" aria-label='{CAPTIONS[kind]}; arrow keys go from position to position'></div>"
+        f"<div class='bar {kind}'></div><div class='ticks'><span>{low}</span>{middle}"
+        f"<span>{short_number(largest, kind)}</span></div></figure>"
+    )
+
+
+def _block_choice(evidence: ClassEvidence) -> str:
+    """The choice of the block that the maps show; nothing if the head has a single one."""
+    count = len(evidence.bias)
+    if count == 1:
+        return ""
+    choices = [("merged", "all blocks"), *((str(n), f"block {n + 1}") for n in range(count))]
+    buttons = "".join(
+        f"<button type='button' role='radio' data-block='{block}'"
+        f" aria-checked='{'true' if block == 'merged' else 'false'}'"
+        f" tabindex='{0 if block == 'merged' else -1}'><span class='small'></span>{name}</button>"
+        for block, name in choices
+    )
+    return f"<div class='blocks' role='radiogroup' aria-label='blocks'>{buttons}</div>"
 
 
 def _numbers(evidence: ClassEvidence, scale: Scale) -> dict[str, Any]:
     """Returns the numbers that the page's script draws; decimals that give each float32 exactly."""
-
-    def blocks(maps: np.ndarray) -> list[list[float]]:
-        return [[float(str(x)) for x in block.ravel()] for block in maps]
-
     rows, columns = evidence.attention.shape[1:]
+    maps: dict[str, Any] = {
+        kind: [[float(str(x)) for x in block.ravel()] for block in blocks(evidence, kind)]
+        for kind in KINDS
+    }
     return {
         "rows": rows,
         "columns": columns,
-        "attention": blocks(evidence.attention),
-        "contributions": blocks(evidence.contributions),
-        "scale": [scale.contribution, scale.attention],
+        **maps,
+        "scale": {kind: [scale.merged[kind], scale.blocks[kind]] for kind in KINDS},
     }

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -11,22 +11,20 @@ from etils import epath
 from noah_jax import console
 from noah_jax.compilation import DEFAULT_CACHE, enable_compilation_cache
 from noah_jax.console import working
+from noah_jax.data.decoding import decode
 from noah_jax.data.image_files import FileSource, find_images
 from noah_jax.errors import CorruptImageError, InputError, UsageError, shown
 from noah_jax.explain.class_choice import ClassChoice, chosen_classes, parse_choice
-from noah_jax.explain.explanation import Explainer, Explanation
-from noah_jax.explain.overlay import common_scale, draw_maps, encode_png
+from noah_jax.explain.class_picture import draw_class
+from noah_jax.explain.explanation import ExplainedImage, Explainer, Explanation
+from noah_jax.explain.maps import common_scale
 from noah_jax.explain.overview import MOST_IMAGES, draw_overview
 from noah_jax.explain.page import render_page
+from noah_jax.explain.photo import whole_photo
 from noah_jax.files import make_folder, write_bytes, write_text
 from noah_jax.inference.trained import TrainedModel, load_one
-
-
-class ExplainedImage(NamedTuple):
-    """One image and its explanation by each model; all of them have the same classes."""
-
-    path: str
-    by_model: list[Explanation]
+from noah_jax.pictures.fonts import fonts
+from noah_jax.pictures.layout import encode_png
 
 
 def explain_all(
@@ -39,6 +37,7 @@ def explain_all(
     output: str = "explanation",
     overview: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    cells: bool = False,
 ) -> bool:
     """Explains images, writes the page and the pictures, and says where they are.
 
@@ -52,6 +51,7 @@ def explain_all(
       overview: A PNG file to write, with all images in one picture.
       settings: Preprocessing that replaces what is stored with the weights, see
         `noah_jax.data.preprocessing.check_setting`.
+      cells: Draw each position as a rectangle instead of a smooth surface.
 
     Returns:
       Whether all images could be read.
@@ -73,10 +73,16 @@ def explain_all(
     for model in models:
         model.say_preprocessing()
     explained = _explain_images(explainers, paths, choices)
-    count = _write_page(epath.Path(output), explained, [model.path for model in models])
+    # One warning names all characters that no font has.
+    fonts().families("".join([*names, *paths]))
+    model_names = [shown(model.path) for model in models]
+    count = _write_page(epath.Path(output), explained, model_names, cells=cells)
     console.say(f"{os.fspath(epath.Path(output) / 'index.html')} and {count} pictures beside it")
     if overview:
-        _write_overview(epath.Path(overview), explained)
+        stems = [_stem(image.path) for image in explained]
+        picture = draw_overview(explained, stems, model_names, cells=cells)
+        make_folder(epath.Path(overview).parent)
+        write_bytes(overview, encode_png(picture))
         console.say(f"{overview}, all images in one picture")
     return len(explained) == len(paths)
 
@@ -116,12 +122,16 @@ def _explain_images(
             work.advance()
             try:
                 data, _ = source[index]
+                photo = decode(data, paths[index])
                 pixels = [explainer.pixels(data, paths[index]) for explainer in explainers]
             except CorruptImageError as error:
                 console.warn(str(error))
                 continue
             by_model = _explain(explainers, paths[index], pixels, choices)
-            explained.append(ExplainedImage(paths[index], by_model))
+            crops = tuple(explainer.crop(*photo.shape[:2]) for explainer in explainers)
+            explained.append(
+                ExplainedImage(shown(paths[index]), whole_photo(photo), crops, tuple(by_model))
+            )
     if not explained:
         raise InputError("none of the images can be read")
     return explained
@@ -146,39 +156,24 @@ def _explain(
 
 
 def _write_page(
-    folder: epath.Path, explained: Sequence[ExplainedImage], models: Sequence[str]
+    folder: epath.Path, explained: Sequence[ExplainedImage], models: Sequence[str], *, cells: bool
 ) -> int:
     """Writes the page and the pictures, each file whole; returns the number of pictures."""
     make_folder(folder)
     count = 0
-    for number, (path, by_model) in enumerate(explained, start=1):
-        stem = re.sub(r"[^\w-]+", "_", _stem(path))
-        for evidence in zip(*(x.classes for x in by_model), strict=True):
-            scale = common_scale(evidence)
-            for letter, explanation, own in zip("ab", by_model, evidence, strict=False):
-                suffix = f"_{letter}" if len(by_model) > 1 else ""
-                name = f"{number:03}_{stem}_class{own.class_index}{suffix}.png"
-                write_bytes(folder / name, encode_png(draw_maps(explanation, own, scale)))
+    for number, image in enumerate(explained, start=1):
+        stem = re.sub(r"[^\w-]+", "_", _stem(image.path))
+        scale = common_scale([x for one in image.by_model for x in one.classes])
+        for i, (letter, explanation) in enumerate(zip("ab", image.by_model, strict=False)):
+            suffix, name = (f"_{letter}", models[i]) if len(models) > 1 else ("", None)
+            for evidence in explanation.classes:
+                picture = draw_class(image, i, evidence, scale, model_name=name, cells=cells)
+                file = f"{number:03}_{stem}_class{evidence.class_index}{suffix}.png"
+                write_bytes(folder / file, encode_png(picture))
                 count += 1
-    page = render_page(
-        [shown(image.path) for image in explained],
-        [shown(model) for model in models],
-        [image.by_model for image in explained],
-    )
-    write_text(folder / "index.html", page)
+    write_text(folder / "index.html", render_page(explained, models, cells=cells))
     return count
 
 
-def _write_overview(path: epath.Path, explained: Sequence[ExplainedImage]) -> None:
-    """Writes the picture, with a row for each image and model."""
-    rows = [
-        (f"{_stem(image)}, {letter}" if len(by_model) > 1 else _stem(image), explanation)
-        for image, by_model in explained
-        for letter, explanation in zip("ab", by_model, strict=False)
-    ]
-    make_folder(path.parent)
-    write_bytes(path, encode_png(draw_overview(rows)))
-
-
 def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(shown(path)))[0]
+    return os.path.splitext(os.path.basename(path))[0]

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from noah_jax.compare.__main__ import main
+from noah_jax.compare.curves import curves_figure
 from noah_jax.compare.program import resolve
 from noah_jax.compare.summary import format_table, paired_difference, summarise
 from noah_jax.compare.variants import DEFAULT_CONFIGS, variant_for
@@ -127,6 +128,40 @@ def test_end_to_end_and_again(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out == printed
     assert main([*command, "--config.batch_size=16"]) == 1
     assert "holds a run of another configuration: batch_size" in capfd.readouterr().err
+
+
+def _runs(config: str, model: str, seeds: int) -> list[dict]:
+    return [
+        {
+            "config": config,
+            "head": head,
+            "model": f"noah_{model}" if head == "noah" else model,
+            "measure": "top1",
+            "curve": [(epoch * 1.0016, 50.0 + seed + epoch) for epoch in range(1, 5)],
+        }
+        for head in ("linear", "noah")
+        for seed in range(seeds)
+    ]
+
+
+def test_the_curves_have_titles_units_and_whole_epochs():
+    runs = [*_runs("configs/quickstart.py", "resnet18", 3), *_runs("猫.py", "mixer_b16_224", 1)]
+    figure = curves_figure(runs)
+    figure.canvas.draw()
+    axes = figure.get_axes()
+    assert [axis.get_title() for axis in axes] == ["resnet18", "mixer_b16_224"]
+    assert "Top-1 accuracy" in figure.get_suptitle()
+    for axis in axes:
+        assert axis.get_xlabel() == "epoch" and axis.get_ylabel() == "Top-1 accuracy (%)"
+        assert all(float(tick).is_integer() for tick in axis.get_xticks())
+        assert {0, 1, 2, 3, 4} <= set(axis.get_xticks())
+    legend = [text.get_text() for text in axes[0].get_legend().get_texts()]
+    assert legend == ["linear head (mean of 3 seeds)", "NOAH head (mean of 3 seeds)"]
+    mean = max(axes[0].get_lines(), key=lambda each: each.get_linewidth())
+    assert list(mean.get_ydata()) == [52.0, 53.0, 54.0, 55.0]
+    # Of two configurations with one backbone the files are told too.
+    titles = [axis.get_title() for axis in curves_figure([*runs, *_runs("c", "resnet18", 1)]).axes]
+    assert titles == ["resnet18 (configs/quickstart.py)", "mixer_b16_224", "resnet18 (c)"]
 
 
 @pytest.mark.parametrize(

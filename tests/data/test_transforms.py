@@ -133,6 +133,27 @@ def test_odd_sizes_come_out_at_the_size(image_size, crop):
         assert (make_eval_transform((8, 6), resize=resize)(image) == 9).all()
 
 
+@pytest.mark.parametrize("size", [(100, 250), (300, 200), (64, 64), (40, 48)])
+@pytest.mark.parametrize("resize", [None, 64, 80])
+def test_where_the_evaluation_crops(size, resize):
+    height, width = size
+    # The pixels tell where they are: red from left to right, green from top to bottom.
+    image = np.zeros((height, width, 3), np.uint8)
+    image[..., 0] = np.linspace(0, 255, width).round()
+    image[..., 1] = np.linspace(0, 255, height).round()[:, None]
+    cut = make_eval_transform((64, 64), resize=resize)(image) / 255
+    left, top, right, bottom = geometry.evaluation_crop(size, (64, 64), resize)
+    assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+    half = (right - left) / 128, (bottom - top) / 128  # a pixel is half a pixel from the edge
+    edges = [cut[32, 0, 0] - half[0], cut[0, 32, 1] - half[1]]
+    edges += [cut[32, -1, 0] + half[0], cut[-1, 32, 1] + half[1]]
+    assert edges == pytest.approx([left, top, right, bottom], abs=0.015)
+
+
+def test_a_crop_beyond_the_image():
+    assert geometry.evaluation_crop((32, 32), (64, 64), 32) == (-0.5, -0.5, 1.5, 1.5)
+
+
 def test_pad_crops():
     image = (np.arange(60 * 80 * 3) % 255).astype(np.uint8).reshape(60, 80, 3)
     exact = geometry.shifted_crop(image, (60, 80), (0, 0))

@@ -1,5 +1,6 @@
 """Tests python -m noah_jax.explain: numbers that add up, pictures, a page in a browser."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -15,8 +16,11 @@ from PIL import Image
 
 from noah_jax import create_model, list_models
 from noah_jax.explain.__main__ import main
+from noah_jax.explain.colours import KINDS, MIDDLE_GREY, TABLES, blend, table_index
 from noah_jax.explain.explanation import Explainer
+from noah_jax.explain.maps import common_scale, merged, overlay
 from noah_jax.inference.trained import load_one
+from tests.helpers import GOLDEN
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -129,14 +133,23 @@ def test_the_numbers_of_the_page(page, tiny_run, images):
     assert np.array_equal(blocks.astype(np.float32), exact.contributions.reshape(2, 16))
     total = blocks.sum() + exact.bias.sum(dtype=float)
     assert total == pytest.approx(float(logits[1]), rel=1e-5, abs=1e-5)
-    assert f"logit {logits[1]:.6f} = contributions {blocks.sum():.6f}" in text
-    # Both checkpoints share a scale, which is the largest of what they show.
-    assert data[0]["scale"] == data[1]["scale"] != data[2]["scale"]
-    largest = [
-        max(np.abs(np.sum(d["contributions"], 0)).max(), np.abs(d["contributions"]).max())
-        for d in data[:2]
-    ]
-    assert data[0]["scale"][0] == pytest.approx(max(largest), rel=1e-6)
+    words = re.sub(r"<[^>]+>", "", text)
+    assert f"logit {logits[1]:.6f} = contributions {blocks.sum():.6f}" in words
+    assert f"{100 * exact.probability:.2f}\N{NO-BREAK SPACE}%" in words
+    # All classes and checkpoints of an image share a scale: the largest of what they show.
+    of_images = _by_scale(data)
+    assert len(of_images) == len(images)
+    for own in of_images:
+        for kind, merge in (("contributions", np.sum), ("attention", np.mean)):
+            merged = max(np.abs(merge(d[kind], axis=0)).max() for d in own)
+            single = max(np.abs(d[kind]).max() for d in own)
+            assert own[0]["scale"][kind] == pytest.approx([merged, single], rel=1e-6)
+
+
+def _by_scale(data: list[dict]) -> list[list[dict]]:
+    """Groups the maps that follow each other with the same scale."""
+    groups = itertools.groupby(data, key=lambda d: json.dumps(d["scale"]))
+    return [list(group) for _, group in groups]
 
 
 def test_the_page_stands_alone(page):
@@ -147,47 +160,56 @@ def test_the_page_stands_alone(page):
     assert "http" not in re.sub("http-equiv", "", text)
 
 
+def test_the_bars_of_the_page_have_the_colours_of_the_maps(page):
+    text = page.read_text()
+    tables = json.loads(
+        re.search(r'<script type="application/json" id="colours">(.*?)</script>', text)[1]
+    )
+    for kind, table in tables.items():
+        assert np.array_equal(table, TABLES[kind])
+        gradient = re.search(rf"\.bar\.{kind} \{{ background: (.*?) \}}", text)[1]
+        stops = re.findall(r"rgba\((\d+),(\d+),(\d+),([\d.]+)\)", gradient)
+        assert len(stops) >= 17  # evenly spaced, so straight lines between them follow the table
+        places = np.linspace(0, len(table) - 1, len(stops)).round().astype(int)
+        for stop, place in zip(stops, places, strict=True):
+            *rgb, opacity = map(float, stop)
+            assert rgb == table[place][:3]
+            assert opacity == pytest.approx(table[place][3] / 255, abs=1e-3)
+
+
 def test_pictures(page):
     pictures = sorted(page.parent.glob("*.png"))
     assert len(pictures) == len(_data(page))
     assert pictures[0].name.startswith("001_00_class") and pictures[0].name.endswith("_a.png")
-    # The merged contributions are not the bare image.
-    strip = np.asarray(Image.open(pictures[0]).convert("RGB")).astype(int)
-    side, left = 224, 224 + 6
-    assert (
-        np.abs(strip[16 : 16 + side, :side] - strip[16 : 16 + side, left : left + side]).max() > 20
-    )
+    for path in pictures[:2]:
+        picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        assert picture.shape[1] <= 1000  # readable without zooming
+        # White margins; the maps have colour, and so have the bars with both ends of the scale.
+        border = np.concatenate([picture[:20].ravel(), picture[:, :20].ravel()])
+        assert (border == 255).all()
+        assert (np.ptp(picture, axis=2) > 40).any()
+        for colour in blend(TABLES["contributions"][[0, -1]], MIDDLE_GREY).astype(int):
+            assert (picture == colour).all(2).any()
 
 
 def test_all_images_in_one_picture(tiny_run, images, tmp_path, capsys):
-    arguments = ["--checkpoint", tiny_run, "--image", *images, "--classes", "0", "2"]
+    arguments = ["--checkpoint", tiny_run, "--image", *images, "--classes", "0", "2", "--cells"]
     arguments += ["--output", str(tmp_path), "--overview"]
     assert main([*arguments, str(tmp_path / "docs/all.png")]) == 0
     assert [p.name for p in (tmp_path / "docs").iterdir()] == ["all.png"]
-    picture = np.asarray(Image.open(tmp_path / "docs/all.png")).astype(int)
-    side, line, gap, wide = 224, 36, 6, 24
-    row = 2 * line + side + wide
-    assert picture.shape[:2] == (2 * row + line, side + 2 * (wide + 2 * side + gap))
+    picture = np.asarray(Image.open(tmp_path / "docs/all.png"))
     trained = load_one(tiny_run)
     explainer = Explainer(trained, trained.display_names())
-    for number, path in enumerate(images):
+    for path in images:
         pixels = explainer.pixels(pathlib.Path(path).read_bytes(), path)
-        top = number * row + 2 * line
-        shown = picture[top : top + side]
-        assert np.array_equal(shown[4::8, :side][:, 4::8], pixels)
         classes = explainer.explain(pixels, explainer.logits(pixels), [0, 2]).classes
-        left = side + wide + (side + gap)  # of the first class's contributions
-        maps = [np.abs(x.merged_contributions) for x in classes]
-        largest = max(m.max() for m in maps)
-        for i, (own, values) in enumerate(zip(classes, maps, strict=True)):
-            at = left + i * (2 * side + gap + wide)
-            found = shown[4::8, at : at + side][:, 4::8]
-            share = (0.85 * values / largest).repeat(7, 0).repeat(7, 1)[..., None]
-            colours = np.where(own.merged_contributions < 0, 1, 0)
-            colours = np.array([(200, 30, 30), (30, 70, 210)])[colours]
-            colours = colours.repeat(7, 0).repeat(7, 1)
-            expected = share * colours + (1 - share) * pixels
-            assert np.abs(found - expected).max() <= 2
+        scale = common_scale(classes)
+        for own, kind in itertools.product(classes, KINDS):
+            drawn = overlay(
+                pixels, merged(own, kind), scale.merged[kind], kind, side=176, cells=True
+            )
+            assert _holds(picture, drawn)
+    assert (picture[:20] == 255).all() and (picture[:, -20:] == 255).all()
     for what, words in (("all.jpg", "must end in .png"), ("all.png", "takes up to 20 images")):
         many = ["--image", *(images * 11)] if what == "all.png" else []
         assert main([*arguments, str(tmp_path / "none" / what), *many]) == 1
@@ -195,24 +217,70 @@ def test_all_images_in_one_picture(tiny_run, images, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def _holds(picture: np.ndarray, part: np.ndarray) -> bool:
+    """Whether a picture has another one in it, pixel by pixel."""
+    height, width = part.shape[:2]
+    last = picture[height - 1 :, width - 1 :]
+    starts = (picture[: len(last), : last.shape[1]] == part[0, 0]).all(2)
+    places = np.argwhere(starts & (last == part[-1, -1]).all(2))
+    return any(np.array_equal(picture[y : y + height, x : x + width], part) for y, x in places)
+
+
+def test_the_whole_photograph_and_what_the_model_sees(tiny_run, tmp_path):
+    photo = GOLDEN / "images/china.jpg"
+    arguments = ["--checkpoint", tiny_run, "--image", str(photo), "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    text = (tmp_path / "index.html").read_text()
+    with Image.open(photo) as image:
+        width, height = image.size
+    assert width > height
+    # A square out of the middle.
+    left, shown = 50 * (1 - height / width), 100 * height / width
+    style = re.search(r"class='frame' style='left:([\d.]+)%;top:0.00%;width:([\d.]+)%", text)
+    assert [float(x) for x in style.groups()] == pytest.approx([left, shown], abs=2)
+    assert "the model sees the part in the frame" in text
+    # The photograph is there once, as a photograph, whatever the number of maps.
+    assert text.count("<img ") == 1 and text.count("data:image/jpeg") == 1
+    assert "data-block='merged'" in text
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_the_page_in_a_browser(page, tmp_path):
     data = _data(page)
-    # Points at the last position of the first map and tells what the page did.
+    # Points at the last position of the first map, goes there and elsewhere by keyboard, chooses a
+    # block, switches to cells, and tells what the page did.
     probe = """<script>addEventListener("load", () => {
       const canvas = document.querySelector(".map canvas"), box = canvas.getBoundingClientRect();
       const at = {clientX: box.right - 1, clientY: box.bottom - 1, bubbles: true};
-      const hidden = document.getElementById("tip").hidden;
+      const tip = document.getElementById("tip"), hidden = tip.hidden;
       const under = document.elementFromPoint(at.clientX, at.clientY);
       under.dispatchEvent(new MouseEvent("mousemove", at));
-      const painted = [...document.querySelectorAll(".map canvas")].map(c =>
-        [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data].some(x => x));
+      const pointed = tip.textContent;
+      const press = (element, key) =>
+        element.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+      const map = canvas.closest(".map"), focusable = map.tabIndex;
+      map.focus();
+      press(map, "ArrowRight"); press(map, "ArrowDown"); press(map, "ArrowDown");
+      const byKeys = tip.textContent;
+      press(map, "Escape");
+      const read = c => [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data];
+      const canvases = [...document.querySelectorAll("canvas")];
+      const painted = canvases.map(c => read(c).some(x => x));
+      const smooth = canvas.width;
+      press(document.body, "c");
+      const cells = read(canvas), shape = [canvas.width, canvas.height];
+      const button = document.querySelector(".blocks button");
+      press(button, "ArrowRight");
       const images = [...document.querySelectorAll(".image")].map(x => x.offsetHeight);
       const out = document.createElement("pre");
       out.id = "probe";
-      out.textContent = JSON.stringify({hidden, tip: document.getElementById("tip").textContent,
-        painted, images, requests: performance.getEntriesByType("resource").map(x => x.name)
+      out.textContent = JSON.stringify({hidden, pointed, byKeys, focusable, painted, images, smooth,
+        cells, shape, away: tip.hidden, ticks: document.querySelector(".ticks").textContent,
+        block: map.dataset.block, checked: button.getAttribute("aria-checked"),
+        wide: document.documentElement.scrollWidth, window: innerWidth,
+        main: document.querySelector("main").offsetWidth,
+        requests: performance.getEntriesByType("resource").map(x => x.name)
           .filter(x => !x.startsWith("data:"))});
       document.body.append(out);
     });</script></body>"""
@@ -226,14 +294,34 @@ def test_the_page_in_a_browser(page, tmp_path):
     assert found, ran.stderr[-2000:]
     seen = json.loads(found[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
     assert seen["requests"] == []
-    assert all(seen["painted"]) and len(seen["painted"]) == len(data) * 2 * 3  # merged, two blocks
-    assert len(seen["images"]) == len(data) and all(seen["images"])
-    assert seen["hidden"]  # before anybody pointed
-    lines = seen["tip"].splitlines()
-    assert lines[0] == "row 4, column 4"
-    numbers = [float(re.search(r"contribution ([-+.\de]+)", line)[1]) for line in lines[1:]]
-    expected = [block[-1] for block in data[0]["contributions"]]
-    assert numbers == pytest.approx([sum(expected), *expected], rel=1e-6)
+    maps = 2 * (1 + 3)  # a large pair, and a small one for all blocks and for each of two
+    assert all(seen["painted"]) and len(seen["painted"]) == len(data) * maps
+    assert len(seen["images"]) == 2 and all(seen["images"])  # each image once
+    assert seen["main"] > 0.9 * seen["window"] >= 0.9 * seen["wide"]
+    assert seen["hidden"] and seen["away"]  # before anybody pointed, and after Escape
+    assert seen["focusable"] == 0
+    blocks = np.array(data[0]["contributions"])
+    for tip, row, column in ((seen["pointed"], 4, 4), (seen["byKeys"], 3, 2)):
+        lines = tip.splitlines()
+        assert lines[0] == f"row {row}, column {column}"
+        written = [re.search(r"contribution +([-+.\de]+)", line)[1] for line in lines[1:]]
+        expected = blocks[:, 4 * (row - 1) + column - 1]
+        assert [float(x) for x in written] == pytest.approx(
+            [expected.sum(), *expected], rel=1e-3, abs=1e-12
+        )
+        assert all(len(re.sub(r"^[-+]0\.0*|\D|e.*", "", x)) <= 4 for x in written)  # digits
+    # The cells have the colours of the table, on the scale of the merged maps.
+    largest = data[0]["scale"]["contributions"]
+    colours = TABLES["contributions"][table_index(blocks.sum(0), largest[0], "contributions")]
+    assert seen["shape"] == [4, 4] and seen["smooth"] > 100
+    painted = np.array(seen["cells"]).reshape(16, 4)
+    # A canvas keeps colours multiplied by their opacity, which rounds them.
+    assert np.abs(painted[:, 3] - colours[:, 3].astype(int)).max() <= 1
+    shown = painted * painted[:, 3:] / 255 - colours * (colours[:, 3:] / 255)
+    assert np.abs(shown[:, :3]).max() <= 2
+    # The right arrow chose the first block, which has the scale of single blocks.
+    assert (seen["block"], seen["checked"]) == ("0", "false")
+    assert f"+{largest[1]:.3g}" in seen["ticks"]
 
 
 def test_corrupt_images_are_named_and_skipped(tiny_run, images, tmp_path, capsys):
