@@ -20,6 +20,7 @@ from noah_jax.evaluate.report_files import write_report
 from noah_jax.evaluate.results import SingleLabelResults
 from noah_jax.inference.runner import Inference
 from noah_jax.inference.trained import TrainedModel, find_checkpoints, load_trained
+from noah_jax.tasks.task import has_top5
 
 # The columns of percentages in the table, with their keys in a summary.
 _SINGLE_LABEL = {"top-1": "top1", "top-5": "top5"}
@@ -114,7 +115,7 @@ def evaluate_all(
         if as_json:
             say(json.dumps(row))
         else:
-            columns = _MULTI_LABEL if trained.multi_label else _SINGLE_LABEL
+            columns = _MULTI_LABEL if trained.multi_label else _single_label(num_classes)
             previous, header = header, _header(columns, width, real=real is not None)
             if header != previous:
                 say(header)
@@ -136,6 +137,11 @@ def _inference(programs: dict[str, Inference], trained: TrainedModel, batch_size
     if key not in programs:
         programs[key] = make_inference(trained, batch_size)
     return programs[key]
+
+
+def _single_label(num_classes: int) -> dict[str, str]:
+    titles = ["top-1", "top-5"] if has_top5(num_classes) else ["top-1"]
+    return {title: _SINGLE_LABEL[title] for title in titles}
 
 
 def _header(columns: dict[str, str], width: int, *, real: bool) -> str:

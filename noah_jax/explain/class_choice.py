@@ -9,9 +9,9 @@ import numpy as np
 from noah_jax.errors import UsageError, near_matches
 from noah_jax.inference.class_words import explain_ambiguity, is_number, read_word
 
-_MAX_LISTED = 3
-
 _TOP = re.compile(r"top(\d+)")
+_SUGGESTED = 3
+_LISTED = 30  # so many classes, or fewer, are all listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +63,18 @@ def parse_choice(
         return ClassChoice(class_index=reading.class_index)
     if is_number(word.removeprefix("index:")):
         raise UsageError(f"--classes {word}: the classes are 0 to {len(display_names) - 1}")
+    raise UsageError(f"--classes: no class is called {word!r}{_hint(word, display_names)}")
+
+
+def _hint(word: str, names: Sequence[str]) -> str:
+    """Returns the names that a word may mean, and all names if they are few."""
     wanted = word.casefold()
-    similar = [name for name in display_names if wanted in name.casefold()]
-    similar = similar or near_matches(word, display_names, _MAX_LISTED)
-    if similar:
-        hint = f"did you mean {', '.join(similar[:_MAX_LISTED])}?"
-    else:
-        more = ", ..." if len(display_names) > _MAX_LISTED else ""
-        hint = f"there are {', '.join(display_names[:_MAX_LISTED])}{more} and their indices"
-    raise UsageError(f"--classes: no class is called {word!r}; {hint}")
+    near = [name for name in names if wanted in name.casefold()]
+    near += near_matches(word, names, _SUGGESTED)
+    hint = f"; did you mean {', '.join(list(dict.fromkeys(near))[:_SUGGESTED])}?" if near else ""
+    if len(names) <= _LISTED:
+        return f"{hint or '.'} The classes are {', '.join(names)}"
+    return f"{hint or '.'} There are {len(names):,} classes, such as {', '.join(names[:3])}"
 
 
 def chosen_classes(choices: Sequence[ClassChoice], logits: np.ndarray) -> list[int]:

@@ -10,6 +10,7 @@ from noah_jax.data.preprocessing import Preprocessing
 from noah_jax.inference.trained import TrainedModel
 from noah_jax.models.published import published
 from noah_jax.runs.run_dir import CHECKPOINTS
+from noah_jax.tasks.task import has_top5
 
 
 def model_card(trained: TrainedModel, description: dict[str, Any]) -> str:
@@ -110,7 +111,9 @@ def _metrics(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str
     else:
         columns = {"mAP": "map", "CF1": "cf1", "OF1": "of1"}
         if not trained.multi_label:
-            columns = {"top-1": "top1", "top-5": "top5"}
+            columns = {"top-1": "top1"}
+            if has_top5(trained.model.num_classes):
+                columns["top-5"] = "top5"
         percentages = " | ".join(f"{recorded[key]:.2f} %" for key in columns.values())
         yield f"| {' | '.join(columns)} | loss | images |"
         yield "|---" * (len(columns) + 2) + "|"

@@ -136,6 +136,10 @@ class MultiLabel:
     def label_shape(self) -> tuple[int, ...]:
         return (self.num_classes,)
 
+    @property
+    def accuracy_words(self) -> str:
+        return "images with a right top class"
+
     def per_image(
         self, logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None
     ) -> dict[str, jax.Array]:

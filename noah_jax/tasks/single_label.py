@@ -23,6 +23,7 @@ class SingleLabel:
     """The task of images with one label each, see `noah_jax.tasks.task.Task`."""
 
     label_shape: tuple[int, ...] = ()
+    accuracy_words = "accuracy"
 
     def per_image(
         self, logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None

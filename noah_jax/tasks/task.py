@@ -17,6 +17,10 @@ class Task(Protocol):
     def label_shape(self) -> tuple[int, ...]:
         """The shape of one image's label."""
 
+    @property
+    def accuracy_words(self) -> str:
+        """What the mean of `top1` is, in a log line."""
+
     def per_image(
         self, logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None
     ) -> dict[str, jax.Array]:
@@ -48,11 +52,23 @@ class Task(Protocol):
         """Returns an evaluation's metrics in percent, mean `loss` and number of `examples`."""
 
 
-def describe(values: Mapping[str, float]) -> str:
-    """Describes the main metrics of an evaluation in words, for either task."""
+def describe(values: Mapping[str, float], num_classes: int | None = None) -> str:
+    """Describes the main metrics of an evaluation in words, for either task.
+
+    Args:
+      values: The metrics.
+      num_classes: Number of classes, if it is known; the top-5 accuracy of five classes or fewer
+        is always 100 % and is left out.
+    """
     if "map" in values:
         return f"mAP {values['map']:.2f} %, CF1 {values['cf1']:.2f} %, OF1 {values['of1']:.2f} %"
-    return f"top-1 {values['top1']:.2f} %, top-5 {values['top5']:.2f} %"
+    top5 = "" if not has_top5(num_classes) else f", top-5 {values['top5']:.2f} %"
+    return f"top-1 {values['top1']:.2f} %{top5}"
+
+
+def has_top5(num_classes: int | None) -> bool:
+    """Whether the top-5 accuracy can be below 100 %; `None` is an unknown number of classes."""
+    return num_classes is None or num_classes > 5
 
 
 def make_task(

@@ -166,6 +166,7 @@ def train(
         start_step=start_step,
         started=started,
         compile_seconds=compile_seconds,
+        accuracy_words=setup.task.accuracy_words,
     )
 
     def evaluate(step: int, *, record: bool = True) -> dict[str, EvalMetrics]:
@@ -185,7 +186,7 @@ def train(
             setup.inputs.check_evaluated(int(values["examples"]))
             if record:
                 writer.write(step, split, values)
-            say(_evaluation_line(step, split, values))
+            say(_evaluation_line(step, split, values, model.num_classes))
         return summaries
 
     # ---- The loop. The host runs ahead of the device and reads metrics one log interval late, so
@@ -253,6 +254,7 @@ def train(
         **{f"ema_{key}": averages[key] for key in averages if key != "examples"},
         "step": total_steps,
         "num_params": model.num_params,
+        "num_classes": model.num_classes,
     }
     if jax.process_index() == 0 and not is_remote(workdir):
         write_examples(directory / EXAMPLES, setup.inputs.eval_source.encoded)
@@ -289,18 +291,19 @@ def _step_flops(setup: TrainSetup) -> float | None:
     return setup.plan.batch_size * train_flops(setup.model)
 
 
-def _evaluation_line(step: int, split: str, values: EvalMetrics) -> str:
+def _evaluation_line(step: int, split: str, values: EvalMetrics, num_classes: int) -> str:
     average = "EMA " if split == "eval_ema" else ""
     return (
-        f"step {step}: {average}{describe(values)}, loss"
+        f"step {step}: {average}{describe(values, num_classes)}, loss"
         f" {values['loss']:.4f} on {values['examples']:,} images"
     )
 
 
 def _result_line(results: dict[str, Any]) -> str:
     averages = {k.removeprefix("ema_"): v for k, v in results.items() if k.startswith("ema_")}
-    average = f" (EMA: {describe(averages)})" if averages else ""
+    num_classes = results.get("num_classes")  # runs before 0.2.0 did not record it
+    average = f" (EMA: {describe(averages, num_classes)})" if averages else ""
     return (
-        f"{results['model']} has {describe(results)}{average} on {results['examples']:,} images"
-        f" after step {results['step']}"
+        f"{results['model']} has {describe(results, num_classes)}{average} on"
+        f" {results['examples']:,} images after step {results['step']}"
     )

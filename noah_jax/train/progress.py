@@ -41,6 +41,7 @@ class Progress:
       start_step: The step that this start resumes after.
       started: When this start began, in seconds since 1970.
       compile_seconds: How long compiling the steps took; logged with the first metrics.
+      accuracy_words: What the accuracy is, see `noah_jax.tasks.task.Task`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Progress:
         start_step: int,
         started: float,
         compile_seconds: float,
+        accuracy_words: str,
     ) -> None:
         self._directory = directory
         self._writer = writer
@@ -67,6 +69,7 @@ class Progress:
         self._step_flops = step_flops
         self._goodput = throughput.Goodput(directory, start_step=start_step, started=started)
         self._once = {"compile_seconds": compile_seconds}
+        self._accuracy_words = accuracy_words
         self._losses: list[tuple[int, Any]] = []  # Of the steps that were not logged yet.
         self._pending: tuple[int, StepMetrics, float, dict[str, float]] | None = None
         self._last_step = start_step
@@ -183,7 +186,7 @@ class Progress:
         )
         say(
             f"step {step}/{self._plan.total_steps}  epoch {epoch:.1f}"
-            f"  loss {values['loss']:.4f}  accuracy {accuracy:.2f} %"
+            f"  loss {values['loss']:.4f}  {self._accuracy_words} {accuracy:.2f} %"
             f"  {_describe_norms(norms)}  {_describe_speeds(speeds)}"
             f"  {console.duration(left)} left"
         )

@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from noah_jax import create_model, list_models
+from noah_jax.errors import UsageError
 from noah_jax.explain.__main__ import main
+from noah_jax.explain.class_choice import parse_choice
 from noah_jax.explain.colours import KINDS, MIDDLE_GREY, TABLES, blend, table_index
 from noah_jax.explain.explanation import Explainer
 from noah_jax.explain.maps import common_scale, merged, overlay
@@ -336,6 +338,7 @@ def test_one_line_for_what_does_not_fit(tiny_run, images, tmp_path, capsys):
     for classes, words in (
         ("dog", "no class is called 'dog'"),
         ("an", "did you mean ant"),
+        ("Beë", "no class is called 'Beë'; did you mean bee? The classes are ant, bee, cat"),
         ("3", "the classes are 0 to 2"),
         ("top4", "there are 3 classes"),
     ):
@@ -353,3 +356,14 @@ def test_other_heads_are_refused(tiny_run):
     object.__setattr__(trained, "model", other)
     with pytest.raises(ValueError, match=r"linear head.* has no attention"):
         Explainer(trained, ["x"] * 1000)
+
+
+def test_a_misspelt_class_gets_the_near_ones():
+    few = ["Hund", "Kätzchen", "Katze"]
+    with pytest.raises(UsageError, match=r"did you mean Kätzchen.*\? The classes are Hund, K"):
+        parse_choice("Katzchen", few, ())
+    many = [f"breed {i}" for i in range(120)] + ["tench"]
+    with pytest.raises(UsageError, match=r"did you mean tench\? There are 121 classes, such as"):
+        parse_choice("tensch", many, ())
+    with pytest.raises(UsageError, match=r"'zzz'\. There are 121 classes"):
+        parse_choice("zzz", many, ())
