@@ -70,7 +70,6 @@ def render_page(
         "IMAGES": "\n".join([*styles, *map(_gradient, KINDS)]),
         "MODELS": _model_names(models),
         "CELLS": " checked" if cells else "",
-        "CONTENTS": _contents(images),
         "BODY": "\n".join(body),
         "COLOURS": json.dumps({kind: TABLES[kind].tolist() for kind in KINDS}),
         "DATA": json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
@@ -83,17 +82,6 @@ def render_page(
 def _model_names(models: Sequence[str]) -> str:
     names = " and ".join(f"<span class='path'>{html.escape(model)}</span>" for model in models)
     return f"Model{'s' if len(models) > 1 else ''}: {names}."
-
-
-def _contents(images: Sequence[ExplainedImage]) -> str:
-    """Links to the images, if there are several."""
-    if len(images) == 1:
-        return ""
-    links = (
-        f"<a href='#image{number}'>{html.escape(image.path)}</a>"
-        for number, image in enumerate(images, start=1)
-    )
-    return f"<nav aria-label='Images'>{' '.join(links)}</nav>"
 
 
 def _whole(image: ExplainedImage) -> str:
