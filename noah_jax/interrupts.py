@@ -8,6 +8,7 @@ to be told instead (`stopping_in_order`), because it can save first.
 """
 
 import contextlib
+import multiprocessing
 import os
 import queue
 import signal
@@ -140,6 +141,9 @@ def _end(number: signal.Signals) -> None:
     for undo in reversed(_undo.copy()):
         with contextlib.suppress(Exception):
             undo()
+    # Workers that read images would stay.
+    for worker in multiprocessing.active_children():
+        worker.kill()
     # The main thread may hold standard output while it waits for a reader.
     flush = threading.Thread(target=_flush, daemon=True)
     flush.start()

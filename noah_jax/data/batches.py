@@ -8,6 +8,8 @@ saved or restored.
 import dataclasses
 import functools
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -267,9 +269,14 @@ def _read_ahead(
     elements = grain.MapDataset.range(steps.start * chunks, steps.stop * chunks)
     loaded = elements.map(_LoadElement(load, local_size, chunks)).to_iter_dataset(options)
     if num_workers:
+        # If a second Ctrl-C ends the run at once, Python's tracker frees the shared memory, and
+        # would warn that it had to.
+        sys.warnoptions.append("ignore:resource_tracker:UserWarning")
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain passes the flags on to its workers
-        loaded = loaded.mp_prefetch(grain.MultiprocessingOptions(num_workers))
+        loaded = loaded.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers), worker_init_fn=_ignore_ctrl_c
+        )
 
     def place(whole: Loaded) -> Placed:
         batch, errors = whole
@@ -279,6 +286,11 @@ def _read_ahead(
 
     joined = loaded.batch(chunks, batch_fn=_join)
     return iter(ThreadPrefetchIterDataset(joined.map(place), prefetch_buffer_size=_BATCHES_AHEAD))
+
+
+def _ignore_ctrl_c(index: int, count: int) -> None:
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the one that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _join(loaded: Sequence[Loaded]) -> Loaded:

@@ -70,7 +70,7 @@ def output_of(process, *, code):
 
 
 def test_a_step_on_eight_devices_exchanges_gradients_and_statistics_alone(start):
-    within = start("resnet", "--topology=cpu:8", "--json")
+    within = start("resnet", "--topology=cpu:8", "--config.eval_batch_size=100", "--json")
     report = json.loads(output_of(within, code=0))
     assert report["num_devices"] == 8 and report["fits"]
     assert {c["kind"] for c in report["collectives"]} == {"all-reduce"}
