@@ -186,4 +186,6 @@ def test_as_a_user_without_tensorflow_on_several_devices(tiny_run, tmp_path):
     row = json.loads(ran.stdout)
     assert row["top1"] == pytest.approx(results["top1"], abs=1e-9)
     assert row["loss"] == pytest.approx(results["loss"], rel=1e-5)
-    assert jax.default_backend() != "cpu" or ran.stderr.count("\n") == 1
+    # On a busy machine lines say what takes long, such as "compiling noah_resnet18 ... 0:05".
+    lines = [line for line in ran.stderr.splitlines() if " ... " not in line]
+    assert jax.default_backend() != "cpu" or len(lines) == 1
