@@ -205,6 +205,7 @@ class _Killer:
     def close(self) -> None:
         self._process.stdin.close()
         assert self._process.wait() == 0
+        self._process.stdout.close()
 
 
 def test_a_kill_leaves_the_old_or_the_new(sources, tmp_path):
