@@ -1,6 +1,8 @@
 """Fixtures that several tests share."""
 
+import os
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -22,6 +24,25 @@ console.PATIENCE_SECONDS = 3600.0
 
 # Keeps compiled programs between the tests of one session, and between sessions.
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
+
+
+def _asks_for_gpus(config) -> bool:
+    return re.search(r"(?<!not )\bgpu\b", config.option.markexpr) is not None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Runs `pytest -m gpu` in one process: several would share a GPU's memory."""
+    if _asks_for_gpus(config):
+        config.option.numprocesses = 0
+
+
+def pytest_configure(config):
+    """Lets `pytest -m gpu` see the GPUs; all other tests run on the CPU."""
+    if _asks_for_gpus(config):
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    else:  # the environment, for the programs that tests start
+        jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu"))
 
 
 def pytest_addoption(parser):

@@ -11,6 +11,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from noah_jax.errors import InputError
+from noah_jax.nn.cudnn_attention import cudnn_is_missing
 
 _GIB = 2**30
 
@@ -161,6 +162,9 @@ def _h100(name: str) -> Target:
             f"{name} needs XLA's compiler for GPUs: pip install 'jax[cuda13]'"
             " (jax-cuda13-plugin alone will do)"
         ) from error
+    missing = (
+        "without cuDNN (pip install nvidia-cudnn-cu13) attention is compiled in its plain form"
+    )
     return Target(
         name,
         "cuda",
@@ -173,6 +177,7 @@ def _h100(name: str) -> Target:
             "the limit is the 75 % of the memory that JAX takes"
             " (XLA_PYTHON_CLIENT_MEM_FRACTION changes it)",
             "FLOPs are those of the program before XLA optimises it; loops count once",
+            *([missing] if cudnn_is_missing() else []),
         ),
     )
 

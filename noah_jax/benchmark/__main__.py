@@ -50,11 +50,12 @@ def _batches(text: str) -> list[int]:
     return [positive(part) for part in text.split(",")]
 
 
-def _option(text: str) -> tuple[str, str]:
+def _option(text: str) -> tuple[str, str | bool]:
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise InputError(text)
-    return name, value
+    # XLA takes True and False of JAX, and no word for them.
+    return name, {"true": True, "false": False}.get(value.lower(), value)
 
 
 def _model_options(parser: Parser) -> None:

@@ -71,7 +71,7 @@ def benchmark_step(
     batch: int,
     rounds: int,
     torch: bool,
-    compiler_options: Mapping[str, str] | None = None,
+    compiler_options: Mapping[str, str | bool] | None = None,
 ) -> tuple[dict[tuple[str, str], StepCost], dict[tuple[str, str], str]]:
     """Measures the train steps of one backbone with several heads.
 
@@ -107,7 +107,9 @@ def benchmark_step(
     return costs, missing
 
 
-def _our_step(model: Model, batch: int, compiler_options: Mapping[str, str] | None) -> Contender:
+def _our_step(
+    model: Model, batch: int, compiler_options: Mapping[str, str | bool] | None
+) -> Contender:
     step = PlainStep(model, distributed.make_mesh(jax.devices()[:1]), batch, compiler_options)
     try:
         compiled = step.compile()

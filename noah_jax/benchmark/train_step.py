@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from noah_jax import distributed
-from noah_jax.compilation import QUICK_COMPILE
+from noah_jax.compilation import QUICK_COMPILE, train_step_options
 from noah_jax.models.base import Model
 from noah_jax.train.state import State, init_state
 from noah_jax.train.step import make_train_step
@@ -28,13 +28,13 @@ class PlainStep:
       model: The model.
       mesh: The devices, which need not be here.
       batch: Images on each device.
-      compiler_options: XLA's options; `None` for its defaults.
+      compiler_options: XLA's options besides those of the training program.
     """
 
     model: Model
     mesh: Mesh
     batch: int
-    compiler_options: Mapping[str, str] | None = None
+    compiler_options: Mapping[str, str | bool] | None = None
 
     @functools.cached_property
     def _optimizer(self) -> optax.GradientTransformation:
@@ -65,11 +65,10 @@ class PlainStep:
             "image": jax.ShapeDtypeStruct((images, *model.image_size, 3), jnp.uint8),
             "label": jax.ShapeDtypeStruct((images,), jnp.int32),
         }
+        options = train_step_options(self.mesh.devices.flat[0].platform) or {}
+        options = options | dict(self.compiler_options or {})
         jitted = jax.jit(
-            step,
-            out_shardings=everywhere,
-            donate_argnums=0,
-            compiler_options=dict(self.compiler_options) if self.compiler_options else None,
+            step, out_shardings=everywhere, donate_argnums=0, compiler_options=options or None
         )
         return jitted.lower(
             distributed.abstract_like(jax.eval_shape(self._init), everywhere),

@@ -287,10 +287,11 @@ class Model:
         return head.contributions(features, classes)
 
     def portable(self) -> "Model":
-        """The same model with a head that every platform computes by the same plain operations."""
+        """The same model, which every platform computes by the same plain operations."""
         module = self._abstract_module()
-        if hasattr(module.head, "implementation"):
-            module.head.implementation = "xla"
+        for _, part in nnx.iter_modules(cast(nnx.Module, module)):
+            if hasattr(part, "implementation"):  # the NOAH head, and attention
+                part.implementation = "xla"
         other = copy.copy(self)
         other.__dict__.pop("predict_step", None)  # it would call this model
         other._graphdef = split_module(module)[0]

@@ -8,25 +8,40 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from noah_jax.nn.cudnn_attention import cudnn_attend, cudnn_takes
 from noah_jax.nn.dtypes import wide_einsum, widen
 from noah_jax.nn.per_device import on_each_device
 
 
-@jax.custom_vjp
-def attend(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+def attend(
+    query: jax.Array, keys: jax.Array, values: jax.Array, *, implementation: str = "auto"
+) -> jax.Array:
     """Scaled dot-product attention; scores and softmax are at least float32.
-
-    It is written as batches of matrix products with the heads in front, which CPUs compute
-    faster than `jax.nn.dot_product_attention`, whose heads stay beside the channels. The
-    backward pass stores the weights in the compute dtype, and nothing else of their size.
 
     Args:
       query: `[batch, tokens, heads, channels]`.
       keys: `[batch, other tokens, heads, channels]`.
       values: `[batch, other tokens, heads, channels]`.
+      implementation: "auto" takes cuDNN on NVIDIA GPUs where it applies, which has no second
+        derivatives; see `noah_jax.nn.cudnn_attention`. "xla" takes plain operations everywhere.
 
     Returns:
       `[batch, tokens, heads, channels]`.
+    """
+    if implementation == "auto" and cudnn_takes(query, keys):
+        return jax.lax.platform_dependent(
+            query, keys, values, cuda=cudnn_attend, default=_plain_attend
+        )
+    return _plain_attend(query, keys, values)
+
+
+@jax.custom_vjp
+def _plain_attend(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    """Computes attention by plain operations.
+
+    It is written as batches of matrix products with the heads in front, which CPUs compute
+    faster than `jax.nn.dot_product_attention`, whose heads stay beside the channels. The
+    backward pass stores the weights in the compute dtype, and nothing else of their size.
     """
     return _attend(query, keys, values, train=False)[0]
 
@@ -79,7 +94,7 @@ def _backward(
     return d_query, d_keys, d_values
 
 
-attend.defvjp(_forward, _backward)
+_plain_attend.defvjp(_forward, _backward)
 
 
 def _heads_first(

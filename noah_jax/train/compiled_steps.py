@@ -9,6 +9,7 @@ import jax
 import optax
 
 from noah_jax import distributed
+from noah_jax.compilation import train_step_options
 from noah_jax.data.batch import Batch
 from noah_jax.tasks.task import Task
 from noah_jax.train.mixing import Augment
@@ -72,6 +73,7 @@ class StepCompiler:
             self.make_train_step(),
             out_shardings=(self.states.shardings, distributed.replicated(self.states.mesh)),
             donate_argnums=0,
+            compiler_options=train_step_options(self.states.mesh.devices.flat[0].platform),
         )
         return step.trace(self.states.abstract(), self._abstract_batch(self.plan.batch_size))
 

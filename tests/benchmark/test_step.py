@@ -3,11 +3,14 @@
 import importlib.util
 import re
 
+import jax
 import pytest
 
+from noah_jax import compilation, distributed
 from noah_jax.benchmark import step
 from noah_jax.benchmark.__main__ import main
 from noah_jax.benchmark.timing import Call, take_turns
+from noah_jax.benchmark.train_step import PlainStep
 from noah_jax.models import create_model
 
 TINY = {"num_classes": 3, "image_size": 32, "width": 16, "num_heads": 2, "depth": 1}
@@ -35,10 +38,12 @@ def run(*arguments):
 def test_both_heads_are_rows_of_a_table(tiny, monkeypatch, capsys):
     monkeypatch.setattr(step, "peak_flops", lambda kind, dtype: 1e12)
     arguments = "--models", "noah_resnet34", "--image-size", "28", "--without-pytorch"
-    assert run(*arguments, "--compiler-option", "xla_backend_optimization_level=0") == 0
+    options = "xla_backend_optimization_level=0", "xla_cpu_enable_fast_math=false"
+    assert run(*arguments, *(w for o in options for w in ("--compiler-option", o))) == 0
     assert tiny == [("resnet34", ["linear", "noah"], "bfloat16", 28)]
     out = capsys.readouterr().out
-    assert "xla_backend_optimization_level=0" in out and "jax " in out
+    assert "xla_backend_optimization_level=0, xla_cpu_enable_fast_math=False" in out
+    assert f"jax {jax.__version__}" in out
     columns, _, *rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in out.splitlines()
@@ -59,6 +64,14 @@ def test_an_unknown_compiler_option_is_one_line(tiny, capsys):
     assert run(*options, "--compiler-option", "xla_no_such_option=1") == 1
     error = capsys.readouterr().err
     assert "xla_no_such_option" in error and error.count("\n") == 1
+
+
+def test_an_option_that_wins_is_the_steps_own(tiny, monkeypatch):
+    monkeypatch.setitem(compilation.TRAIN_STEP_OPTIONS, "cpu", {"xla_no_such_option": "1"})
+    (model,) = step.make_models("any", ["linear"], dtype="float32", image_size=None).values()
+    plain = PlainStep(model, distributed.make_mesh(jax.devices()[:1]), 2)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        plain.compile()
 
 
 def test_without_timm_it_says_so(tiny, monkeypatch, capsys):

@@ -47,10 +47,12 @@ class Attention(nnx.Module):
         self.proj = linear(features, features)
         self.drop = Dropout(drop_rate)
         self.num_heads = num_heads
+        self.implementation = "auto"
 
     def __call__(self, x: jax.Array, key: Key | None) -> jax.Array:
         """`[batch, tokens, features]` -> the same shape."""
-        out = attend(*project(self.qkv, x, 3, self.num_heads))
+        parts = project(self.qkv, x, 3, self.num_heads)
+        out = attend(*parts, implementation=self.implementation)
         return self.drop(self.proj(out.reshape(x.shape)), key)
 
 

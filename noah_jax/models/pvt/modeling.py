@@ -58,6 +58,7 @@ class SpatialReductionAttention(nnx.Module):
         self.proj = linear(features, features)
         self.drop = Dropout(drop_rate)
         self.num_heads = num_heads
+        self.implementation = "auto"
         self.reduction = reduction
         if reduction > 1:
             self.sr = conv(
@@ -80,7 +81,8 @@ class SpatialReductionAttention(nnx.Module):
         reduced = self.norm(self.sr(x)) if self.reduction > 1 else x
         queries, others = (y.reshape(batch, -1, y.shape[-1]) for y in (x, reduced))
         (query,) = project(self.q, queries, 1, self.num_heads)
-        out = attend(query, *project(self.kv, others, 2, self.num_heads))
+        keys_values = project(self.kv, others, 2, self.num_heads)
+        out = attend(query, *keys_values, implementation=self.implementation)
         return self.drop(self.proj(out.reshape(x.shape)), key)
 
 
