@@ -69,16 +69,21 @@ def chunked_plan(shape: PocaShape, *, classes: int = 512) -> ChunkedPlan:
     """
     if shape.head_num * shape.num_classes <= classes and shape.channel_groups == shape.head_num:
         return ChunkedPlan(shape.head_num, 1, shape.num_classes, shape.dropout)
-    chunks = math.ceil(shape.num_classes / classes)
-    return ChunkedPlan(1, chunks, math.ceil(shape.num_classes / chunks), shape.dropout)
+    return plan_of_blocks(shape.num_classes, shape.dropout, classes)
+
+
+def plan_of_blocks(num_classes: int, dropout: float, classes: int = 512) -> ChunkedPlan:
+    """Plans chunks of one block, each of at most `classes` classes."""
+    chunks = math.ceil(num_classes / classes)
+    return ChunkedPlan(1, chunks, math.ceil(num_classes / chunks), dropout)
 
 
 def chunked_poca(plan: ChunkedPlan, inputs: PocaInputs) -> jax.Array:
     """Computes the logits as `reference_poca` does, by the plan of `chunked_plan`."""
     parts, weights = inputs.operands()[:2], inputs.weights
     if inputs.seeds is not None:
-        return _pairwise(plan, parts, tuple(weights), inputs.seeds)
-    return add_bias(_pairwise(plan, parts, weights[:2], None), weights.value_bias)
+        return pairwise(plan, parts, tuple(weights), inputs.seeds)
+    return add_bias(pairwise(plan, parts, weights[:2], None), weights.value_bias)
 
 
 def attend(scores: jax.Array, values: jax.Array) -> Residuals:
@@ -140,8 +145,16 @@ _Arrays = tuple[jax.Array, ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _pairwise(plan: ChunkedPlan, parts: _Parts, weights: _Arrays, seeds: Seeds | None) -> jax.Array:
-    """Computes the logits, `[batch, classes]`."""
+def pairwise(plan: ChunkedPlan, parts: _Parts, weights: _Arrays, seeds: Seeds | None) -> jax.Array:
+    """Computes the logits, `[batch, classes]`.
+
+    Args:
+      plan: How the classes are cut.
+      parts: The query's part and the value's part, `[channel groups, batch, positions, channels]`.
+      weights: Both kernels and, with dropout, perhaps the value's bias;
+        `[head_num, ..., classes]`.
+      seeds: Seeds of the dropout masks; `None` switches dropout off.
+    """
     return _forward(plan, parts, weights, seeds)[0]
 
 
@@ -195,7 +208,7 @@ def _backward(
     return (query_sum, value_sum), join(d_chunks)[0], None
 
 
-_pairwise.defvjp(_forward, _backward)
+pairwise.defvjp(_forward, _backward)
 
 
 def _for_each_chunk(step: Callable, carry: Any, *inputs: Any) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ What they do with one tile is in `gpu_tiles.py`.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jax.experimental import pallas as pl
 
 from noah_jax.errors import InputError
 from noah_jax.heads.noah import pallas_triton
-from noah_jax.heads.noah.chunked import Residuals
+from noah_jax.heads.noah.chunked import Residuals, pairwise, plan_of_blocks
 from noah_jax.heads.noah.gpu_tiles import (
     LOG2E,
     SMALLEST_SIDE,
@@ -36,6 +37,7 @@ from noah_jax.heads.noah.gpu_tiles import (
     matrix_window,
     product,
 )
+from noah_jax.heads.noah.kernel_or_plain import kernel_or_plain
 from noah_jax.heads.noah.kernels import (
     Pair,
     Ref,
@@ -137,19 +139,53 @@ def _forward(
     plan: GpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array
 ) -> tuple[jax.Array, tuple]:
     """Computes `[batch, classes]` of parts `[channel groups, batch, positions, channels]`."""
-    residuals = _call_forward(plan, parts, kernels, seeds)
+    residuals = _compute(plan, _forward_by_kernel, _forward_plainly, parts, kernels, seeds)
     return residuals.out.sum(1), (parts, kernels, seeds, residuals)
 
 
 def _backward(plan: GpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[Pair, Pair, None]:
-    return _call_features(plan, saved, cotangent), _call_weights(plan, saved, cotangent), None
+    d_parts = _compute(plan, _features_by_kernel, _features_plainly, saved, cotangent)
+    d_kernels = _compute(plan, _weights_by_kernel, _weights_plainly, saved, cotangent)
+    return d_parts, d_kernels, None
 
 
 _poca = differentiable(_forward, _backward)
 
 
-@differentiated_once
-def _call_forward(plan: GpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array) -> Residuals:
+@functools.partial(differentiated_once, static=(0, 1, 2))
+def _compute(plan: GpuPlan, by_kernel: Callable, plainly: Callable, *arguments: Any) -> Any:
+    by_kernel, plainly = (functools.partial(f, plan) for f in (by_kernel, plainly))
+    if plan.interpret:
+        return by_kernel(*arguments)
+    return kernel_or_plain(by_kernel, plainly, *arguments)
+
+
+def _plain_logits(plan: GpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array) -> jax.Array:
+    by_chunks = plan_of_blocks(kernels.query.shape[2], plan.dropout)
+    masks = Seeds(seeds[:2], seeds[2:]) if plan.dropout else None
+    return pairwise(by_chunks, tuple(parts), tuple(kernels), masks)
+
+
+def _forward_plainly(plan: GpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array) -> Residuals:
+    """Returns residuals of which only the outputs' sum over the blocks, the logits, is used."""
+    logits = _plain_logits(plan, parts, kernels, seeds)
+    out = jnp.zeros((logits.shape[0], kernels.query.shape[0], logits.shape[1]), logits.dtype)
+    return Residuals(out, out.at[:, 0].set(logits))
+
+
+def _features_plainly(plan: GpuPlan, saved: tuple, cotangent: jax.Array) -> Pair:
+    parts, kernels, seeds, _ = saved
+    _, pull = jax.vjp(lambda parts: _plain_logits(plan, parts, kernels, seeds), parts)
+    return pull(cotangent)[0]
+
+
+def _weights_plainly(plan: GpuPlan, saved: tuple, cotangent: jax.Array) -> Pair:
+    parts, kernels, seeds, _ = saved
+    _, pull = jax.vjp(lambda kernels: _plain_logits(plan, parts, kernels, seeds), kernels)
+    return pull(cotangent)[0]
+
+
+def _forward_by_kernel(plan: GpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array) -> Residuals:
     """Runs the forward kernel: residuals of every block, each `[batch, head_num, classes]`."""
     batch = parts.query.shape[1]
     head_num, _, classes = kernels.query.shape
@@ -164,8 +200,7 @@ def _call_forward(plan: GpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array) -
     )
 
 
-@differentiated_once
-def _call_features(plan: GpuPlan, saved: tuple, cotangent: jax.Array) -> Pair:
+def _features_by_kernel(plan: GpuPlan, saved: tuple, cotangent: jax.Array) -> Pair:
     """Runs the backward kernel for the features: gradients of both parts."""
     parts, kernels, seeds, residuals = saved
     channel_groups, batch, positions, _ = parts.query.shape
@@ -179,8 +214,7 @@ def _call_features(plan: GpuPlan, saved: tuple, cotangent: jax.Array) -> Pair:
     )
 
 
-@differentiated_once
-def _call_weights(plan: GpuPlan, saved: tuple, cotangent: jax.Array) -> Pair:
+def _weights_by_kernel(plan: GpuPlan, saved: tuple, cotangent: jax.Array) -> Pair:
     """Runs the backward kernel for the weights: gradients of both kernels."""
     parts, kernels, seeds, residuals = saved
     head_num, _, classes = kernels.query.shape

@@ -1,8 +1,10 @@
 """The GPU kernels, emulated, against the definition; which shapes they take; that they compile."""
 
+import functools
 import re
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from jax.sharding import NamedSharding
 from noah_jax.aot import targets
 from noah_jax.errors import InputError
 from noah_jax.heads.noah import poca
-from noah_jax.heads.noah.gpu import gpu_plan
+from noah_jax.heads.noah.gpu import gpu_plan, gpu_poca
 from noah_jax.heads.noah.gpu_tiles import channel_pieces
-from noah_jax.heads.noah.operands import ChannelSplit, PocaShape
+from noah_jax.heads.noah.operands import ChannelSplit, PocaInputs, PocaShape, Weights
+from noah_jax.nn.dropout import seeds_of
 from tests.heads.noah.kernel_checks import (
     assert_close,
     assert_large_scores_do_not_overflow,
@@ -70,6 +73,37 @@ def test_large_scores_do_not_overflow():
 
 def test_second_derivatives_are_refused():
     assert_refuses_second_derivatives("gpu_interpret", *make_case(2, 16, 9, batch=2))
+
+
+@pytest.mark.parametrize(("head_split", "dropout"), [(True, 0.4), (False, 0.0)])
+def test_exported_programs_compute_the_same_without_the_kernel(head_split, dropout):
+    features, query, value = make_case(2, 16, 600, head_split=head_split, batch=3)
+    split = ChannelSplit(1 / 4, head_split)
+    shape = PocaShape(3, (3, 5), 16, 2, 600, features.dtype, split, dropout)
+    key = jax.random.key(5)
+
+    def loss(compute, features, query, value):
+        logits = compute(features, query, value)
+        return (jnp.sin(logits) * jnp.cos(jnp.arange(600))).sum(), logits
+
+    def by_the_kernel(features, query, value):
+        seeds = seeds_of(key, 3) if dropout else None
+        weights = Weights(query.kernel, value.kernel, value.bias)
+        return gpu_poca(plan, PocaInputs(split, features, weights, seeds))
+
+    def by_definition(*arguments):
+        options = split._asdict() | dict(dropout=dropout, dropout_key=key)
+        return poca(*arguments, implementation="reference", **options)
+
+    actual, expected = (
+        jax.jit(jax.grad(functools.partial(loss, compute), argnums=(0, 1, 2), has_aux=True))
+        for compute in (by_the_kernel, by_definition)
+    )
+    with jax.sharding.use_abstract_mesh(gpu_mesh()):
+        plan = gpu_plan(shape)
+        exported = jax.export.export(actual, platforms=("cpu", "cuda"))(features, query, value)
+    arguments = features, query, value
+    assert_close(exported.call(*arguments), expected(*arguments), 2e-6)
 
 
 def _shape(query, value, *, positions=196, batch=16, dtype=jnp.bfloat16):

@@ -1,6 +1,7 @@
 """Which implementation of the head runs where; asking for one by name; the examples."""
 
 import doctest
+import functools
 import importlib
 import sys
 
@@ -117,6 +118,19 @@ def test_auto_lowers_to_the_kernel_for_cuda(capsys):
     assert _triton_calls(jnp.bfloat16) == _triton_calls(jnp.float16) == 3
     assert _triton_calls(jnp.float32) == 0
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("platforms", [("cuda",), ("cpu", "cuda")])
+def test_exported_programs_hold_no_kernel(platforms):
+    features, *weights = make_case(2, 16, 9)
+    features = jnp.asarray(features, jnp.bfloat16)
+    run = jax.jit(functools.partial(poca, key_ratio=0.25))
+    with jax.sharding.use_abstract_mesh(gpu_mesh()):
+        exported = jax.export.export(run, platforms=platforms)(features, *weights)
+    assert "triton" not in str(exported.mlir_module())
+    if "cpu" in platforms:
+        logits = jax.export.deserialize(exported.serialize()).call(features, *weights)
+        np.testing.assert_allclose(logits, run(features, *weights), rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture
