@@ -24,6 +24,7 @@ PROGRAMS = {
     "prepare": "prepare ImageNet or other images for training",
     "parity": "check models against numbers that PyTorch computed",
     "benchmark": "measure the speed of models, heads, input, evaluation or the loop",
+    "autotune": "find the fastest block sizes of the head's kernels on this machine's GPU",
     "compile": "compile the train step for machines that are not here: memory, FLOPs, traffic",
     "models": "list the models with their sizes and published accuracy",
 }

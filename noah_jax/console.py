@@ -5,6 +5,7 @@ complain before it is imported.
 """
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -144,6 +145,12 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """Prints a warning to standard error, on whichever process; names the process."""
     _complain("warning", printable(text))
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Prints a warning as `warn` does, but each text once a process."""
+    warn(text)
 
 
 def fail(reason: object) -> int:

@@ -26,11 +26,12 @@ GROUND = {
         "paths",
         "platforms",
         "recipes",
+        "timing",
     ),
 }
 PROGRAMS = {
     *("convert", "evaluate", "predict", "explain", "export", "compare", "prepare"),
-    *("parity", "benchmark", "compile"),
+    *("parity", "benchmark", "compile", "autotune"),
 }
 # What a room may import, besides the ground and itself.
 LIBRARIES = {

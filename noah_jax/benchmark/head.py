@@ -26,13 +26,13 @@ from noah_jax.aot.targets import topology_mesh
 from noah_jax.benchmark import compiled_steps, pytorch_here
 from noah_jax.benchmark.pytorch_here import TORCH_IS_MISSING, torch_is_installed
 from noah_jax.benchmark.tables import print_columns, print_heading, print_row
-from noah_jax.benchmark.timing import Call, Timing, take_turns
 from noah_jax.console import working
 from noah_jax.errors import InputError, one_line
 from noah_jax.heads.noah import IMPLEMENTATIONS, Projection, poca
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
 from noah_jax.nn.dtypes import wide_einsum, widen
+from noah_jax.timing import Call, Timing, take_turns
 
 MODELS = (
     "noah_resnet50",

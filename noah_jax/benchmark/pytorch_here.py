@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from noah_jax.benchmark.timing import Call
+from noah_jax.timing import Call
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,6 @@ from noah_jax.aot.head_shape import HeadShape, head_shape, noah_head
 from noah_jax.aot.hlo import memory_stats
 from noah_jax.benchmark import pytorch_here
 from noah_jax.benchmark.tables import print_columns, print_heading, print_row
-from noah_jax.benchmark.timing import Call, Timing, take_turns
 from noah_jax.benchmark.torch_step import FORMS, torch_step
 from noah_jax.benchmark.train_step import PlainStep
 from noah_jax.console import working
@@ -28,6 +27,7 @@ from noah_jax.errors import CompileError, InputError, one_line
 from noah_jax.heads.noah import IMPLEMENTATIONS
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
+from noah_jax.timing import Call, Timing, take_turns
 from noah_jax.train.throughput import peak_flops, train_flops
 
 MODELS = (

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from noah_jax.aot.head_shape import HeadShape
 from noah_jax.benchmark import pytorch_here
-from noah_jax.benchmark.timing import Call
 from noah_jax.errors import InputError
 from noah_jax.models.base import Model
+from noah_jax.timing import Call
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,9 @@ import pytest
 from noah_jax import compilation, distributed
 from noah_jax.benchmark import step
 from noah_jax.benchmark.__main__ import main
-from noah_jax.benchmark.timing import Call, take_turns
 from noah_jax.benchmark.train_step import PlainStep
 from noah_jax.models import create_model
+from noah_jax.timing import Call, take_turns
 
 TINY = {"num_classes": 3, "image_size": 32, "width": 16, "num_heads": 2, "depth": 1}
 

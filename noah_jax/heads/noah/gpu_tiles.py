@@ -14,33 +14,11 @@ from jax.experimental import pallas as pl
 
 from noah_jax.heads.noah import pallas_triton
 from noah_jax.heads.noah.chunked import Residuals
+from noah_jax.heads.noah.gpu_blocks import SMALLEST_SIDE, GpuPlan
 from noah_jax.heads.noah.kernels import Pair, Ref, drop, round_up, wide_dot
 from noah_jax.nn.dropout import row_seed
 
-SMALLEST_SIDE = 16  # no side of a matrix product may be smaller
 LOG2E = math.log2(math.e)
-
-
-class GpuPlan(NamedTuple):
-    """What the kernels are specialised to.
-
-    Attributes:
-      inner_positions: Positions of a tile in kernels that loop over positions.
-      outer_positions: Positions of a tile in the kernel that loops over classes.
-      classes: Classes of a tile.
-      images: Images whose gradients of the weights one program adds up.
-      warps: Warps of a program.
-      dropout: Dropout rate on the values; 0 if it is off.
-      interpret: Whether Pallas emulates the kernels.
-    """
-
-    inner_positions: int
-    outer_positions: int
-    classes: int
-    images: int
-    warps: int
-    dropout: float
-    interpret: bool
 
 
 def channel_pieces(channels: int) -> list[tuple[int, int]]:
@@ -58,7 +36,7 @@ def channel_pieces(channels: int) -> list[tuple[int, int]]:
     return pieces
 
 
-def channel_group_of(part_ref: Ref, kernel_ref: Ref, block: jax.Array) -> jax.Array:
+def channel_group_of(part_ref: Ref, kernel_ref: Ref, block: Any) -> jax.Array:
     """Finds the channel group that a block sees."""
     return jax.lax.div(block, kernel_ref.shape[0] // part_ref.shape[0])
 
@@ -119,7 +97,7 @@ def load_part(
 
 def load_weights(plan: GpuPlan, kernel_ref: Ref, block: Any, start: Any) -> list[jax.Array]:
     """Loads the weights of a block, in pieces `[channels, classes]`."""
-    columns = start, plan.classes
+    columns = start, plan.blocks.classes
     return [
         _load(kernel_ref, (block,), piece, columns) for piece in channel_pieces(kernel_ref.shape[1])
     ]
@@ -129,8 +107,8 @@ def load_of_block(
     plan: GpuPlan, residuals_ref: Residuals, d_logits_ref: Ref, image: Any, block: Any, start: Any
 ) -> list[jax.Array]:
     """Loads lse, outputs and cotangents of a tile of classes, with zeros beyond the last."""
-    classes = pl.ds(start, plan.classes)
-    mask = start + jnp.arange(plan.classes) < d_logits_ref.shape[1]
+    classes = pl.ds(start, plan.blocks.classes)
+    mask = start + jnp.arange(plan.blocks.classes) < d_logits_ref.shape[1]
     views = (
         residuals_ref.lse.at[image, block, classes],
         residuals_ref.out.at[image, block, classes],

@@ -1,7 +1,6 @@
 """What the Pallas kernels for TPUs and GPUs share."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -222,6 +221,11 @@ def wide_dot(
     )
 
 
+def ceil_div(n: int, divisor: int) -> int:
+    """Divides and rounds up."""
+    return -(-n // divisor)
+
+
 def round_up(n: int, multiple: int) -> int:
     """Rounds `n` up to a multiple."""
-    return math.ceil(n / multiple) * multiple
+    return ceil_div(n, multiple) * multiple

@@ -15,7 +15,8 @@ from noah_jax import console
 from noah_jax.errors import InputError
 from noah_jax.heads.noah.chunked import chunked_plan, chunked_poca
 from noah_jax.heads.noah.cpu import cpu_plan, cpu_poca
-from noah_jax.heads.noah.gpu import gpu_plan, gpu_poca
+from noah_jax.heads.noah.gpu import gpu_poca
+from noah_jax.heads.noah.gpu_plan import gpu_plan
 from noah_jax.heads.noah.operands import (
     ChannelSplit,
     PocaInputs,
@@ -148,12 +149,7 @@ def _warn_of_missing_kernel(error: TritonError) -> None:
     kind = jax.default_backend() if device is None else device.device_kind.lower()
     others = ("tpu",) if error.missing else ("tpu", "cpu")  # a CPU may refuse to compile for GPUs
     if not kind.startswith(others):
-        _warn_once(f"NVIDIA GPUs compute the NOAH head without its kernel: {error}")
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    console.warn(text)
+        console.warn_once(f"NVIDIA GPUs compute the NOAH head without its kernel: {error}")
 
 
 def _plan(row: Row, shape: PocaShape, block_sizes: Mapping[str, int] | None) -> Any:

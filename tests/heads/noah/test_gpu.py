@@ -8,12 +8,14 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 
 from noah_jax.aot import targets
 from noah_jax.errors import InputError
 from noah_jax.heads.noah import poca
-from noah_jax.heads.noah.gpu import gpu_plan, gpu_poca
+from noah_jax.heads.noah.gpu import gpu_poca
+from noah_jax.heads.noah.gpu_blocks import BlockSizes
+from noah_jax.heads.noah.gpu_plan import gpu_plan
 from noah_jax.heads.noah.gpu_tiles import channel_pieces
 from noah_jax.heads.noah.operands import ChannelSplit, PocaInputs, PocaShape, Weights
 from noah_jax.nn.dropout import seeds_of
@@ -28,18 +30,22 @@ from tests.heads.noah.kernel_checks import (
 
 
 @pytest.mark.parametrize(
-    ("head_split", "kv_split", "head_num", "channels", "num_classes", "dropout"),
+    ("head_split", "kv_split", "head_num", "channels", "num_classes", "dropout", "sizes"),
     [
-        (True, True, 2, 16, 70, 0.4),  # several tiles of classes
-        (False, True, 2, 64, 40, 0.0),  # channels in pieces
-        (True, False, 4, 16, 10, 0.0),
+        (True, True, 2, 16, 70, 0.4, {}),  # several tiles of classes
+        (False, True, 2, 64, 40, 0.0, {}),  # channels in pieces
+        (True, False, 4, 16, 10, 0.0, {}),
+        (True, True, 2, 16, 70, 0.4, dict(forward_images=2, products=True)),
+        (False, True, 2, 64, 40, 0.0, dict(forward_images=2, products=True)),
     ],
 )
-def test_values_and_gradients(head_split, kv_split, head_num, channels, num_classes, dropout):
+def test_values_and_gradients(
+    head_split, kv_split, head_num, channels, num_classes, dropout, sizes
+):
     switches = dict(head_split=head_split, kv_split=kv_split)
     features, *weights = make_case(head_num, channels, num_classes, batch=9, **switches)
     features = features.reshape(3, 9, 5, channels)
-    block_sizes = dict(warps=2 * 8 * head_num * -(-num_classes // 32))
+    block_sizes = dict(images=2, classes=32, outer_positions=32, **sizes)
     shape = PocaShape(
         3,
         (9, 5),
@@ -50,9 +56,9 @@ def test_values_and_gradients(head_split, kv_split, head_num, channels, num_clas
         ChannelSplit(1 / 4, **switches),
         dropout,
     )
-    plan = gpu_plan(shape, interpret=True, **block_sizes)
-    assert plan.inner_positions == plan.outer_positions == 32  # two tiles
-    assert plan.images == 2  # and one for the other program
+    blocks = gpu_plan(shape, interpret=True, **block_sizes).blocks
+    assert blocks.inner_positions == blocks.outer_positions == 32  # two tiles
+    assert blocks.images == 2  # and one for the other program
     options = switches | dict(dropout=dropout, dropout_key=jax.random.key(5))
     expected = value_and_gradients(features, *weights, implementation="reference", **options)
     options |= dict(implementation="gpu_interpret", block_sizes=block_sizes)
@@ -61,10 +67,14 @@ def test_values_and_gradients(head_split, kv_split, head_num, channels, num_clas
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 2e-2), (jnp.float16, 2e-3)])
 def test_narrow_dtypes(dtype, tolerance):
-    case = make_case(2, 64, 50, batch=2)
+    case = make_case(2, 64, 50, batch=3)
     exact = value_and_gradients(*case, implementation="reference")
-    actual = value_and_gradients(*case, dtype=dtype, implementation="gpu_interpret")
-    assert_close(actual, exact, tolerance)
+    for products in (False, True):
+        sizes = dict(forward_images=2, products=products)  # one tile of positions
+        actual = value_and_gradients(
+            *case, dtype=dtype, implementation="gpu_interpret", block_sizes=sizes
+        )
+        assert_close(actual, exact, tolerance)
 
 
 def test_large_scores_do_not_overflow():
@@ -106,6 +116,29 @@ def test_exported_programs_compute_the_same_without_the_kernel(head_split, dropo
     assert_close(exported.call(*arguments), expected(*arguments), 2e-6)
 
 
+@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
+def test_kernels_lower_inside_a_shard_map_that_checks_types(axes, products):
+    mesh = gpu_mesh(2).update_axis_types({"data": axes})
+    features, *weights = make_case(2, 16, 9, batch=4)
+    sharding = NamedSharding(mesh, jax.P("data"))
+    features = jax.ShapeDtypeStruct(features.shape, jnp.bfloat16, sharding=sharding)
+    whole = jax.P()
+
+    def loss(*operands):
+        options = dict(implementation="gpu", block_sizes=dict(products=products))
+        return jax.lax.psum((poca(*operands, key_ratio=0.25, **options) ** 2).sum(), "data")
+
+    def of_all(*operands):
+        specs = (jax.P("data"), whole, whole)
+        return jax.shard_map(loss, in_specs=specs, out_specs=whole)(*operands)
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(jax.grad(of_all, argnums=(0, 1, 2))).trace(features, *weights)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@__gpu$xla.gpu.triton") == 3  # forward, and two or those of two blocks
+
+
 def _shape(query, value, *, positions=196, batch=16, dtype=jnp.bfloat16):
     """Makes the shape of a head of four blocks with so many query and value channels each."""
     channels = 4 * (query + value)
@@ -132,10 +165,31 @@ def _shape(query, value, *, positions=196, batch=16, dtype=jnp.bfloat16):
 def test_which_shapes_fit_on_two_devices(shape, why):
     with jax.sharding.use_abstract_mesh(gpu_mesh(2)):
         if why is None:
-            assert gpu_plan(shape).classes == 64
+            assert gpu_plan(shape).blocks.classes == 64
         else:
             with pytest.raises(InputError, match=why):
                 gpu_plan(shape)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "why"),
+    [
+        (dict(tiles=3), "block sizes are inner_positions, .*; got 'tiles'"),
+        (dict(classes=48), "classes must be at least 16 and a power of two, got 48"),
+        (dict(warps=0), "warps must be at least 1"),
+        (dict(images="8"), "images cannot be '8'"),
+        (dict(products=1), "products cannot be 1"),
+    ],
+)
+def test_wrong_block_sizes_are_named(sizes, why):
+    with pytest.raises(InputError, match=why):
+        gpu_plan(_shape(24, 24), interpret=True, **sizes)
+
+
+def test_narrow_blocks_keep_what_was_measured():
+    blocks = gpu_plan(_shape(24, 24, batch=128), interpret=True).blocks
+    assert blocks == BlockSizes(32, 64, 64, forward_images=1, images=16, warps=4)
+    assert gpu_plan(_shape(64, 448, positions=49), interpret=True).blocks.products
 
 
 @pytest.mark.parametrize("channels", [1, 16, 24, 40, 49, 96, 120, 448])
@@ -190,7 +244,8 @@ def test_it_compiles_for_gpus(topology, positions, channels, key_ratio, dtype, d
     )
     features = array(batch * mesh.size, positions, channels, dtype=dtype, axes=("data",))
     text = jax.jit(step).lower(features, *weights).compile().as_text()
-    assert text.count('custom_call_target="__gpu$xla.gpu.triton"') == 3
+    wide = channels == 2048  # forward, and the gradients of each of four blocks
+    assert text.count('custom_call_target="__gpu$xla.gpu.triton"') == (5 if wide else 3)
     shapes = re.findall(r"\w\[(\d+(?:,\d+)*)\]", text)
     sizes = [np.prod([int(n) for n in shape.split(",")]) for shape in shapes]
     assert sizes and max(sizes) < batch * 4 * positions * classes

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from noah_jax import console
 from noah_jax.errors import InputError
 from noah_jax.heads.noah import IMPLEMENTATIONS, poca
 from noah_jax.heads.noah.operands import ChannelSplit, PocaShape
@@ -123,21 +124,21 @@ def test_auto_lowers_to_the_kernel_for_cuda(capsys):
 @pytest.mark.parametrize("platforms", [("cuda",), ("cpu", "cuda")])
 def test_exported_programs_hold_no_kernel(platforms):
     features, *weights = make_case(2, 16, 9)
-    features = jnp.asarray(features, jnp.bfloat16)
+    features, weights = jnp.asarray(features, jnp.bfloat16), map(tuple, weights)
+    arguments = features, *weights
     run = jax.jit(functools.partial(poca, key_ratio=0.25))
     with jax.sharding.use_abstract_mesh(gpu_mesh()):
-        exported = jax.export.export(run, platforms=platforms)(features, *weights)
+        exported = jax.export.export(run, platforms=platforms)(*arguments)
     assert "triton" not in str(exported.mlir_module())
     if "cpu" in platforms:
-        logits = jax.export.deserialize(exported.serialize()).call(features, *weights)
-        np.testing.assert_allclose(logits, run(features, *weights), rtol=1e-3, atol=1e-3)
+        logits = jax.export.deserialize(exported.serialize()).call(*arguments)
+        np.testing.assert_allclose(logits, run(*arguments), rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture
 def fresh_warnings():
     """Forgets the warnings that earlier tests have seen."""
-    module = importlib.import_module("noah_jax.heads.noah.poca")
-    module._warn_once.cache_clear()
+    console.warn_once.cache_clear()
 
 
 _TRITON = "jax.experimental.pallas.triton"
