@@ -30,7 +30,8 @@ images, workdir, name = sys.argv[1:]
 config = make_tiny_config(images)
 config.model.name, config.model.dtype = name, "bfloat16"
 if "resnet" not in name:
-    del config.model.stem, config.model.batch_norm_group
+    del config.model.stem
+    config.model.batch_norm_group = None
     config.model.image_size, config.model.width = 32, 16
     config.model.update(num_heads=2, depth=2)
 train(config, workdir)

@@ -35,7 +35,7 @@ def step_on(device, name, arguments, dtype, state=None):
     model = create_model(name, dtype=dtype, **SMALL, **arguments)
     plain = PlainStep(model, distributed.make_mesh([device]), 16)
     state = plain.state() if state is None else state
-    before = jax.tree.map(np.asarray, state)
+    before = jax.tree.map(np.array, state)  # copies, because the step takes the memory of the state
     placed = jax.device_put(before, distributed.replicated(plain.mesh))
     after, metrics = plain.compile()(placed, plain.random_batch())
     figures = {
@@ -43,7 +43,7 @@ def step_on(device, name, arguments, dtype, state=None):
         "grad_norm": float(metrics.grad_norm),
         "update_norm": float(metrics.update_norm),
     }
-    return before, figures, jax.tree.map(np.asarray, after)
+    return before, figures, jax.tree.map(np.array, after)
 
 
 @pytest.mark.parametrize(("name", "arguments"), FAMILIES)
