@@ -39,7 +39,7 @@ def step_on(device, name, arguments, dtype, state=None):
     placed = jax.device_put(before, distributed.replicated(plain.mesh))
     after, metrics = plain.compile()(placed, plain.random_batch())
     figures = {
-        "loss": float(metrics.compute()["loss"]),
+        "loss": float(metrics.loss.compute()),
         "grad_norm": float(metrics.grad_norm),
         "update_norm": float(metrics.update_norm),
     }
