@@ -1,0 +1,107 @@
+"""The pages of docs/: their Python runs; commands, keys, files and messages that they name exist."""
+
+import importlib.util
+import os
+import re
+
+import pytest
+
+from noah_jax.__main__ import PROGRAMS
+from noah_jax.config_values import RULES
+from tests.helpers import ROOT
+from tests.test_options_in_messages import OPTIONS, _texts
+
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    path
+    for path in (*DOCS.glob("*.md"), *DOCS.glob("guides/*.md"), *DOCS.glob("concepts/*.md"))
+    if path.name != "index.md"
+)
+BLOCK = re.compile(r"(<!-- not run: .+ -->\n\n?)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"(?:noah-jax|python -m noah_jax[. ])\s*(\w+)((?:\\\n|[^\n`|;&])*)")
+OPTION = re.compile(r"(?<![\w-])--([A-Za-z_][\w.-]*)")
+MODEL_KEYS = {"stem", "width", "depth", "num_classes", "head"}
+
+
+def _blocks(path, language: str) -> list[str]:
+    """The code blocks of a page in a language, but for those that say why they are not run."""
+    found = BLOCK.findall(path.read_text())
+    return [code for mark, name, code in found if name == language and not mark]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p, "python")], ids=lambda p: p.stem)
+def test_the_python_of_a_page_runs(page, tiny_run, tmp_path, monkeypatch):
+    """From the first block to the last, where `runs/quickstart` is a trained run."""
+    (tmp_path / "runs").mkdir()
+    os.symlink(tiny_run, tmp_path / "runs" / "quickstart")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for number, code in enumerate(_blocks(page, "python"), 1):
+        exec(compile(code, f"{page.name}, block {number}", "exec"), names)
+
+
+def _is_key(name: str) -> bool:
+    section, _, key = name.rpartition(".")
+    return name in RULES or name == "KEY" or (section == "model" and key in MODEL_KEYS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_the_commands_of_a_page_exist(page):
+    unknown = []
+    for program, arguments in COMMAND.findall(page.read_text()):
+        if program == "NAME":
+            continue
+        if program not in PROGRAMS:
+            unknown.append(program)
+            continue
+        arguments = arguments.partition("#")[0]
+        for option in OPTION.findall(arguments):
+            name = option.partition("=")[0].rstrip(".")
+            key = name.removeprefix("config.")
+            if not (_is_key(key) if key != name else name in OPTIONS[program]):
+                unknown.append(f"{program} --{name}")
+    keys = re.findall(r"--config\.([\w.]*\w)", page.read_text())
+    assert unknown + [key for key in keys if not _is_key(key)] == []
+
+
+def _anchors(path) -> set[str]:
+    """The anchors that MkDocs gives the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_the_files_that_a_page_names_exist(page):
+    text = page.read_text()
+    missing = []
+    for link, anchor in re.findall(r"\]\(([^)#\s:]+)#?([^)\s:]*)\)", text):
+        target = page.parent / link
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
+            missing.append(f"{link}#{anchor}")
+    named = re.findall(r"(?<![\w/])((?:noah_jax|configs|scripts|tests)/[\w./-]+\.\w+)", text)
+    assert missing + [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_symptoms_in_troubleshooting_are_messages_of_the_programs():
+    """Each heading quotes a message; `...` stands for what is different each time."""
+    texts = [
+        re.sub(r"\s+", " ", text)
+        for path in (ROOT / "noah_jax").rglob("*.py")
+        for text in _texts(path)
+    ]
+    quoted = re.findall(r"^### `(.+)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert quoted
+
+    def is_said(message: str) -> bool:
+        parts = [part.strip() for part in message.split("...") if part.strip()]
+        return any(all(part in text for part in parts) for text in texts)
+
+    assert [message for message in quoted if not is_said(message)] == []
+
+
+def test_the_figure_of_the_head_is_what_its_script_draws():
+    path = ROOT / "scripts" / "make_head_figure.py"
+    spec = importlib.util.spec_from_file_location("make_head_figure", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.figure() == (DOCS / "images" / "head.svg").read_text()
