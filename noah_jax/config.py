@@ -1,5 +1,8 @@
 """Defines the configuration: every key, its default and its meaning, in one place.
 
+The comment of a key stands directly above it or behind it; the reference of the documentation is
+made from these comments. One with an empty line below it is about several keys.
+
 A file in `configs/` starts from `default_config()` and sets what its result needs. The command
 line sets single keys: `--config.optim.learning_rate=0.1`. Each part of a run gets its own section
 of the configuration and nothing else; the functions `..._section` cut the sections out.
@@ -31,54 +34,59 @@ def default_config() -> ConfigDict:
     config.init_from = placeholder(str)
     config.init_ema = False  # Take the moving average of those weights.
 
-    # The arguments of noah_jax.create_model.
+    # The arguments of noah_jax.create_model. Some models have more, such as stem, width and depth.
     config.model = ConfigDict()
     # None takes the model of init_from and the normalisation of its images.
     config.model.name = "noah_resnet50"
     config.model.image_size = placeholder(int)  # In pixels; None means the published size.
     config.model.head_num = placeholder(int)  # NOAH's N; None means the published one.
     config.model.key_ratio = placeholder(float)  # NOAH's r; None means the published one.
-    config.model.head_split = True
-    config.model.kv_split = True
+    config.model.head_split = True  # Each block of NOAH sees only its own channels.
+    config.model.kv_split = True  # NOAH's query and value see different channels.
     config.model.drop_rate = 0.0  # Dropout in the backbone, if it has any.
     config.model.drop_path_rate = 0.0  # Stochastic depth, if the backbone has any.
-    config.model.head_drop_rate = 0.0
+    config.model.head_drop_rate = 0.0  # Dropout in the head.
     # Images that share BatchNorm's batch statistics; None means the global batch.
     config.model.batch_norm_group = placeholder(int)
     config.model.remat = False  # Save memory at the cost of one more forward pass.
     config.model.dtype = "float32"  # The compute dtype; use "bfloat16" on TPUs and GPUs.
 
+    # The images, and what the host does to them.
     config.data = ConfigDict()
     config.data.dir = placeholder(str)  # TFDS's data_dir.
-    config.data.train_split = "train"
-    # None means the first that exists of validation, val and test.
+    config.data.train_split = "train"  # The name of the split to train on.
+    # The name of the split to evaluate on; None means the first that exists of validation, val and
+    # test.
     config.data.eval_split = placeholder(str)
     # Go on with a run whose data changed: renamed classes, more images, another order. With
     # init_from, keep a head whose classes have other names.
     config.data.allow_change = False
     # The fraction for evaluation, of class folders that have no splits.
     config.data.eval_fraction = 0.2
-    config.data.mean = placeholder(tuple)  # Of pixels in 0..1; None means the model's.
+    # The mean of pixels in 0..1, one number a channel; None means the model's.
+    config.data.mean = placeholder(tuple)
+    # The standard deviation of pixels in 0..1, likewise.
     config.data.std = placeholder(tuple)
     config.data.repeats = 1  # Repeated augmentation: copies of each image in an epoch.
     # Drop the images that do not fill a batch at an epoch's end. Otherwise the next epoch's
     # images fill it.
     config.data.drop_last = False
-    config.data.crop = "random_resized"  # random_resized, pad or none
+    config.data.crop = "random_resized"  # How training images are cropped.
     config.data.pad = 4  # In pixels, for crop=pad.
     config.data.area = (0.08, 1.0)  # The crop's fraction of the image, for crop=random_resized.
     config.data.ratio = (3 / 4, 4 / 3)  # The crop's width over its height, likewise.
-    config.data.flip = True
-    # bilinear, bicubic, or random, which picks one of the two for each image.
+    config.data.flip = True  # Flip half of the training images from left to right.
+    # How training images are resized; random picks bilinear or bicubic for each image.
     config.data.interpolation = "bilinear"
     config.data.color_jitter = 0.0  # The strength of brightness, contrast and saturation.
     # RandAugment with timm's operations that grow stronger with the magnitude.
     config.data.rand_augment = ConfigDict()
     config.data.rand_augment.num_ops = 0  # Operations drawn for each image; 0 turns it off.
     config.data.rand_augment.magnitude = 9.0  # The mean of the magnitude, in 0..10.
-    config.data.rand_augment.magnitude_std = 0.5
-    config.data.rand_augment.probability = 0.5  # Of applying an operation that was drawn.
-    # One of INTERPOLATIONS in noah_jax/data/interpolation.py; None means the same as interpolation.
+    config.data.rand_augment.magnitude_std = 0.5  # The magnitude's standard deviation.
+    # The probability of applying an operation that was drawn.
+    config.data.rand_augment.probability = 0.5
+    # How images of the evaluation are resized; None means the same as interpolation.
     config.data.eval_interpolation = placeholder(str)
     # The shorter side in pixels before the centre crop; None resizes the image to just cover it.
     config.data.eval_resize = placeholder(int)
@@ -87,29 +95,34 @@ def default_config() -> ConfigDict:
     config.data.cache = False  # Keep decoded images in memory; for small datasets.
     # Decode and resize training images faster, with pixels that differ slightly from Pillow's.
     config.data.approximate_decode = False
-    config.data.num_threads = placeholder(int)  # None means one for every core.
+    # Threads that decode and transform images; None means one for every core.
+    config.data.num_threads = placeholder(int)
     # Worker processes that share these threads. 0 means this process alone; None chooses by the
     # number of cores.
     config.data.num_workers = placeholder(int)
 
     # What may be None to be chosen by the number of images is marked "(size)"; the rules are in
     # noah_jax/train/choices.py, and the run's folder keeps what was chosen.
-    config.epochs = 100.0  # (size)
+
+    config.epochs = 100.0  # How often the run goes through the training images. (size)
     config.batch_size = 256  # Images per step over all devices. (size)
     # Multiplies batch_size and, by the linear rule, the learning rates in optim.
     config.scale_batch = 1.0
-    # None means batch_size, divided by optim.accumulate.
+    # Images per step of the evaluation; None means batch_size, divided by optim.accumulate.
     config.eval_batch_size = placeholder(int)
 
-    # softmax; for images with several labels (csv:PATH, voc, coco) sigmoid or asymmetric.
+    # softmax for images with one label; for several labels (csv:PATH, voc, coco) sigmoid or
+    # asymmetric.
     config.loss = "softmax"
     # For loss=asymmetric; see noah_jax/tasks/multi_label.py.
     config.asymmetric = ConfigDict()
-    config.asymmetric.gamma_positive = 0.0
-    config.asymmetric.gamma_negative = 4.0
+    config.asymmetric.gamma_positive = 0.0  # The focusing parameter of present classes.
+    config.asymmetric.gamma_negative = 4.0  # The focusing parameter of absent classes.
+    # The probability below which an absent class does not count at all.
     config.asymmetric.margin = 0.05
 
     # These run on the device, after the transforms in data; see noah_jax/train/mixing.py.
+
     config.smoothing = 0.0  # The fraction of the target that is spread over all classes.
     config.erase_prob = 0.0  # The probability of erasing a random rectangle of an image.
     config.mixup = 0.0  # The alpha of Beta(alpha, alpha); 0 turns mixup off.
@@ -124,27 +137,29 @@ def default_config() -> ConfigDict:
     # Where ema_decay is None: the fraction of the run's steps that the average spans; 0 keeps none.
     config.ema_span = 0.0
 
+    # The optimizer and its learning rate.
     config.optim = ConfigDict()
-    config.optim.name = "sgd"  # sgd or adamw
-    config.optim.learning_rate = 0.1  # The peak.
-    config.optim.schedule = "cosine"  # cosine, linear, constant or step
+    config.optim.name = "sgd"  # The optimizer.
+    config.optim.learning_rate = 0.1  # The peak of the learning rate.
+    config.optim.schedule = "cosine"  # How the learning rate goes on after the warm-up.
     # Hold the learning rate during an epoch, as the original recipes do.
     config.optim.per_epoch = False
-    config.optim.warmup_epochs = 0.0  # (size)
-    config.optim.warmup_learning_rate = 0.0  # Where the warm-up starts.
+    # The epochs in which the learning rate rises to its peak. (size)
+    config.optim.warmup_epochs = 0.0
+    config.optim.warmup_learning_rate = 0.0  # The learning rate at which the warm-up starts.
     # With per_epoch: the first epoch's learning rate is held for this many more epochs.
     config.optim.lr_delay_epochs = 0
-    config.optim.final_learning_rate = 0.0  # Where cosine and linear end.
+    config.optim.final_learning_rate = 0.0  # The rate where cosine and linear end.
     config.optim.step_epochs = (30.0, 60.0, 90.0)  # For schedule=step: x0.1 at each.
-    config.optim.weight_decay = 1e-4
+    config.optim.weight_decay = 1e-4  # The strength of the weight decay.
     # True decays every parameter; False spares biases, one-dimensional parameters and those the
     # model names; None does as the model's recipe does.
     config.optim.decay_all = placeholder(bool)
     # The number of micro-batches that a batch is computed in, one after another, if it does not
     # fit into memory at once.
     config.optim.accumulate = 1
-    config.optim.momentum = 0.9  # For sgd.
-    config.optim.nesterov = False  # For sgd.
+    config.optim.momentum = 0.9  # The decay of the momentum, for sgd.
+    config.optim.nesterov = False  # Use Nesterov's momentum, for sgd.
     # The largest global norm of the trained parameters' gradients; None does not clip.
     config.optim.clip_grad_norm = placeholder(float)
     # Regular expressions over the parameters' paths, see noah_jax/train/param_groups.py. Frozen
@@ -153,20 +168,23 @@ def default_config() -> ConfigDict:
     # Factors of the learning rate, for example (("^head/", 10.0),). None is a tenth for all but
     # the head where the run starts from init_from.
     config.optim.param_groups = ()
-    config.optim.beta1 = 0.9  # For adamw.
-    config.optim.beta2 = 0.999  # For adamw.
-    config.optim.epsilon = 1e-8  # For adamw.
+    config.optim.beta1 = 0.9  # The decay of the gradient's moving average, for adamw.
+    # The decay of the moving average of the gradient's square, for adamw.
+    config.optim.beta2 = 0.999
+    config.optim.epsilon = 1e-8  # What adamw adds to the denominator.
 
     # Shard parameters, EMA and optimizer state over the devices instead of replicating them.
     config.shard_state = False
 
-    # Intervals in steps; None means once an epoch. They do not change what is learnt.
-    config.log_every = 50  # (size)
-    config.eval_every = placeholder(int)
-    config.checkpoint_every = placeholder(int)
+    # Intervals do not change what is learnt.
+
+    config.log_every = 50  # Steps between two lines of the log. (size)
+    config.eval_every = placeholder(int)  # Steps between two evaluations; None is an epoch.
+    config.checkpoint_every = placeholder(int)  # Steps between checkpoints; None is an epoch.
     config.keep_checkpoints = 3  # The number of checkpoints to keep, the newest ones.
-    # Only the first process of a run writes there. With several processes the default is a
-    # folder inside the run's folder.
+    # The folder of the cache of compiled programs; None or empty for no cache. Only the first
+    # process of a run writes there. With several processes the default is a folder inside the
+    # run's folder.
     config.compilation_cache = DEFAULT_CACHE
     # Exit with the restartable code if no step or evaluation batch finishes within this many
     # seconds.
