@@ -1,4 +1,4 @@
-"""The pages of docs/: their Python runs; commands, keys, files and messages that they name exist."""
+"""The pages of docs/: their Python runs, and the commands, keys and messages they name exist."""
 
 import importlib.util
 import os
@@ -20,7 +20,6 @@ PAGES = sorted(
 BLOCK = re.compile(r"(<!-- not run: .+ -->\n\n?)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:noah-jax|python -m noah_jax[. ])\s*(\w+)((?:\\\n|[^\n`|;&])*)")
 OPTION = re.compile(r"(?<![\w-])--([A-Za-z_][\w.-]*)")
-MODEL_KEYS = {"stem", "width", "depth", "num_classes", "head"}
 
 
 def _blocks(path, language: str) -> list[str]:
@@ -40,11 +39,6 @@ def test_the_python_of_a_page_runs(page, tiny_run, tmp_path, monkeypatch):
         exec(compile(code, f"{page.name}, block {number}", "exec"), names)
 
 
-def _is_key(name: str) -> bool:
-    section, _, key = name.rpartition(".")
-    return name in RULES or name == "KEY" or (section == "model" and key in MODEL_KEYS)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_the_commands_of_a_page_exist(page):
     unknown = []
@@ -58,10 +52,10 @@ def test_the_commands_of_a_page_exist(page):
         for option in OPTION.findall(arguments):
             name = option.partition("=")[0].rstrip(".")
             key = name.removeprefix("config.")
-            if not (_is_key(key) if key != name else name in OPTIONS[program]):
+            if not (key in RULES if key != name else name in OPTIONS[program]):
                 unknown.append(f"{program} --{name}")
     keys = re.findall(r"--config\.([\w.]*\w)", page.read_text())
-    assert unknown + [key for key in keys if not _is_key(key)] == []
+    assert unknown + [key for key in keys if key not in RULES] == []
 
 
 def _anchors(path) -> set[str]:
