@@ -36,11 +36,14 @@ def default_config() -> ConfigDict:
 
     # The arguments of noah_jax.create_model. Some models have more, such as stem, width and depth.
     config.model = ConfigDict()
-    # None takes the model of init_from and the normalisation of its images.
+    # The registered name; None takes the model of init_from and the normalisation of its images.
     config.model.name = "noah_resnet50"
-    config.model.image_size = placeholder(int)  # In pixels; None means the published size.
-    config.model.head_num = placeholder(int)  # NOAH's N; None means the published one.
-    config.model.key_ratio = placeholder(float)  # NOAH's r; None means the published one.
+    # The images' side, or height and width, in pixels; None means the published size.
+    config.model.image_size = placeholder(int)
+    # NOAH's N, the number of its blocks; None means the published one.
+    config.model.head_num = placeholder(int)
+    # NOAH's r, the fraction of the channels that feeds the query; None means the published one.
+    config.model.key_ratio = placeholder(float)
     config.model.head_split = True  # Each block of NOAH sees only its own channels.
     config.model.kv_split = True  # NOAH's query and value see different channels.
     config.model.drop_rate = 0.0  # Dropout in the backbone, if it has any.
@@ -53,7 +56,7 @@ def default_config() -> ConfigDict:
 
     # The images, and what the host does to them.
     config.data = ConfigDict()
-    config.data.dir = placeholder(str)  # TFDS's data_dir.
+    config.data.dir = placeholder(str)  # The folder for datasets, TFDS's data_dir.
     config.data.train_split = "train"  # The name of the split to train on.
     # The name of the split to evaluate on; None means the first that exists of validation, val and
     # test.
@@ -72,13 +75,13 @@ def default_config() -> ConfigDict:
     # images fill it.
     config.data.drop_last = False
     config.data.crop = "random_resized"  # How training images are cropped.
-    config.data.pad = 4  # In pixels, for crop=pad.
+    config.data.pad = 4  # Pixels around the image before a random crop, for crop=pad.
     config.data.area = (0.08, 1.0)  # The crop's fraction of the image, for crop=random_resized.
     config.data.ratio = (3 / 4, 4 / 3)  # The crop's width over its height, likewise.
     config.data.flip = True  # Flip half of the training images from left to right.
     # How training images are resized; random picks bilinear or bicubic for each image.
     config.data.interpolation = "bilinear"
-    config.data.color_jitter = 0.0  # The strength of brightness, contrast and saturation.
+    config.data.color_jitter = 0.0  # How much brightness, contrast and saturation vary.
     # RandAugment with timm's operations that grow stronger with the magnitude.
     config.data.rand_augment = ConfigDict()
     config.data.rand_augment.num_ops = 0  # Operations drawn for each image; 0 turns it off.
@@ -150,7 +153,7 @@ def default_config() -> ConfigDict:
     # With per_epoch: the first epoch's learning rate is held for this many more epochs.
     config.optim.lr_delay_epochs = 0
     config.optim.final_learning_rate = 0.0  # The rate where cosine and linear end.
-    config.optim.step_epochs = (30.0, 60.0, 90.0)  # For schedule=step: x0.1 at each.
+    config.optim.step_epochs = (30.0, 60.0, 90.0)  # Each multiplies the rate by 0.1, for step.
     config.optim.weight_decay = 1e-4  # The strength of the weight decay.
     # True decays every parameter; False spares biases, one-dimensional parameters and those the
     # model names; None does as the model's recipe does.
@@ -165,8 +168,8 @@ def default_config() -> ConfigDict:
     # Regular expressions over the parameters' paths, see noah_jax/train/param_groups.py. Frozen
     # parameters stay as they are; BatchNorm's running statistics are still updated, as in PyTorch.
     config.optim.freeze = ()  # For example ("^(?!head/)",), which trains the head alone.
-    # Factors of the learning rate, for example (("^head/", 10.0),). None is a tenth for all but
-    # the head where the run starts from init_from.
+    # Expressions and their factors of the learning rate, for example (("^head/", 10.0),). None is
+    # a tenth for all but the head where the run starts from init_from.
     config.optim.param_groups = ()
     config.optim.beta1 = 0.9  # The decay of the gradient's moving average, for adamw.
     # The decay of the moving average of the gradient's square, for adamw.
