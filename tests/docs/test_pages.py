@@ -3,10 +3,12 @@
 import importlib.util
 import os
 import re
+import shlex
 
 import pytest
 
 from noah_jax.__main__ import PROGRAMS
+from noah_jax.config_flags import parse_config
 from noah_jax.config_values import RULES
 from tests.helpers import ROOT
 from tests.test_options_in_messages import OPTIONS, _texts
@@ -58,22 +60,42 @@ def test_the_commands_of_a_page_exist(page):
     assert unknown + [key for key in keys if key not in RULES] == []
 
 
-def _anchors(path) -> set[str]:
-    """The anchors that MkDocs gives the headings of a page."""
-    titles = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\s-]", "", title).strip().lower().replace(" ", "-") for title in titles}
+def _trainings(path) -> list[list[str]]:
+    """What the commands in a page's shell blocks that train say of the configuration."""
+    code = "".join(_blocks(path, "shell")).replace("\\\n", " ").replace("&&", "\n")
+    commands = re.findall(r"^(?:noah-jax |python -m noah_jax\.)train (.+)$", code, re.MULTILINE)
+    return [_config_words(shlex.split(command)) for command in commands]
+
+
+def _config_words(words: list[str]) -> list[str]:
+    """The words of a command line that make a configuration."""
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    return [
+        x
+        for word, after in pairs
+        if word.startswith("--config")
+        for x in ([word, after] if word == "--config" else [word])
+    ]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if _trainings(p)], ids=lambda p: p.stem)
+def test_the_configurations_of_a_page_are_valid(page):
+    for words in _trainings(page):
+        parse_config(words)
+
+
+def test_configurations_that_pages_mention_exist():
+    named = {x for p in PAGES for x in re.findall(r"`(\w+\.py:\w+)`", p.read_text())}
+    assert "finetune.py:linear" in named
+    for name in sorted(named):
+        parse_config(["--config", name])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_the_files_that_a_page_names_exist(page):
     text = page.read_text()
-    missing = []
-    for link, anchor in re.findall(r"\]\(([^)#\s:]+)#?([^)\s:]*)\)", text):
-        target = page.parent / link
-        if not target.exists() or (anchor and anchor not in _anchors(target)):
-            missing.append(f"{link}#{anchor}")
     named = re.findall(r"(?<![\w/])((?:noah_jax|configs|scripts|tests)/[\w./-]+\.\w+)", text)
-    assert missing + [name for name in named if not (ROOT / name).exists()] == []
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_the_symptoms_in_troubleshooting_are_messages_of_the_programs():
