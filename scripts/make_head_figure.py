@@ -27,8 +27,8 @@ _VALUES = np.array([[0, 1, 0, -1], [1, 3, 4, 1], [0, 2, 3, 0], [-1, 0, 1, -2]], 
 _STYLE = """
   svg { font-family: system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }
   .panel { fill: #ffffff; stroke: #d0d4da; }
-  text { fill: #1f2933; font-size: 15px; }
-  .small { font-size: 13px; fill: #52606d; }
+  text { fill: #1f2933; font-size: 16px; }
+  .small { font-size: 14.5px; fill: #52606d; }
   .cell { stroke: #ffffff; }
   .empty { fill: #e8ebef; }
   .query { fill: #2f6fde; }
@@ -56,49 +56,49 @@ def figure() -> str:
     attention = np.exp(_SCORES) / np.exp(_SCORES).sum()
     contributions = attention * _VALUES
     parts = [
-        '<rect class="panel" x="0.5" y="0.5" width="979" height="399" rx="10"/>',
-        *_feature_map(34, 118),
-        _text(34, 320, "channels of one block:"),
-        _text(34, 340, "query part (above),", "small"),
-        _text(34, 358, "value part (below)", "small"),
-        _arrow("M 164 150 C 190 130, 200 98, 226 98"),
-        _arrow("M 164 236 C 190 260, 200 286, 226 286"),
-        _text(232, 42, "scores of class c"),
-        *_map(232, 58, _SCORES, "query"),
-        _text(232, 156, "1x1 convolution", "small"),
-        _arrow("M 318 98 H 400"),
-        _text(328, 88, "softmax", "small"),
-        _text(328, 118, "over the", "small"),
-        _text(328, 134, "positions", "small"),
-        _text(408, 42, "attention p"),
-        *_map(408, 58, attention, "query"),
-        _text(408, 156, "sums to 1", "small"),
-        _text(232, 230, "values of class c"),
-        *_map(232, 246, _VALUES, "value"),
-        _text(232, 344, "1x1 convolution", "small"),
-        _arrow("M 494 98 C 540 98, 540 176, 566 186"),
-        _arrow("M 318 286 H 480 C 540 286, 540 208, 566 198"),
-        '<circle class="line" cx="580" cy="192" r="13"/>',
-        _arrow("M 575 187 L 585 197", head=False),
-        _arrow("M 585 187 L 575 197", head=False),
-        _arrow("M 594 192 H 628"),
-        _text(634, 136, "contributions"),
-        *_map(634, 152, contributions, "both"),
-        _text(634, 250, "attention times value,", "small"),
-        _text(634, 268, "position by position", "small"),
-        _arrow("M 720 192 H 800"),
-        _text(726, 182, "sum over", "small"),
-        _text(726, 212, "positions", "small"),
-        _text(808, 186, "output of"),
-        _text(808, 205, f"block n: {contributions.sum():.2f}"),
-        _arrow("M 846 216 V 282"),
-        _text(858, 246, "sum over", "small"),
-        _text(858, 263, "the N blocks", "small"),
-        _text(808, 306, "logit of class c"),
+        '<rect class="panel" x="0.5" y="0.5" width="599" height="569" rx="10"/>',
+        *_feature_map(20, 128),
+        _text(20, 312, "channels of"),
+        _text(20, 332, "one block:"),
+        _text(20, 354, "query part (blue),", "small"),
+        _text(20, 373, "value part (orange)", "small"),
+        _arrow("M 150 156 C 172 136, 172 104, 196 102"),
+        _arrow("M 150 240 C 172 262, 172 290, 196 292"),
+        _text(200, 44, "scores of class c"),
+        *_map(200, 60, _SCORES, "query"),
+        _text(200, 162, "1x1 convolution", "small"),
+        _arrow("M 286 100 H 394"),
+        _text(302, 90, "softmax", "small"),
+        _text(302, 120, "over the", "small"),
+        _text(302, 138, "positions", "small"),
+        _text(400, 44, "attention p"),
+        *_map(400, 60, attention, "query"),
+        _text(490, 106, "sums to 1", "small"),
+        _text(200, 236, "values of class c"),
+        *_map(200, 252, _VALUES, "value"),
+        _text(200, 354, "1x1 convolution", "small"),
+        _arrow("M 440 148 V 272"),
+        _arrow("M 286 292 H 420"),
+        '<circle class="line" cx="440" cy="292" r="13"/>',
+        _arrow("M 435 287 L 445 297", head=False),
+        _arrow("M 445 287 L 435 297", head=False),
+        _text(464, 289, "position by", "small"),
+        _text(464, 307, "position", "small"),
+        _arrow("M 440 310 V 384"),
+        *_map(400, 392, contributions, "both"),
+        _text(400, 496, "contributions"),
+        _arrow("M 392 432 H 276"),
+        _text(306, 422, "sum over", "small"),
+        _text(306, 452, "positions", "small"),
+        _text(120, 428, "output of block n:"),
+        _text(120, 450, f"{contributions.sum():.2f}"),
+        _arrow("M 140 462 V 520"),
+        _text(154, 496, "sum over the N blocks", "small"),
+        _text(120, 544, "logit of class c"),
     ]
     body = "\n".join(f"  {part}" for part in parts)
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 980 400" role="img"'
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 570" role="img"'
         ' aria-label="How the NOAH head makes the logit of one class">\n'
         f"  <style>{_STYLE}  </style>\n"
         '  <defs><marker id="tip" markerWidth="9" markerHeight="9" refX="7" refY="4.5"'
@@ -109,8 +109,10 @@ def figure() -> str:
 
 def _feature_map(x: int, y: int) -> list[str]:
     """Draws the channels of one block as sheets, half of them the query's."""
-    parts = [_text(x, 82, "last feature map")]
-    parts.append(_text(x, 102, "H x W positions", "small"))
+    parts = [
+        _text(x, 92, "last feature map"),
+        _text(x, 112, "H x W positions", "small"),
+    ]
     for i in range(8):
         kind = "query" if i < 4 else "value"
         parts.append(
