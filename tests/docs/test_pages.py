@@ -1,5 +1,6 @@
 """The pages of docs/: their Python runs, and the commands, keys and messages they name exist."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -8,6 +9,7 @@ import shlex
 import pytest
 
 from noah_jax.__main__ import PROGRAMS
+from noah_jax.cli import load_config
 from noah_jax.config_flags import parse_config
 from noah_jax.config_values import RULES
 from tests.helpers import ROOT
@@ -60,28 +62,25 @@ def test_the_commands_of_a_page_exist(page):
     assert unknown + [key for key in keys if key not in RULES] == []
 
 
-def _trainings(path) -> list[list[str]]:
-    """What the commands in a page's shell blocks that train say of the configuration."""
+def _commands(path) -> list[tuple[str, list[str]]]:
+    """The programs that a page's shell blocks run, and their arguments."""
     code = "".join(_blocks(path, "shell")).replace("\\\n", " ").replace("&&", "\n")
-    commands = re.findall(r"^(?:noah-jax |python -m noah_jax\.)train (.+)$", code, re.MULTILINE)
-    return [_config_words(shlex.split(command)) for command in commands]
+    found = re.findall(r"^(?:noah-jax |python -m noah_jax\.)(\w+)(.*)$", code, re.MULTILINE)
+    return [(program, shlex.split(arguments)) for program, arguments in found]
 
 
-def _config_words(words: list[str]) -> list[str]:
-    """The words of a command line that make a configuration."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    return [
-        x
-        for word, after in pairs
-        if word.startswith("--config")
-        for x in ([word, after] if word == "--config" else [word])
-    ]
-
-
-@pytest.mark.parametrize("page", [p for p in PAGES if _trainings(p)], ids=lambda p: p.stem)
-def test_the_configurations_of_a_page_are_valid(page):
-    for words in _trainings(page):
-        parse_config(words)
+@pytest.mark.parametrize("page", [p for p in PAGES if _commands(p)], ids=lambda p: p.stem)
+def test_the_programs_take_the_commands_of_a_page(page):
+    for program, words in _commands(page):
+        module = importlib.import_module(f"noah_jax.{program}.__main__")
+        if program == "benchmark":
+            assert words.pop(0) == "--what"
+            parser = module._parser(words.pop(0))
+        else:
+            parser = module._parser()
+        parsed = parser.parse_args(words)
+        if program == "train":
+            load_config(parsed)
 
 
 def test_configurations_that_pages_mention_exist():
