@@ -18,7 +18,7 @@ from noah_jax.config import default_config
 from noah_jax.data.csv_files import CsvSource
 from noah_jax.data.prepare import Split, prepare
 from noah_jax.data.sources import open_sources
-from noah_jax.errors import ReadError
+from noah_jax.errors import UnreadableImageError
 from noah_jax.evaluate.__main__ import main as evaluate
 from noah_jax.tasks.multi_label import (
     asymmetric_loss,
@@ -175,7 +175,7 @@ def test_an_image_that_is_not_there_is_named(tmp_path):
     for split in ("train", "val"):
         (tmp_path / f"{split}.csv").write_text("image,labels\na.png,cat\n")
     train, _ = open_sources(f"csv:{tmp_path}")
-    with pytest.raises(ReadError, match=r"the image .*a\.png cannot be read: No such file"):
+    with pytest.raises(UnreadableImageError, match=r"a\.png cannot be read: No such file"):
         train[0]
 
 

@@ -16,6 +16,8 @@ from noah_jax.nn.per_device import on_each_device, shards_of_batch
 
 # Dtypes of the features that the kernels of a backend take.
 _DTYPES = {"tpu": ("bfloat16", "float32"), "gpu": ("bfloat16", "float16", "float32")}
+# How the names of devices begin that no kernel of a backend has to be traced for.
+_OTHER_KIND = {"tpu": "nvidia", "gpu": "tpu"}
 
 Ref: TypeAlias = Any  # a Pallas reference; JAX has no public type for it
 
@@ -49,11 +51,15 @@ def images_per_device(
         splits it.
 
     Raises:
-      InputError: If nothing says over which devices the batch is split, it does not divide among
-        them, its size is symbolic, or the backend's kernels do not take the dtype.
+      InputError: If the mesh has devices of another kind, nothing says over which devices the batch
+        is split, it does not divide among them, its size is symbolic, or the backend's kernels do
+        not take the dtype.
     """
     if not isinstance(shape.batch, int):
         raise InputError(f"kernels take a known number of images, got {shape.batch}")
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if not interpret and device and device.device_kind.lower().startswith(_OTHER_KIND[backend]):
+        raise InputError(f"the mesh's devices are of another kind: {device.device_kind}")
     if devices is None:
         devices = _device_count(backend, interpret)
     if devices is None:

@@ -37,15 +37,6 @@ def _chosen(implementation, mesh=None, **changes):
     return {platform: choice.name for platform, choice in choices.items()}
 
 
-def _chosen_on_tpu(implementation, **changes):
-    """Chooses on one TPU; whether JAX compiles kernels for GPUs there depends on its version."""
-    return {
-        platform: name
-        for platform, name in _chosen(implementation, **changes).items()
-        if platform != "cuda"
-    }
-
-
 def _chosen_on_gpu(implementation, **changes):
     """Chooses on one H100; gives the name of the row for CUDA."""
     choices = _chosen(implementation, gpu_mesh(), **changes)
@@ -57,12 +48,12 @@ _WIDE = dict(channels=2048, head_num=1)  # no plan of the GPU's kernel fits
 
 
 def test_auto_takes_the_tpu_kernel_in_bfloat16():
-    assert _chosen_on_tpu("auto") == {"tpu": "tpu"} | _PLAIN
-    assert _chosen_on_tpu("auto", spatial_major=True) == {"tpu": "tpu_map"} | _PLAIN
-    assert _chosen_on_tpu("auto", spatial_major=True, dropout=0.1) == {"tpu": "tpu"} | _PLAIN
-    assert _chosen_on_tpu("auto", batch=24) == _PLAIN
-    assert _chosen_on_tpu("auto", dtype=np.dtype(np.float32)) == _PLAIN
-    assert _chosen_on_tpu("auto", dtype=np.dtype(np.float16)) == _PLAIN
+    assert _chosen("auto") == {"tpu": "tpu"} | _PLAIN
+    assert _chosen("auto", spatial_major=True) == {"tpu": "tpu_map"} | _PLAIN
+    assert _chosen("auto", spatial_major=True, dropout=0.1) == {"tpu": "tpu"} | _PLAIN
+    assert _chosen("auto", batch=24) == _PLAIN
+    assert _chosen("auto", dtype=np.dtype(np.float32)) == _PLAIN
+    assert _chosen("auto", dtype=np.dtype(np.float16)) == _PLAIN
 
 
 def test_auto_takes_the_gpu_kernel_in_narrow_dtypes():
@@ -82,12 +73,12 @@ def test_auto_on_gpus_takes_the_definition_only_where_it_is_small():
 
 def test_pallas_takes_a_kernel_where_one_fits():
     kernels = {"tpu": "tpu", "cpu": "tpu_interpret", "default": "chunked"}
-    assert _chosen_on_tpu("pallas") == kernels
-    assert _chosen_on_tpu("pallas", dtype=np.dtype(np.float32)) == kernels
+    assert _chosen("pallas") == kernels
+    assert _chosen("pallas", dtype=np.dtype(np.float32)) == kernels
     of_maps = kernels | {"tpu": "tpu_map", "cpu": "tpu_map_interpret"}
-    assert _chosen_on_tpu("pallas", spatial_major=True) == of_maps
-    assert _chosen_on_tpu("pallas", batch=24) == _PLAIN
-    assert _chosen_on_tpu("pallas", dtype=np.dtype(np.float16)) == _PLAIN
+    assert _chosen("pallas", spatial_major=True) == of_maps
+    assert _chosen("pallas", batch=24) == _PLAIN
+    assert _chosen("pallas", dtype=np.dtype(np.float16)) == _PLAIN
     assert _chosen_on_gpu("pallas", dtype=np.dtype(np.float32)) == "gpu"
 
 
@@ -175,7 +166,7 @@ def test_without_triton_the_next_form_is_taken(
 
 def test_a_missing_triton_is_no_matter_for_tpus(monkeypatch, capsys, fresh_warnings):
     monkeypatch.setitem(sys.modules, _TRITON, None)
-    assert _chosen_on_tpu("auto") == {"tpu": "tpu"} | _PLAIN
+    assert _chosen("auto") == {"tpu": "tpu"} | _PLAIN
     assert not capsys.readouterr().err
 
 
@@ -218,7 +209,8 @@ def test_rows_that_run_anywhere_agree(name):
 )
 def test_a_row_says_why_it_does_not_fit(name, changes, why):
     with pytest.raises(InputError, match=f"implementation='{name}' does not fit: .*{why}"):
-        _chosen(name, **dict(spatial_major=True) | changes)
+        mesh = tpu_mesh() if name.startswith("tpu") else gpu_mesh()
+        _chosen(name, mesh, **dict(spatial_major=True) | changes)
 
 
 def test_unknown_implementation():
