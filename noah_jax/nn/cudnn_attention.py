@@ -1,7 +1,6 @@
 """Scaled dot-product attention by cuDNN, which NVIDIA GPUs compute without storing the scores."""
 
 import functools
-import math
 import os
 from typing import Literal, TypeAlias
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from noah_jax.errors import InputError
-from noah_jax.nn.per_device import on_each_device
+from noah_jax.nn.per_device import on_each_device, shards_of_batch
 
 Implementation: TypeAlias = Literal["cudnn", "xla"]
 
@@ -88,9 +87,8 @@ def cudnn_takes(query: jax.Array, keys: jax.Array) -> bool:
         return False
     if not all(isinstance(size, int) for x in (query, keys) for size in x.shape):
         return False  # symbolic, as in `jax.export`
-    mesh = jax.sharding.get_abstract_mesh()
-    devices = math.prod(mesh.shape[axis] for axis in mesh.auto_axes)
-    if mesh.manual_axes or query.shape[0] % devices:
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    if manual or query.shape[0] % shards_of_batch():
         return False
     _, tokens, heads, channels = query.shape
     return _refusal(tokens, keys.shape[1], heads, channels, query.dtype) is None

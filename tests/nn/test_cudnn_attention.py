@@ -128,7 +128,8 @@ def test_without_cudnn_it_is_the_plain_form(no_cudnn):
 
 def test_a_batch_that_the_devices_do_not_divide_is_left_to_xla(cudnn):
     query = jax.ShapeDtypeStruct((6, 6, 2, 64), jnp.bfloat16)
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((4,), ("data",))):
+    auto = (jax.sharding.AxisType.Auto,)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((4,), ("data",), auto)):
         assert not cudnn_attention.cudnn_takes(query, query)
 
 
