@@ -93,7 +93,8 @@ def to_jax(
             problems.append(f"{key} is {array.dtype}, expected floating-point numbers")
             continue
         converted = _TRANSFORMS[row.transform].to_jax(array, leaf.shape)
-        out[path] = np.asarray(converted, np.float32)
+        with np.errstate(over="ignore"):  # what overflows is refused as not finite
+            out[path] = np.asarray(converted, np.float32)
     problems += [f"extra key {key}" for key in remaining]
     if problems:
         more = f"; and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
