@@ -6,7 +6,6 @@ folders are passed over, and so are `__MACOSX` folders, which zip files from a M
 
 import collections
 import dataclasses
-import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -99,11 +98,10 @@ def first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_LISTED]) + more
 
 
-@functools.cache
 def warn_once(text: str) -> None:
     """Prints a warning on the first process of a run, once even if a folder is opened again."""
     if distributed.process_index() == 0:
-        console.warn(text)
+        console.warn_once(text)
 
 
 def _walk(folder: str, left_out: LeftOut, above: Mapping[tuple[int, int], str]) -> Iterator[str]:
