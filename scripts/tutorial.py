@@ -167,7 +167,7 @@ def _tutorial(arguments: argparse.Namespace) -> int:
         tutorial(pathlib.Path(arguments.workdir), quick=arguments.quick)
     except _Failed as failed:
         return failed.args[0]
-    _say(f"All results lie in {arguments.workdir}. README.md explains the rest.")
+    _say(f"All results lie in {arguments.workdir}. docs/index.md explains the rest.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The pages of docs/: their Python runs, and the commands, keys and messages they name exist."""
+"""README.md and docs/: their Python runs, and the commands, keys and messages they name exist."""
 
 import importlib
 import importlib.util
@@ -16,11 +16,11 @@ from tests.helpers import ROOT
 from tests.test_options_in_messages import OPTIONS, _texts
 
 DOCS = ROOT / "docs"
-PAGES = sorted(
-    path
-    for path in (*DOCS.glob("*.md"), *DOCS.glob("guides/*.md"), *DOCS.glob("concepts/*.md"))
-    if path.name != "index.md"
-)
+README = ROOT / "README.md"
+PAGES = [
+    README,
+    *sorted((*DOCS.glob("*.md"), *DOCS.glob("guides/*.md"), *DOCS.glob("concepts/*.md"))),
+]
 BLOCK = re.compile(r"(<!-- not run: .+ -->\n\n?)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:noah-jax|python -m noah_jax[. ])\s*(\w+)((?:\\\n|[^\n`|;&])*)")
 OPTION = re.compile(r"(?<![\w-])--([A-Za-z_][\w.-]*)")
@@ -37,6 +37,7 @@ def test_the_python_of_a_page_runs(page, tiny_run, tmp_path, monkeypatch):
     """From the first block to the last, where `runs/quickstart` is a trained run."""
     (tmp_path / "runs").mkdir()
     os.symlink(tiny_run, tmp_path / "runs" / "quickstart")
+    os.symlink(DOCS, tmp_path / "docs")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for number, code in enumerate(_blocks(page, "python"), 1):
@@ -60,6 +61,32 @@ def test_the_commands_of_a_page_exist(page):
                 unknown.append(f"{program} --{name}")
     keys = re.findall(r"--config\.([\w.]*\w)", page.read_text())
     assert unknown + [key for key in keys if key not in RULES] == []
+
+
+def test_the_readme_is_a_front_page():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 200
+    for link in ("https://arxiv.org/abs/2402.02377", "https://github.com/OSVAI/NOAH"):
+        assert f"]({link})" in text
+    for command in (
+        "pip install -e '.[train]' && python -m noah_jax.train",
+        "pip install -e '.[test]' && pytest",
+    ):
+        assert f"\n{command}" in text
+
+
+@pytest.mark.parametrize("heading", ["Results", "What the head costs"])
+def test_every_number_of_the_readme_says_where_it_comes_from(heading):
+    """The last cell of each row is its source; what was measured has a date."""
+    section = README.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("|")]
+    assert rows[0][-1].strip() == "where from"
+    measured = re.compile(r"measured here, .*\d{4}-\d\d-\d\d")
+    known = ("published by the authors", "estimated by a compiler", "counted")
+    unmarked = [
+        r for r in rows[2:] if r[-1].strip() not in known and not measured.match(r[-1].strip())
+    ]
+    assert rows[2:] and unmarked == []
 
 
 def _commands(path) -> list[tuple[str, list[str]]]:
