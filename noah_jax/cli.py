@@ -174,7 +174,7 @@ class Parser(argparse.ArgumentParser):
         options = [option for option in self._option_string_actions if option != "--config.KEY"]
         near = near_matches(flag, options, cutoff=0.75)
         if self._takes_config:
-            from noah_jax.config import similar_key  # these import ml_collections
+            from noah_jax.config_names import similar_key  # these import ml_collections
             from noah_jax.config_values import RULES
 
             key = similar_key(flag.lstrip("-"), RULES)

@@ -5,18 +5,18 @@ made from these comments. One with an empty line below it is about several keys.
 
 A file in `configs/` starts from `default_config()` and sets what its result needs. The command
 line sets single keys: `--config.optim.learning_rate=0.1`. Each part of a run gets its own section
-of the configuration and nothing else; the functions `..._section` cut the sections out.
+of the configuration and nothing else, see `config_sections.py`.
 """
 
-import copy
-from collections.abc import Collection, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from noah_jax.compilation import DEFAULT_CACHE
-from noah_jax.errors import InputError, did_you_mean, near_matches
+from noah_jax.errors import InputError, did_you_mean
 
 
 def default_config() -> ConfigDict:
@@ -38,6 +38,9 @@ def default_config() -> ConfigDict:
     config.model = ConfigDict()
     # The registered name; None takes the model of init_from and the normalisation of its images.
     config.model.name = "noah_resnet50"
+    # The kind of head, see noah_jax/heads/registry.py; None means the one that the name says. Its
+    # own options are in the section head.
+    config.model.head = placeholder(str)
     # The images' side, or height and width, in pixels; None means the published size.
     config.model.image_size = placeholder(int)
     # NOAH's N, the number of its blocks; None means the published one.
@@ -53,6 +56,15 @@ def default_config() -> ConfigDict:
     config.model.batch_norm_group = placeholder(int)
     config.model.remat = False  # Save memory at the cost of one more forward pass.
     config.model.dtype = "float32"  # The compute dtype; use "bfloat16" on TPUs and GPUs.
+
+    # The options of the kinds of heads with their published defaults. Only those of the model's own
+    # kind count. attention and merge are NOAH's.
+    config.head = ConfigDict()
+    config.head.attention = "softmax"  # What NOAH's positions are weighed by; uniform is the mean.
+    config.head.merge = "sum"  # How NOAH's blocks give one logit: sum, mean or max.
+    # Generalised-mean pooling.
+    config.head.gem = ConfigDict()
+    config.head.gem.p = 3.0  # Where the exponent starts that is learnt.
 
     # The images, and what the host does to them.
     config.data = ConfigDict()
@@ -267,14 +279,6 @@ _CHOSEN_BY_SIZE = frozenset(
 # Keys that may differ between the hosts of a run.
 HOST_KEYS = frozenset({"data.cache", "data.dir", "data.num_threads", "data.num_workers"})
 
-# Old names of keys and what they are called now. The `config.json` of old runs has the old ones.
-RENAMED_KEYS = {
-    "data.fast_images": "data.approximate_decode",
-    "data.on_damage": "data.on_corrupt_image",
-    "optim.groups": "optim.param_groups",
-    "optim.late_epochs": "optim.lr_delay_epochs",
-}
-
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the configuration as one dict with keys such as "optim.momentum"."""
@@ -294,6 +298,8 @@ def left_open(key: str, flat: Mapping[str, Any]) -> bool:
       key: A key such as "optim.momentum". It may be one that the configuration lacks.
       flat: What `flat_config` returns.
     """
+    if key.startswith("head."):
+        return flat.get("model.name") is None and flat[key] == default_of(key)
     if flat.get(key) is not None:
         return False
     if key == "ema_decay":
@@ -303,140 +309,12 @@ def left_open(key: str, flat: Mapping[str, Any]) -> bool:
     return key in _CHOSEN_BY_SIZE
 
 
-def rename_old_keys(flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Gives the keys of an old configuration the names they have now.
-
-    Args:
-      flat: What `flat_config` returns.
-
-    Returns:
-      The configuration under the present names, and the old names that it had.
-    """
-    old = [key for key in RENAMED_KEYS if key in flat]
-    return {RENAMED_KEYS.get(key, key): value for key, value in flat.items()}, old
+def head_key(kind: str, option: str) -> str:
+    """Returns the key of an option of a kind of head; NOAH's stand in `config.head` itself."""
+    return f"head.{option}" if kind == "noah" else f"head.{kind}.{option}"
 
 
-def refuse_old_keys(config: ConfigDict) -> None:
-    """Raises an InputError if a key that was renamed is set under its old name."""
-    _, old = rename_old_keys(flat_config(config))
-    if old:
-        raise InputError(explain_unknown_key(old[0], ()))
-
-
-def model_section(config: ConfigDict) -> dict[str, Any]:
-    """Returns the arguments of `noah_jax.create_model` that are set."""
-    return {key: value for key, value in config.model.to_dict().items() if value is not None}
-
-
-def task_section(config: ConfigDict) -> ConfigDict:
-    """Returns the keys that say what is learnt."""
-    return _cut_out(config, "loss", "asymmetric", "smoothing")
-
-
-def augmentation_section(config: ConfigDict) -> ConfigDict:
-    """Returns the keys of what is done to images and labels on the device."""
-    mixing = ("mixup", "cutmix", "mix_prob", "mix_switch_prob", "mix_group")
-    return _cut_out(config, "smoothing", "erase_prob", *mixing)
-
-
-def plan_section(config: ConfigDict) -> ConfigDict:
-    """Returns the keys that say how long a run is and what it does how often."""
-    intervals = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
-    return _cut_out(config, "epochs", "batch_size", *intervals)
-
-
-def initial_weights_section(config: ConfigDict) -> ConfigDict:
-    """Returns the keys that name the weights to start with."""
-    return _cut_out(config, "init_from", "init_ema")
-
-
-def scaled(config: ConfigDict) -> ConfigDict:
-    """Applies `scale_batch` (Goyal et al., 2017); returns the same configuration if it is 1.
-
-    All learning rates of the schedule are multiplied by the factor, as the batch is. What is
-    counted in epochs or in steps stays.
-
-    Raises:
-      InputError: If the scaled batch is not a whole number of images.
-    """
-    factor = config.scale_batch
-    if factor == 1:
-        return config
-    batch_size = config.batch_size * factor
-    if batch_size < 1 or batch_size != int(batch_size):
-        raise InputError(
-            f"scale_batch={factor:g} makes batch_size={config.batch_size} into {batch_size:g};"
-            " it must be a whole number of images"
-        )
-    config = copy.deepcopy(config)
-    config.scale_batch = 1.0
-    config.batch_size = int(batch_size)
-    for key in ("learning_rate", "warmup_learning_rate", "final_learning_rate"):
-        config.optim[key] *= factor
-    return config
-
-
-def _cut_out(config: ConfigDict, *keys: str) -> ConfigDict:
-    return ConfigDict({key: config[key] for key in keys})
-
-
-# What others call a key, by its last part. A near match would not find these.
-_OTHER_NAMES = {
-    "amp": "model.dtype",
-    "arch": "model.name",
-    "batch": "batch_size",
-    "bs": "batch_size",
-    "clip": "optim.clip_grad_norm",
-    "clip_grad": "optim.clip_grad_norm",
-    "data_dir": "data.dir",
-    "data_path": "dataset",
-    "drop": "model.drop_rate",
-    "drop_path": "model.drop_path_rate",
-    "dropout": "model.head_drop_rate",
-    "ema": "ema_decay",
-    "finetune": "init_from",
-    "grad_accum": "optim.accumulate",
-    "img_size": "model.image_size",
-    "input_size": "model.image_size",
-    "label_smoothing": "smoothing",
-    "lr": "optim.learning_rate",
-    "min_lr": "optim.final_learning_rate",
-    "model": "model.name",
-    "opt": "optim.name",
-    "optimizer": "optim.name",
-    "precision": "model.dtype",
-    "pretrained": "init_from",
-    "scheduler": "optim.schedule",
-    "sched": "optim.schedule",
-    "threads": "data.num_threads",
-    "train_batch": "batch_size",
-    "warmup": "optim.warmup_epochs",
-    "warmup_lr": "optim.warmup_learning_rate",
-    "wd": "optim.weight_decay",
-    "weights": "init_from",
-    "workers": "data.num_workers",
-}
-
-
-def explain_unknown_key(key: str, known: Collection[str]) -> str:
-    """Says that a key does not exist, and what it is called now or might be called."""
-    if key in RENAMED_KEYS:
-        return f"the configuration has no key {key}: it was renamed to {RENAMED_KEYS[key]}"
-    near = similar_key(key, known)
-    hint = f"; did you mean {near}?" if near else "; noah_jax/config.py lists all keys"
-    return f"the configuration has no key {key}{hint}"
-
-
-def similar_key(key: str, known: Collection[str]) -> str | None:
-    """Returns the key that a word may mean: another program's name for it, or one spelt alike.
-
-    Args:
-      key: What was written, with or without the section in front, such as `lr` or `optim.lr`.
-      known: The keys to choose from, such as `optim.learning_rate`.
-    """
-    words = key.replace("-", "_")
-    last = words.rpartition(".")[2]
-    if (meant := _OTHER_NAMES.get(last)) in known:
-        return meant
-    same = [name for name in known if name.rpartition(".")[2] == last]
-    return next(iter(same or near_matches(words, known)), None)
+@functools.cache
+def default_of(key: str) -> Any:
+    """Returns the default of a key such as "optim.momentum"."""
+    return flat_config(default_config())[key]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from noah_jax.config import explain_unknown_key, flat_config, refuse_old_keys
+from noah_jax.config import flat_config
 from noah_jax.config_files import with_found_config
+from noah_jax.config_names import explain_unknown_key, refuse_old_keys
 from noah_jax.config_values import RULES, Switch, check_values
 from noah_jax.errors import UsageError
 

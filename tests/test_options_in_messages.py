@@ -9,7 +9,7 @@ import pytest
 from noah_jax.__main__ import PROGRAMS
 from noah_jax.benchmark.__main__ import BENCHMARKS
 from noah_jax.benchmark.__main__ import _parser as benchmark_parser
-from noah_jax.config import RENAMED_KEYS
+from noah_jax.config_names import RENAMED_KEYS
 from noah_jax.config_values import RULES
 from tests.helpers import ROOT
 

@@ -5,7 +5,8 @@ import io
 import re
 import tokenize
 
-from noah_jax.config import HOST_KEYS, OPERATIONAL_KEYS, RENAMED_KEYS, default_config, flat_config
+from noah_jax.config import HOST_KEYS, OPERATIONAL_KEYS, default_config, flat_config
+from noah_jax.config_names import RENAMED_KEYS
 from noah_jax.config_values import RULES
 
 from .text import ROOT, inline

@@ -74,6 +74,11 @@ class LinearHead(nnx.Module):
         return on_auto_axes(logits, features, kernel, bias[...], key if train else None)
 
 
+def count_linear_params(spec: HeadSpec, in_features: int) -> int:
+    """Counts the parameters of a linear head: D K + K on D channels."""
+    return (in_features + 1) * spec.num_classes
+
+
 def make_linear_head(
     spec: HeadSpec, in_features: int, init: HeadInit, rngs: nnx.Rngs
 ) -> LinearHead:

@@ -1,24 +1,46 @@
 """The table of classification heads, and how a backbone makes and applies its own."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from flax import nnx
 
-from noah_jax.errors import InputError
-from noah_jax.heads.linear import make_linear_head
-from noah_jax.heads.noah.module import make_noah_head
+from noah_jax.errors import InputError, did_you_mean
+from noah_jax.heads.gem import GEM_OPTIONS, count_gem_params, make_gem_head
+from noah_jax.heads.linear import count_linear_params, make_linear_head
+from noah_jax.heads.noah.module import NOAH_OPTIONS, count_noah_params, make_noah_head
 from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.dropout import Key
 
-HeadMaker = Callable[[HeadSpec, int, HeadInit, nnx.Rngs], nnx.Module]
 
-# Name of a head -> what makes it, called as `make(spec, in_features, init, rngs)`. A new head is
-# a file beside this one and a row here.
-HEADS: dict[str, HeadMaker] = {
-    "linear": make_linear_head,
-    "noah": make_noah_head,
+@dataclasses.dataclass(frozen=True)
+class HeadKind:
+    """Everything this package knows of a kind of head.
+
+    Attributes:
+      make: Makes the module, called as `make(spec, in_features, init, rngs)`.
+      count_params: The number of its parameters by a formula, called as
+        `count_params(spec, in_features)`.
+      options: The arguments of its own that `create_model` takes in `head_options`, with their
+        published defaults. `config.head` has a section of the head's name with the same keys
+        (NOAH's stand in `config.head` itself).
+      never_decay: Paths of its parameters, without `head/`, that weight decay spares in every
+        recipe, as the head was published.
+    """
+
+    make: Callable[[HeadSpec, int, HeadInit, nnx.Rngs], nnx.Module]
+    count_params: Callable[[HeadSpec, int], int]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    never_decay: tuple[str, ...] = ()
+
+
+# A new head is a file beside this one, a row here, and a section of `config.head`.
+HEADS: dict[str, HeadKind] = {
+    "linear": HeadKind(make_linear_head, count_linear_params),
+    "noah": HeadKind(make_noah_head, count_noah_params, NOAH_OPTIONS),
+    "gem": HeadKind(make_gem_head, count_gem_params, GEM_OPTIONS, never_decay=("p",)),
 }
 
 
@@ -31,7 +53,36 @@ def check_head(head: Any) -> None:
     registered = isinstance(head, str) and head in HEADS
     if not registered and not isinstance(head, nnx.Module):
         names = ", ".join(map(repr, HEADS))
-        raise InputError(f"head must be {names} or a flax.nnx.Module, got {head!r}")
+        near = did_you_mean(head, HEADS) if isinstance(head, str) else ""
+        raise InputError(f"head must be {names} or a flax.nnx.Module, got {head!r}{near}")
+
+
+def complete_options(head: str | nnx.Module, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns all options of a head: those that are given, and the published defaults.
+
+    Args:
+      head: A registered name, or a module, which has no options.
+      given: Options by name; their values are checked when the head is made.
+
+    Raises:
+      InputError: If the head has no such option; names those that it has.
+    """
+    options = dict(HEADS[head].options) if isinstance(head, str) else {}
+    for key in given or {}:
+        if key not in options:
+            what = f"a {head} head" if isinstance(head, str) else f"the head {type(head).__name__}"
+            known = f"it takes {', '.join(options)}" if options else "it takes none"
+            raise InputError(f"{what} takes no option {key!r}{did_you_mean(key, options)}; {known}")
+    return options | dict(given or {})
+
+
+def never_decay(head: str) -> tuple[str, ...]:
+    """Returns paths in a model's parameters that weight decay spares in every recipe.
+
+    Args:
+      head: A registered name, or the name of the class of a head of one's own.
+    """
+    return tuple(f"head/{path}" for path in HEADS[head].never_decay) if head in HEADS else ()
 
 
 def make_head(
@@ -46,7 +97,9 @@ def make_head(
     Args:
       spec: The choice of the head.
       in_features: Channels of the backbone's last feature map.
-      init: Initialisers by the name of the head; a head that is not there takes its own.
+      init: The backbone's initialisers for "linear" and "noah"; a head that is not there takes its
+        own. The last layer of every other head starts as the linear head does, unless the head was
+        published with an initialiser.
       rngs: Source of the initial weights.
 
     Returns:
@@ -60,7 +113,8 @@ def make_head(
     if isinstance(spec.kind, nnx.Module):
         # A copy, because the caller's module must not share state with the model.
         return nnx.clone(spec.kind)
-    return HEADS[spec.kind](spec, in_features, init.get(spec.kind, HeadInit()), rngs)
+    start = init.get(spec.kind if spec.kind == "noah" else "linear", HeadInit())
+    return HEADS[spec.kind].make(spec, in_features, start, rngs)
 
 
 def apply_head(head: Any, features: jax.Array, *, train: bool, key: Key | None) -> jax.Array:

@@ -1,6 +1,7 @@
 """What a backbone knows of its head before it builds one."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ class HeadSpec:
       kv_split: See `NOAH`.
       drop_rate: Dropout rate inside the head while training.
       dtype: Compute dtype; the logits are float32.
+      options: The options of this kind of head by name, all of them; see
+        `noah_jax.heads.registry.HeadKind`.
       features_only: Whether the head is left out. `kind` still decides whether the backbone
         has what a linear head needs, such as a class token.
       spatial_major: See `noah_jax.poca`.
@@ -36,6 +39,7 @@ class HeadSpec:
     kv_split: bool = True
     drop_rate: float = 0.0
     dtype: Any = jnp.float32
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     features_only: bool = False
     spatial_major: bool = False
 

@@ -1,14 +1,14 @@
 """Creates a model by its name."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.errors import InputError, near_matches
-from noah_jax.heads.registry import check_head
+from noah_jax.heads.registry import check_head, complete_options
 from noah_jax.heads.spec import HeadSpec
 from noah_jax.models.backbone import Backbone, BackboneSettings
 from noah_jax.models.base import Model
@@ -31,6 +31,7 @@ def create_model(
     key_ratio: float | None = None,
     head_split: bool = True,
     kv_split: bool = True,
+    head_options: Mapping[str, Any] | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     head_drop_rate: float = 0.0,
@@ -62,12 +63,15 @@ def create_model(
       image_size: Image size in pixels, one number or `(height, width)`; by default the published
         one.
       head: Replaces the head that the name says: the name of another one, such as "linear" or
-        "noah", or a module called as `head(features, train=..., key=...)` on
-        `[batch, *spatial, channels]`.
+        "noah" (`noah_jax.heads.registry.HEADS` has them all), or a module called as
+        `head(features, train=..., key=...)` on `[batch, *spatial, channels]`.
       head_num: NOAH's N; by default the published one. Other heads take none of these four.
       key_ratio: NOAH's r in (0, 1); by default the published one.
       head_split: Whether each NOAH block sees only its own channels, `1/head_num` of them.
       kv_split: Whether NOAH's query and value see different channels.
+      head_options: Options of the chosen kind of head by name, such as `{"p": 4.0}` for "gem" or
+        `{"merge": "max"}` for "noah"; those that are missing have their published defaults, see
+        `noah_jax.heads.registry.HEADS`.
       drop_rate: Dropout rate in the backbone while training. DeiT, PVT and the MLP family have it.
       drop_path_rate: Rate of stochastic depth while training. In DeiT and PVT it is the last
         block's, and rises linearly from 0; in the MLP family it is every block's.
@@ -99,10 +103,10 @@ def create_model(
     architecture = get_architecture(name)
     kind = head if head is not None else ("noah" if name.startswith(NOAH_PREFIX) else "linear")
     check_head(kind)
-    # Another head takes none of NOAH's arguments; a head in its own file may.
-    if not isinstance(kind, str) or kind == "linear":
+    if kind != "noah":
         given = (head_num is not None, key_ratio is not None, not head_split, not kv_split)
         _refuse_noah_arguments(name, kind, given)
+    options = complete_options(kind, head_options)
     _check_arguments(name, architecture, family_arguments)
     for key, published in architecture.dimensions.items():
         given = family_arguments.get(key, published)
@@ -138,6 +142,7 @@ def create_model(
         kv_split=kv_split,
         drop_rate=head_drop_rate,
         dtype=dtype,
+        options=options,
         features_only=features_only,
         spatial_major=architecture.spatial_major,
     )
@@ -155,11 +160,12 @@ def create_model(
         head=kind if isinstance(kind, str) else type(kind).__name__,
         **(
             dict(head_num=spec.head_num, key_ratio=spec.key_ratio)
-            if isinstance(kind, str) and kind != "linear"
+            if kind == "noah"
             else dict(head_num=None, key_ratio=None)
         ),
         head_split=head_split,
         kv_split=kv_split,
+        head_options=options,
         head_drop_rate=head_drop_rate,
         features_only=features_only,
         batch_norm_group=batch_norm_group,

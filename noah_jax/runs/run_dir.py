@@ -13,13 +13,8 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from noah_jax import console, distributed
-from noah_jax.config import (
-    OPERATIONAL_KEYS,
-    RENAMED_KEYS,
-    default_config,
-    left_open,
-    rename_old_keys,
-)
+from noah_jax.config import OPERATIONAL_KEYS, default_config, left_open
+from noah_jax.config_names import RENAMED_KEYS, rename_old_keys
 from noah_jax.errors import InputError
 from noah_jax.files import make_folder, read_text, write_text
 

@@ -11,7 +11,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from noah_jax.config import flat_config, left_open
+from noah_jax.config import flat_config, head_key, left_open
 from noah_jax.errors import InputError, NoahError
 from noah_jax.inference.loading import load_description
 from noah_jax.models.create import NOAH_ARGUMENTS
@@ -64,7 +64,7 @@ def remember(config: ConfigDict, saved: Mapping[str, Any] | None) -> ConfigDict:
         if section == "model":
             model[name] = _as_tuple(value)
         else:
-            (config[section] if section else config)[name] = _as_tuple(value)
+            config.update_from_flattened_dict({key: _as_tuple(value)})
     if model:
         config.model = ConfigDict(config.model.to_dict() | model)
     return config
@@ -81,6 +81,7 @@ def settle_model(config: ConfigDict) -> ConfigDict:
     """
     if config.model.name is not None:
         return config
+    flat = flat_config(config)
     config = copy.deepcopy(config)
     given = {key: value for key, value in config.model.items() if value is not None}
     head = given.get("head")
@@ -94,12 +95,17 @@ def settle_model(config: ConfigDict) -> ConfigDict:
         arguments = {k: v for k, v in source.arguments.items() if k not in _TRAINING_ARGUMENTS}
         if head not in (None, arguments["head"]):
             arguments = {k: v for k, v in arguments.items() if k not in NOAH_ARGUMENTS}
+            arguments["head_options"] = {}
         head = head or arguments["head"]
         arguments["name"] = source.name.removeprefix("noah_")
         height, width = source.image_size
         arguments["image_size"] = height if height == width else (height, width)
     if head == "noah":
         arguments["name"] = f"noah_{arguments['name']}"
+    for option, value in arguments.pop("head_options", {}).items():
+        key = head_key(arguments["head"], option)
+        if left_open(key, flat):
+            config.update_from_flattened_dict({key: value})
     config.model = ConfigDict(arguments | given)
     if config.init_from is not None and config.data.mean is None and config.data.std is None:
         config.data.mean, config.data.std = source.mean, source.std

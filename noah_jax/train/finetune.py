@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from noah_jax.data.preprocessing import Preprocessing
 from noah_jax.errors import CheckpointError, InputError
+from noah_jax.heads.registry import complete_options
 from noah_jax.inference.loading import load_with_step
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
@@ -23,7 +24,7 @@ from noah_jax.train.state import State
 # Arguments of `create_model` that may differ between two models with the same backbone.
 _HEAD_ARGUMENTS = (
     *("head", "num_classes", "head_num", "key_ratio", "head_split", "kv_split"),
-    "features_only",
+    *("head_options", "features_only"),
 )
 _FREE_ARGUMENTS = {*_HEAD_ARGUMENTS, "image_size", "head_drop_rate", "drop_rate", "drop_path_rate"}
 _FREE_ARGUMENTS |= {"batch_norm_group", "remat", "dtype"}
@@ -50,7 +51,7 @@ def check_initial_weights(section: Mapping[str, Any]) -> None:
     """Raises an InputError if the moving average is asked for, but no weights are named.
 
     Args:
-      section: See `noah_jax.config.initial_weights_section`.
+      section: See `noah_jax.config_sections.initial_weights_section`.
     """
     if section["init_ema"] and section["init_from"] is None:
         raise InputError("init_ema=True needs init_from, whose moving average it takes")
@@ -277,6 +278,9 @@ def _describe_head(model: Model) -> str:
         kind += "".join(
             f", {key}=False" for key in ("head_split", "kv_split") if not arguments[key]
         )
+    options = arguments["head_options"]
+    published = complete_options(arguments["head"], {}) if options else {}
+    kind += "".join(f", {key}={x}" for key, x in options.items() if x != published[key])
     return f"{kind} of {model.num_classes} classes"
 
 

@@ -7,7 +7,8 @@ import jax
 from ml_collections import ConfigDict
 
 from noah_jax import distributed
-from noah_jax.config import flat_config, scaled
+from noah_jax.config import flat_config
+from noah_jax.config_sections import scaled
 from noah_jax.models.base import Model
 from noah_jax.train.setup import TrainSetup
 from noah_jax.train.state import State

@@ -195,7 +195,7 @@ def make_augment(
     """Makes the function that augments normalised images and their labels, in the recipes' order.
 
     Args:
-      section: See `noah_jax.config.augmentation_section`.
+      section: See `noah_jax.config_sections.augmentation_section`.
       num_classes: Number of classes.
       batch_size: Images per step over all devices.
       size: `(height, width)` of the images in pixels.

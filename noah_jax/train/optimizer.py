@@ -10,7 +10,13 @@ import optax
 from noah_jax.errors import InputError
 
 
-def decay_mask(params: Any, *, decay_all: bool, no_decay: Collection[str] = ()) -> Any:
+def decay_mask(
+    params: Any,
+    *,
+    decay_all: bool,
+    no_decay: Collection[str] = (),
+    never_decay: Collection[str] = (),
+) -> Any:
     """Returns where weight decay applies, as a tree of booleans like `params`.
 
     Args:
@@ -20,12 +26,14 @@ def decay_mask(params: Any, *, decay_all: bool, no_decay: Collection[str] = ()) 
         `[head_num, num_classes]` here and have one dimension in PyTorch. All other
         parameters have PyTorch's rank.
       no_decay: Paths of more parameters to spare, such as "pos_embed".
+      never_decay: Paths of parameters that are spared even with `decay_all`.
     """
 
     def decayed(path: tuple[Any, ...], leaf: Any) -> bool:
         keys = [part.key for part in path]
-        spared = leaf.ndim <= 1 or keys[-1] == "bias" or "/".join(keys) in no_decay
-        return decay_all or not spared
+        own = "/".join(keys)
+        spared = leaf.ndim <= 1 or keys[-1] == "bias" or own in no_decay
+        return own not in never_decay and (decay_all or not spared)
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 
@@ -36,6 +44,7 @@ def make_optimizer(
     *,
     decay_all: bool,
     no_decay: Collection[str] = (),
+    never_decay: Collection[str] = (),
     factors: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """Makes SGD or AdamW as PyTorch computes them.
@@ -50,6 +59,7 @@ def make_optimizer(
       decay_all: Whether the model's recipe decays every parameter, see `decay_mask`. It counts
         if the key of that name in the section is None.
       no_decay: Paths of more parameters that the recipe spares.
+      never_decay: Paths of parameters that no recipe decays.
       factors: Factors of the learning rate of single parameters, by path.
 
     Raises:
@@ -57,7 +67,9 @@ def make_optimizer(
     """
     if section["decay_all"] is not None:
         decay_all = section["decay_all"]
-    mask = functools.partial(decay_mask, decay_all=decay_all, no_decay=no_decay)
+    mask = functools.partial(
+        decay_mask, decay_all=decay_all, no_decay=no_decay, never_decay=never_decay
+    )
     decay = optax.add_decayed_weights(section["weight_decay"], mask)
     limit = section["clip_grad_norm"]
     if limit is not None and limit <= 0:

@@ -43,7 +43,7 @@ def make_plan(
     """Counts the steps of a run.
 
     Args:
-      section: See `noah_jax.config.plan_section`.
+      section: See `noah_jax.config_sections.plan_section`.
       accumulate: Micro-batches that a batch is computed in.
       eval_batch_size: Images per evaluation step over all devices.
       epoch_length: Images of an epoch.

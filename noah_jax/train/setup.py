@@ -12,12 +12,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from noah_jax import console, distributed
-from noah_jax.config import (
+from noah_jax.config_names import refuse_old_keys
+from noah_jax.config_sections import (
     augmentation_section,
     initial_weights_section,
     model_section,
     plan_section,
-    refuse_old_keys,
     scaled,
     task_section,
 )
@@ -29,6 +29,7 @@ from noah_jax.data.record import record_data
 from noah_jax.data.setup import make_sampler, make_transforms, open_data
 from noah_jax.data.source import Source
 from noah_jax.data.split import FolderPart, FolderSplit
+from noah_jax.heads.registry import never_decay
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
 from noah_jax.tasks.task import Task, make_task
@@ -218,6 +219,7 @@ def build(
         schedule,
         decay_all=model.architecture.decay_all,
         no_decay=model.architecture.no_decay,
+        never_decay=never_decay(model.arguments["head"]),
         factors=param_groups.factors,
     )
 

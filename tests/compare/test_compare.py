@@ -47,8 +47,7 @@ def test_the_recipe_for_own_photographs_has_both_heads():
 
 def test_heads_that_differ_in_more_are_refused(tmp_path):
     lines = [
-        "from noah_jax.config import default_config",
-        "def get_config(head):",
+        "from noah_jax.config import default_configdef get_config(head):",
         "    config = default_config()",
         "    config.model.name = 'noah_resnet18' if head == 'noah' else 'resnet18'",
         "    config.epochs = 3.0 if head == 'noah' else 2.0",

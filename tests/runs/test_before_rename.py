@@ -23,8 +23,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from noah_jax import load_model
-from noah_jax.config import RENAMED_KEYS, default_config
+from noah_jax.config import default_config
 from noah_jax.config_flags import parse_config
+from noah_jax.config_names import RENAMED_KEYS
 from noah_jax.errors import InputError, UsageError
 from noah_jax.train import train
 from noah_jax.train.setup import build

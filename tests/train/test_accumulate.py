@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from noah_jax.config import scaled
+from noah_jax.config_sections import scaled
 from noah_jax.models import create_model
 from noah_jax.nn import dropout
 from noah_jax.nn.layers import Dropout, drop_path

@@ -10,6 +10,13 @@ import numpy as np
 from flax import nnx
 
 from noah_jax.errors import InputError
+from noah_jax.heads.noah.ablations import (
+    ATTENTIONS,
+    MERGES,
+    merge_contributions,
+    merged_logits,
+    uniform_logits,
+)
 from noah_jax.heads.noah.operands import (
     ChannelSplit,
     Projection,
@@ -17,9 +24,17 @@ from noah_jax.heads.noah.operands import (
     split_channels,
 )
 from noah_jax.heads.noah.poca import poca
-from noah_jax.heads.noah.reference import Contributions, attention, contributions
+from noah_jax.heads.noah.reference import (
+    Contributions,
+    attention,
+    uniform_attention,
+    weighted_values,
+)
 from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.arguments import check_count, check_flag, check_number
+
+# The options of the head beside N, r and its two switches, as the paper has them.
+NOAH_OPTIONS = {"attention": "softmax", "merge": "sum"}
 
 
 class NOAH(nnx.Module):
@@ -73,6 +88,9 @@ class NOAH(nnx.Module):
       dtype: Dtype of the two projections; the logits are always float32.
       implementation: How the logits are computed; see `noah_jax.poca`.
       spatial_major: Whether the feature map comes from convolutions; see `noah_jax.poca`.
+      attention: "softmax", the paper's, or "uniform", which weighs every position the same. Then
+        there is no query, and its channels are not used.
+      merge: How the blocks' logits are merged: "sum", the paper's, "mean" or "max".
       kernel_init: Initialiser of both kernels, called with the shape
         `[head_num, in_features, num_classes]`; `None` is the original's.
       rngs: Source of the initial weights.
@@ -94,6 +112,8 @@ class NOAH(nnx.Module):
         dtype: Any = jnp.float32,
         implementation: str = "auto",
         spatial_major: bool = False,
+        attention: str = NOAH_OPTIONS["attention"],
+        merge: str = NOAH_OPTIONS["merge"],
         kernel_init: nnx.Initializer | None = None,
         rngs: nnx.Rngs,
     ):
@@ -103,6 +123,14 @@ class NOAH(nnx.Module):
         key_ratio = check_number("key_ratio", key_ratio)
         for key, flag in (("head_split", head_split), ("kv_split", kv_split)):
             check_flag(key, flag)
+        for key, value, known in (("attention", attention, ATTENTIONS), ("merge", merge, MERGES)):
+            if value not in known:
+                raise InputError(f"{key} must be {' or '.join(known)}, got {value!r}")
+        if attention == "uniform" and implementation != "auto":
+            raise InputError(
+                "attention='uniform' has one implementation; leave implementation='auto',"
+                f" got {implementation!r}"
+            )
         check_dropout(check_number("dropout", dropout))
         split = ChannelSplit(key_ratio, head_split, kv_split)
         parts = split_channels(split, in_features, head_num)
@@ -111,7 +139,11 @@ class NOAH(nnx.Module):
             math.sqrt(2 / (head_num * num_classes))
         )
         query_in, value_in = (c // head_num if head_split else c for c in parts)
-        self.query = _ProjectionWeights(head_num, query_in, num_classes, kernel_init, rngs)
+        self.query = (
+            _ProjectionWeights(head_num, query_in, num_classes, kernel_init, rngs)
+            if attention == "softmax"
+            else None
+        )
         self.value = _ProjectionWeights(head_num, value_in, num_classes, kernel_init, rngs)
         self.key_ratio = key_ratio
         self.head_split = head_split
@@ -120,6 +152,7 @@ class NOAH(nnx.Module):
         self.dtype = dtype
         self.implementation = implementation
         self.spatial_major = spatial_major
+        self.merge = merge
 
     def __call__(
         self, features: jax.Array, *, train: bool, key: jax.Array | None = None
@@ -139,15 +172,19 @@ class NOAH(nnx.Module):
         """
         if train and self.dropout and key is None:
             raise InputError("training with dropout needs a random key: pass key=")
-        return poca(
-            features.astype(self.dtype),
-            self.query.weights(),
-            self.value.weights(),
-            dropout=self.dropout,
-            dropout_key=key if train else None,
-            implementation=self.implementation,
-            spatial_major=self.spatial_major,
-            **self._split(),
+        features, value = features.astype(self.dtype), self.value.weights()
+        dropping: dict[str, Any] = {"dropout": self.dropout, "dropout_key": key if train else None}
+        if self.query is None:
+            return uniform_logits(features, value, self._split, merge=self.merge, **dropping)
+        computing: dict[str, Any] = {
+            "implementation": self.implementation,
+            "spatial_major": self.spatial_major,
+        }
+        query = self.query.weights()
+        if self.merge == "sum":
+            return poca(features, query, value, **dropping, **computing, **self._split._asdict())
+        return merged_logits(
+            features, query, value, self._split, merge=self.merge, **dropping, **computing
         )
 
     def load_torch(self, state_dict: Mapping[str, np.ndarray]) -> None:
@@ -156,20 +193,21 @@ class NOAH(nnx.Module):
         Args:
           state_dict: `query.weight` and `value.weight`, `[head_num * num_classes, channels, 1, 1]`
             with the channels of a block, and `query.bias` and `value.bias`,
-            `[head_num * num_classes]`, as NumPy arrays.
+            `[head_num * num_classes]`, as NumPy arrays; only the value's without the attention.
 
         Raises:
           InputError: If a key is missing or unknown, or a shape is another one; nothing has
             changed then.
         """
-        expected = {f"{part}.{kind}" for part in ("query", "value") for kind in ("weight", "bias")}
+        parts = {"value": self.value} | ({"query": self.query} if self.query is not None else {})
+        expected = {f"{part}.{kind}" for part in parts for kind in ("weight", "bias")}
         if differing := sorted(expected ^ state_dict.keys()):
             raise InputError(
                 f"the state dict of a NOAH head has the keys {', '.join(sorted(expected))};"
                 f" {differing[0]} is {'missing' if differing[0] in expected else 'another one'}"
             )
         arrays = {}
-        for part, own in (("query", self.query), ("value", self.value)):
+        for part, own in parts.items():
             head_num, channels, num_classes = own.kernel.shape
             shapes = {
                 f"{part}.weight": (head_num * num_classes, channels, 1, 1),
@@ -183,7 +221,7 @@ class NOAH(nnx.Module):
                         " in_features, num_classes, head_num, key_ratio, head_split or kv_split"
                     )
                 arrays[key] = array.reshape(head_num, num_classes, *shape[1:2])
-        for part, own in (("query", self.query), ("value", self.value)):
+        for part, own in parts.items():
             own.kernel[...] = jnp.asarray(arrays[f"{part}.weight"].swapaxes(1, 2))
             own.bias[...] = jnp.asarray(arrays[f"{part}.bias"])
 
@@ -200,9 +238,10 @@ class NOAH(nnx.Module):
         Raises:
           InputError: If the features do not fit, or a class does not exist.
         """
-        return attention(
-            features.astype(self.dtype), self.query.weights(), classes, **self._split()
-        )
+        features = features.astype(self.dtype)
+        if self.query is None:
+            return uniform_attention(features, self.value.weights(), classes)
+        return attention(features, self.query.weights(), classes, **self._split._asdict())
 
     def contributions(self, features: jax.Array, classes: jax.Array) -> Contributions:
         """Computes what each position adds to the logits of chosen classes.
@@ -221,16 +260,14 @@ class NOAH(nnx.Module):
         Raises:
           InputError: If the features do not fit, or a class does not exist.
         """
-        return contributions(
-            features.astype(self.dtype),
-            self.query.weights(),
-            self.value.weights(),
-            classes,
-            **self._split(),
-        )
+        weights = self.attention(features, classes)
+        features = features.astype(self.dtype)
+        parts = weighted_values(self._split, features, self.value.weights(), classes, weights)
+        return merge_contributions(parts, self.merge)
 
-    def _split(self) -> dict[str, Any]:
-        return ChannelSplit(self.key_ratio, self.head_split, self.kv_split)._asdict()
+    @property
+    def _split(self) -> ChannelSplit:
+        return ChannelSplit(self.key_ratio, self.head_split, self.kv_split)
 
 
 class _ProjectionWeights(nnx.Module):
@@ -252,6 +289,19 @@ class _ProjectionWeights(nnx.Module):
         return Projection(self.kernel[...], self.bias[...])
 
 
+def count_noah_params(spec: HeadSpec, in_features: int) -> int:
+    """Counts the parameters of NOAH: for each block and class, a weight a channel and two biases.
+
+    With `head_split` and `kv_split` on D channels that is D K + 2 N K; without the attention
+    there is no query.
+    """
+    split = ChannelSplit(spec.key_ratio, spec.head_split, spec.kv_split)
+    parts = split_channels(split, in_features, spec.head_num)
+    blocks = 1 if spec.head_split else spec.head_num
+    used = parts if spec.options["attention"] == "softmax" else parts[1:]
+    return sum((part * blocks + spec.head_num) * spec.num_classes for part in used)
+
+
 def make_noah_head(spec: HeadSpec, in_features: int, init: HeadInit, rngs: nnx.Rngs) -> NOAH:
     """Makes the NOAH head of `spec` on a map of `in_features` channels."""
     return NOAH(
@@ -266,4 +316,5 @@ def make_noah_head(spec: HeadSpec, in_features: int, init: HeadInit, rngs: nnx.R
         dropout=spec.drop_rate,
         dtype=spec.dtype,
         kernel_init=init.kernel,
+        **spec.options,
     )

@@ -1,5 +1,6 @@
 """The definition of the head, and what it looks at: the attention of chosen classes."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -17,8 +18,8 @@ from noah_jax.heads.noah.operands import (
     check_projection,
     split_features,
 )
-from noah_jax.nn.dropout import kept, row_seeds
-from noah_jax.nn.dtypes import wide_einsum
+from noah_jax.nn.dropout import Seeds, kept, row_seeds
+from noah_jax.nn.dtypes import wide_dtype, wide_einsum, widen
 from noah_jax.nn.mesh_axes import on_auto_axes
 
 _MOST_SCORES = 2**26  # 0.8 GB, at the 12 bytes a score that were measured
@@ -85,11 +86,15 @@ def reference_poca(plan: ReferencePlan, inputs: PocaInputs) -> jax.Array:
     if seeds is None:
         return add_bias((attention * values).sum((1, 3)), weights.value_bias)
     values = values + weights.value_bias.astype(values.dtype)[..., None]
+    return (attention * _dropped(values, seeds, plan.dropout)).sum((1, 3))
+
+
+def _dropped(values: jax.Array, seeds: Seeds, rate: float) -> jax.Array:
+    """Drops values `[batch, head_num, classes, positions]`."""
     _, head_num, num_classes, positions = values.shape
     rows = row_seeds(seeds, head_num, num_classes)[..., None]
-    mask = kept(rows, jnp.arange(positions, dtype=jnp.int32), plan.dropout)
-    values = jnp.where(mask, values / (1 - plan.dropout), 0)
-    return (attention * values).sum((1, 3))
+    mask = kept(rows, jnp.arange(positions, dtype=jnp.int32), rate)
+    return jnp.where(mask, values / (1 - rate), 0)
 
 
 def _project(part: jax.Array, kernel: jax.Array, split: ChannelSplit) -> jax.Array:
@@ -100,6 +105,36 @@ def _project(part: jax.Array, kernel: jax.Array, split: ChannelSplit) -> jax.Arr
         part = part.reshape(*part.shape[:2], kernel.shape[0], kernel.shape[1])
         equation = "blnd,ndk->bnkl"
     return wide_einsum(equation, part, kernel)
+
+
+def uniform_block_logits(
+    split: ChannelSplit,
+    features: jax.Array,
+    value: Projection,
+    *,
+    dropout: float = 0.0,
+    seeds: Seeds | None = None,
+) -> jax.Array:
+    """Computes what every block adds to the logits if its attention is the same everywhere.
+
+    Args:
+      split: How the channels are shared out.
+      features: `[batch, *spatial, channels]`.
+      value: Weights of the value.
+      dropout: Dropout rate on the values.
+      seeds: Seeds of the dropout masks; `None` switches it off.
+
+    Returns:
+      `[batch, head_num, num_classes]`, at least float32.
+    """
+    _, part = split_features(split, features, value.kernel.shape[0])
+    if seeds is None:
+        part = widen(part).mean(1, keepdims=True).astype(part.dtype)
+    values = _project(part, value.kernel, split)
+    values = values + value.bias.astype(values.dtype)[..., None]
+    if seeds is not None:
+        values = _dropped(values, seeds, dropout)
+    return values.mean(-1)
 
 
 def attention(
@@ -182,12 +217,35 @@ def contributions(
     Raises:
       InputError: As `attention` does.
     """
+    weights = attention(
+        features, query, classes, key_ratio=key_ratio, head_split=head_split, kv_split=kv_split
+    )
     split = ChannelSplit(key_ratio, head_split, kv_split)
-    value = Projection(*value)
-    weights = attention(features, query, classes, **split._asdict())
+    return weighted_values(split, features, Projection(*value), classes, weights)
+
+
+def weighted_values(
+    split: ChannelSplit,
+    features: jax.Array,
+    value: Projection,
+    classes: jax.Array,
+    weights: jax.Array,
+) -> Contributions:
+    """Computes what every position adds under a given attention.
+
+    Args:
+      split: How the channels are shared out.
+      features: `[batch, *spatial, channels]`.
+      value: Weights of the value.
+      classes: Class indices, `[m]` or `[batch, m]`.
+      weights: The attention, `[batch, head_num, m, *spatial]`.
+
+    Raises:
+      InputError: As `attention` does.
+    """
     head_num, _, num_classes = value.kernel.shape
     _, part = split_features(split, features, head_num)
-    check_projection("value", value, part.shape[-1], head_num, head_split)
+    check_projection("value", value, part.shape[-1], head_num, split.head_split)
     classes = _check_classes(classes, num_classes, features)
 
     def compute(
@@ -199,6 +257,15 @@ def contributions(
         return Contributions(weights, weights * values, bias)
 
     return on_auto_axes(compute, weights, part, value, classes)
+
+
+def uniform_attention(features: jax.Array, value: Projection, classes: jax.Array) -> jax.Array:
+    """Returns an attention that is the same at all positions; see `attention`."""
+    head_num, _, num_classes = value.kernel.shape
+    classes = _check_classes(classes, num_classes, features)
+    spatial = features.shape[1:-1]
+    shape = (features.shape[0], head_num, classes.shape[-1], *spatial)
+    return jnp.full(shape, 1 / math.prod(spatial), wide_dtype(features.dtype))
 
 
 def _check_classes(classes: jax.Array, num_classes: int, features: jax.Array) -> jax.Array:

@@ -1,0 +1,80 @@
+"""What the heads beside `LinearHead` and `NOAH` have in common: how they are called."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from noah_jax.errors import InputError
+from noah_jax.nn.arguments import check_count, check_number
+from noah_jax.nn.dropout import Key
+from noah_jax.nn.dtypes import widen
+from noah_jax.nn.layers import Dropout
+from noah_jax.nn.mesh_axes import on_auto_axes
+
+
+class PositionalHead(nnx.Module):
+    """A head that reads a feature map as a set of positions.
+
+    A subclass makes its weights in `__init__` and computes `logits`.
+
+    Args:
+      in_features: Channels of the feature map.
+      num_classes: Number of classes.
+      dropout: Dropout rate while training, where the head has its dropout.
+      dtype: Compute dtype of the layers; softmax, sums and logits are float32.
+
+    Raises:
+      InputError: If an argument does not fit.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, *, dropout: float, dtype: Any):
+        self.in_features = check_count("in_features", in_features)
+        self.num_classes = check_count("num_classes", num_classes, what=" for a head")
+        check_number("dropout", dropout)
+        self.dropout = Dropout(dropout)
+        self.dtype = dtype
+
+    def __call__(
+        self, features: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Computes the logits.
+
+        Args:
+          features: `[batch, *spatial, in_features]`.
+          train: Whether dropout applies.
+          key: Random key of the dropout, needed to train with dropout.
+
+        Returns:
+          float32 logits, `[batch, num_classes]`.
+
+        Raises:
+          InputError: If the features do not fit, or the key is missing.
+        """
+        if train and self.dropout.rate and key is None:
+            raise InputError("training with dropout needs a random key: pass key=")
+        self.check_features(features)
+        graphdef, state = nnx.split(self)
+
+        def compute(features: jax.Array, state: Any, key: Key | None) -> jax.Array:
+            positions = features.reshape(features.shape[0], -1, self.in_features)
+            return widen(nnx.merge(graphdef, state).logits(positions.astype(self.dtype), key))
+
+        return on_auto_axes(compute, features, state, key if train else None)
+
+    def check_features(self, features: jax.Array) -> None:
+        """Raises an InputError if features have no positions, or other channels."""
+        if features.ndim < 3 or features.shape[-1] != self.in_features:
+            raise InputError(
+                f"the head {type(self).__name__} needs features"
+                f" [batch, *spatial, {self.in_features}], got {features.shape}"
+            )
+
+    def logits(self, positions: jax.Array, key: Key | None) -> jax.Array:
+        """Computes logits `[batch, num_classes]` of `[batch, positions, in_features]`.
+
+        Args:
+          positions: The feature map in the compute dtype, its spatial dimensions as one.
+          key: Random key of the dropout; `None` switches it off.
+        """
+        raise NotImplementedError

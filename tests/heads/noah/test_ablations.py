@@ -1,0 +1,83 @@
+"""NOAH without its attention and with other merges, against the definition in NumPy."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from noah_jax import NOAH
+from noah_jax.errors import InputError
+
+BLOCKS, CLASSES, CHANNELS = 3, 7, 24
+FEATURES = jax.random.normal(jax.random.key(0), (2, 5, 4, CHANNELS))
+MERGES = {"sum": np.sum, "mean": np.mean, "max": np.max}
+SWITCHES = list(itertools.product((True, False), repeat=2))
+
+
+def _head(**arguments):
+    return NOAH(CHANNELS, CLASSES, BLOCKS, 0.25, rngs=nnx.Rngs(params=1), **arguments)
+
+
+def _block_logits(head, *, kv_split, head_split):
+    """float64 `[batch, blocks, classes]`, from the definition."""
+    x = np.asarray(FEATURES, np.float64).reshape(2, 20, CHANNELS)
+    parts = {"query": x[..., :6], "value": x[..., 6:]} if kv_split else {"query": x, "value": x}
+    projected = {}
+    for name, part in parts.items():
+        if (weights := getattr(head, name)) is None:
+            continue
+        own = np.split(part, BLOCKS, -1) if head_split else [part] * BLOCKS
+        kernel, bias = (np.asarray(w[...], np.float64) for w in (weights.kernel, weights.bias))
+        projected[name] = np.stack([own[n] @ kernel[n] + bias[n] for n in range(BLOCKS)], 1)
+    if "query" in projected:
+        weights = np.exp(projected["query"])
+        weights /= weights.sum(2, keepdims=True)
+    else:
+        weights = 1 / 20
+    return (weights * projected["value"]).sum(2)
+
+
+@pytest.mark.parametrize(("head_split", "kv_split"), SWITCHES)
+@pytest.mark.parametrize("attention", ["softmax", "uniform"])
+@pytest.mark.parametrize("merge", MERGES)
+def test_logits_and_contributions(head_split, kv_split, attention, merge):
+    switches = {"head_split": head_split, "kv_split": kv_split}
+    head = _head(attention=attention, merge=merge, **switches)
+    for weights in (head.query, head.value):
+        if weights is not None:  # biases start at zero, where a missing one would not be seen
+            weights.bias[...] = jax.random.normal(jax.random.key(2), weights.bias.shape)
+    expected = MERGES[merge](_block_logits(head, **switches), axis=1)
+    np.testing.assert_allclose(head(FEATURES, train=False), expected, atol=2e-5)
+    parts = head.contributions(FEATURES, jnp.arange(CLASSES))
+    total = parts.contributions.sum((1, 3, 4)) + parts.bias.sum(1)
+    np.testing.assert_allclose(total, expected, atol=2e-5)
+    np.testing.assert_allclose(parts.attention.sum((3, 4)), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("attention", "merge"), [("uniform", "sum"), ("softmax", "max")])
+def test_dropout_drops_values_and_keeps_the_mean(attention, merge):
+    head = _head(attention=attention, merge=merge, dropout=0.5)
+    keys = jax.random.split(jax.random.key(3), 400)
+    once = head(FEATURES, train=True, key=keys[0])
+    np.testing.assert_array_equal(once, head(FEATURES, train=True, key=keys[0]))
+    assert not np.allclose(once, head(FEATURES, train=True, key=keys[1]))
+    if attention == "uniform":
+        mean = jax.vmap(lambda key: head(FEATURES, train=True, key=key))(keys).mean(0)
+        np.testing.assert_allclose(mean, head(FEATURES, train=False), atol=0.1)
+
+
+@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+def test_the_maximum_runs_in_every_form(implementation):
+    arguments = {"merge": "max", "attention": "softmax"}
+    fast = _head(implementation=implementation, **arguments)(FEATURES, train=False)
+    np.testing.assert_allclose(fast, _head(**arguments)(FEATURES, train=False), atol=2e-5)
+
+
+def test_values_that_do_not_fit():
+    with pytest.raises(InputError, match="merge must be sum or mean or max, got 'min'"):
+        _head(merge="min")
+    with pytest.raises(InputError, match="attention='uniform' has one implementation"):
+        _head(attention="uniform", implementation="tpu")
