@@ -58,7 +58,7 @@ def write(pixels: np.ndarray, labels: Sequence[Label]) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     figure.patch.set_alpha(0)
     for label in labels:
-        text = shown(label.text)
+        text = _drawable(label.text)
         figure.text(
             label.x / width,
             1 - label.y / height,
@@ -80,7 +80,7 @@ def write(pixels: np.ndarray, labels: Sequence[Label]) -> np.ndarray:
 
 def text_width(text: str, size: float = SIZE, *, bold: bool = False) -> float:
     """Returns the width of a line of text in pixels."""
-    text = shown(text)
+    text = _drawable(text)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         return _renderer().get_text_width_height_descent(
@@ -129,6 +129,11 @@ def wrap(text: str, width: float, size: float = SIZE, *, bold: bool = False) -> 
         else:
             lines.append(shorten(word, width, size, bold=bold))
     return lines
+
+
+def _drawable(text: str) -> str:
+    """Escapes what has no shape, as `shown` does, but for the space that does not break a line."""
+    return "\u00a0".join(shown(part) for part in text.split("\u00a0"))
 
 
 @functools.cache

@@ -141,9 +141,19 @@ def test_the_symptoms_in_troubleshooting_are_messages_of_the_programs():
     assert [message for message in quoted if not is_said(message)] == []
 
 
-def test_the_figure_of_the_head_is_what_its_script_draws():
-    path = ROOT / "scripts" / "make_head_figure.py"
-    spec = importlib.util.spec_from_file_location("make_head_figure", path)
+def _script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    assert script.figure() == (DOCS / "images" / "head.svg").read_text()
+    return script
+
+
+def test_the_figure_of_the_head_is_what_its_script_draws():
+    drawn = _script("make_head_figure").figure()
+    assert drawn == (DOCS / "images" / "head.svg").read_text()
+
+
+def test_the_charts_show_what_the_tables_say():
+    """After a change of a table: `python scripts/make_charts.py`."""
+    for name, chart in _script("make_charts").charts().items():
+        assert chart == (DOCS / "figures" / name).read_text(), name

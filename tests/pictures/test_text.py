@@ -56,6 +56,11 @@ def test_fonts_of_the_machine_are_taken(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_space_that_does_not_break_a_line_is_a_space():
+    assert np.array_equal(line("50\u00a0%", 60), line("50 %", 60))
+    assert text_width("50\u00a0%") == text_width("50 %")
+
+
 def test_names_that_are_no_text():
     # A file name in Latin-1, as Python hands it on; a tab; a formula that is none.
     assert np.array_equal(line("caf\udce9.png", 100), line("caf\\xe9.png", 100))
