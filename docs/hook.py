@@ -1,8 +1,12 @@
 """Adds the pages that are made from the code to the site; MkDocs calls it at each build."""
 
+from typing import Any
+
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 from site_pages import architecture, configuration, configurations, programs
+from site_pages.links import FROM_ROOT, relinked
 from site_pages.navigation import expand
 from site_pages.text import ROOT
 
@@ -14,8 +18,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         configuration.PATH: configuration.page(),
         configurations.PATH: configurations.page(),
         architecture.PATH: architecture.page(),
-        "changelog.md": _from_root("CHANGELOG.md"),
-        "contributing.md": _from_root("CONTRIBUTING.md"),
+        **{page: (ROOT / name).read_text(encoding="utf-8") for page, name in FROM_ROOT.items()},
     }
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
@@ -23,6 +26,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def _from_root(name: str) -> str:
-    """Returns a file of the repository's root, with its links as seen from docs/."""
-    return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+def on_page_markdown(markdown: str, /, *, page: Page, **_: Any) -> str:
+    """Leads the links that work in the repository to the pages of the site."""
+    return relinked(markdown, page.file.src_uri)

@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from docs.site_pages import architecture, configuration, configurations, programs
+from docs.site_pages import architecture, configuration, configurations, links, programs
 from docs.site_pages.navigation import expand
 from tests.helpers import ROOT
 
@@ -42,9 +42,9 @@ def _anchors(text: str) -> set[str]:
 def _leads_somewhere(link: str, path: pathlib.Path) -> bool:
     name, _, anchor = link.partition("#")
     target = (path.parent / name).resolve() if name else path
-    if DOCS in target.parents and str(target.relative_to(DOCS)) in MADE:
-        return True  # MkDocs checks their anchors.
-    return target.exists() and (not anchor or anchor in _anchors(target.read_text()))
+    if not anchor or target.suffix != ".md":  # MkDocs checks the anchors of pages that are made.
+        return target.exists()
+    return target.exists() and anchor in _anchors(target.read_text())
 
 
 def _broken(path: pathlib.Path) -> list[str]:
@@ -62,6 +62,22 @@ def test_a_broken_link_is_seen(tmp_path):
     other.write_text('[f](page.md#a-b-c) <img src="none.png"> [g](https://example.com/none)')
     assert _broken(page) == ["#b", "none.md", "other.md#none"]
     assert _broken(other) == ["none.png"]
+
+
+def test_links_lead_to_the_pages_that_are_made_from_the_code():
+    """In the repository they lead to the file that the page is made from."""
+    assert set(links.PAGES.values()) == MADE
+    assert [path for path in links.PAGES if not (ROOT / path).exists()] == []
+    text = (
+        "[a](../../noah_jax/config.py#seed) [b](../results.md) [c](../../setup.py) [d](https://e.f)"
+    )
+    assert links.relinked(text, "guides/own-data.md") == (
+        "[a](../reference/configuration.md#seed) [b](../results.md) [c](../../setup.py)"
+        " [d](https://e.f)"
+    )
+    assert links.relinked("[a](docs/gpu.md) [b](configs/) [c](#d)", "changelog.md") == (
+        "[a](gpu.md) [b](reference/configurations.md) [c](#d)"
+    )
 
 
 def test_the_navigation_has_every_page_once():
