@@ -7,8 +7,11 @@ import textwrap
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# What is shown as code although no backticks mark it: options, and paths of a run's files.
-_CODE = re.compile(r"(?<![\w`-])(--[a-zA-Z][\w.-]*\w(?:=\w+)?|gs://[\w./]*)")
+# What is shown as code although no backticks mark it: options, variables and paths of files.
+_CODE = re.compile(
+    r"(?<![\w`/-])(--[a-zA-Z][\w.-]*\w(?:=\w+)?|NOAH_\w+(?:=\w+)?|gs://[\w./]*"
+    r"|(?:noah_jax|configs|scripts|tests|docs)/[\w./]*\w|\w+\.(?:py|json|csv|png|md)\b(?::\w+)?)"
+)
 
 
 def docstring(path: pathlib.Path) -> str:

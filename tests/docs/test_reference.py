@@ -105,6 +105,9 @@ def test_every_room_and_file_has_its_line():
 def test_signs_of_text_stand_for_themselves():
     assert inline("a *.JPEG of\n<name>, [x]") == "a \\*.JPEG of \\<name>, \\[x\\]"
     assert inline("`a_b --c` --set-it=1, --no.") == "`a_b --c` `--set-it=1`, `--no`."
+    assert inline("a_b in noah_jax/config.py, b.json. NOAH_X=1") == (
+        "a\\_b in `noah_jax/config.py`, `b.json`. `NOAH_X=1`"
+    )
 
 
 def test_indented_examples_become_code():
