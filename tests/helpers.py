@@ -47,6 +47,79 @@ def write_class_folders(
                 Image.fromarray(pixels).save(folder / f"{i:02}.{suffix}")
 
 
+# The ids of COCO's categories have gaps; these have too, and are not in order.
+COCO_CATEGORIES = {1: "person", 90: "toothbrush", 3: "car"}
+
+
+def write_coco(root: pathlib.Path, year: str = "2017") -> None:
+    """Writes 12 small training and 8 validation images with annotations in COCO's own format.
+
+    The images of a split have the ids 1001, 1002, ... in falling order. Every fourth has no
+    annotation, and the second has only a crowd. The left third of an image is bright where it shows
+    a person, the middle where it shows a car, the right where it shows a toothbrush.
+    """
+    random = np.random.default_rng(int(year))
+    for split, count in (("train", 12), ("val", 8)):
+        folder = root / f"{split}{year}"
+        folder.mkdir(parents=True)
+        images, annotations = [], []
+        for number in range(count, 0, -1):
+            name = f"{number:012}.jpg"
+            pixels = random.integers(0, 60, (30, 40, 3)).astype(np.uint8)
+            images.append({"id": 1000 + number, "file_name": name, "height": 30, "width": 40})
+            for position, category in enumerate((1, 3, 90)):
+                if number % 4 == 0 or (number + position) % 3 == 0:
+                    continue
+                pixels[:, 13 * position : 13 * position + 13] += 150
+                crowd = int(number == 2)
+                outline = {"counts": [1, 2], "size": [30, 40]} if crowd else [[1.5, 2.0, 3.0, 4.0]]
+                for _ in range(2):  # as two objects of a kind
+                    annotations.append(
+                        {
+                            "id": len(annotations) + 1,
+                            "image_id": 1000 + number,
+                            "category_id": category,
+                            "iscrowd": crowd,
+                            "area": 702.25,
+                            "bbox": [13.0 * position, 0.0, 13.0, 30.0],
+                            "segmentation": outline,
+                        }
+                    )
+            Image.fromarray(pixels).save(folder / name)
+        categories = [
+            {"id": key, "name": name, "supercategory": "thing"}
+            for key, name in COCO_CATEGORIES.items()
+        ]
+        content = {
+            "info": {"year": int(year)},
+            "licenses": [],
+            "images": images,
+            "annotations": annotations,
+            "categories": categories,
+        }
+        file = root / f"annotations/instances_{split}{year}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(content))
+
+
+def write_voc(root: pathlib.Path) -> None:
+    """Writes 6 training and 4 test images with the lists of two classes, in VOC's own layout."""
+    random = np.random.default_rng(0)
+    for folder in ("ImageSets/Main", "JPEGImages"):
+        (root / folder).mkdir(parents=True)
+    for split, numbers in (("trainval", range(1, 7)), ("test", range(7, 11))):
+        lines: dict[str, list[str]] = {"cat": [], "train": []}
+        for number in numbers:
+            pixels = random.integers(0, 255, (30, 40, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / f"JPEGImages/{number:06}.jpg")
+            for index, name in enumerate(lines):
+                lines[name].append(f"{number:06} {(1, -1, 0)[(number + index) % 3]:2}\n")
+        for name in lines:
+            (root / f"ImageSets/Main/{name}_{split}.txt").write_text("".join(lines[name]))
+        names = "".join(f"{number:06}\n" for number in numbers)
+        (root / f"ImageSets/Main/{split}.txt").write_text(names)
+
+
 def make_tiny_config(class_folders: str) -> ConfigDict:
     """Makes the configuration of a run of 12 steps with augmentation, dropout and an EMA."""
     config = default_config()

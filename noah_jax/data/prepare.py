@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
@@ -29,7 +30,8 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from noah_jax.console import Work, working
 from noah_jax.data.folders import FolderSource
-from noah_jax.data.source import SAMPLE
+from noah_jax.data.source import SAMPLE, ImageFiles
+from noah_jax.data.tfds import CERTAIN_LABELS, MULTI_LABEL_FILE_NAME
 from noah_jax.errors import InputError, NoahError, WriteError
 from noah_jax.files import is_remote, whole, write_text
 from noah_jax.paths import expand_home
@@ -40,6 +42,7 @@ _FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 _RESUME = "the same command goes on from here"
 
 Encode = Callable[[str, bytes, int], bytes]
+EncodeLabels = Callable[[str, bytes, np.ndarray], bytes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +77,73 @@ def describe_images(
       The dataset's description, and `encode(file_name, image, class_index)`, which makes a record
       with the image's bytes unchanged.
     """
-    features = tfds.features.FeaturesDict(
+    info, serialize = _describe(
+        name,
+        version,
         {
-            "image": tfds.features.Image(encoding_format="jpeg"),
             "label": tfds.features.ClassLabel(names=list(class_names)),
             "file_name": tfds.features.Text(),
+        },
+        homepage=homepage,
+    )
+
+    def encode(file_name: str, image: bytes, class_index: int) -> bytes:
+        return serialize(image, {"label": class_index, "file_name": file_name})
+
+    return info, encode
+
+
+def describe_labelled_images(
+    name: str, version: str, class_names: Sequence[str], *, homepage: str | None = None
+) -> tuple[tfds.core.DatasetInfo, EncodeLabels]:
+    """Describes a dataset of images with several labels, with features named as in TFDS's voc.
+
+    These are `image`, `labels`, `labels_no_difficult` and `image/filename`. A class that is in
+    `labels` alone is ignored for an image.
+
+    Args:
+      name: Name of the dataset.
+      version: Its version.
+      class_names: Names of its classes.
+      homepage: URL of its home page.
+
+    Returns:
+      The dataset's description, and `encode(file_name, image, labels)`, which makes a record with
+      the image's bytes unchanged. The labels are 1, 0 or -1 (ignored), `[num_classes]`.
+    """
+    labels_feature = tfds.features.Sequence(tfds.features.ClassLabel(names=list(class_names)))
+    info, serialize = _describe(
+        name,
+        version,
+        {
+            "labels": labels_feature,
+            CERTAIN_LABELS: labels_feature,
+            MULTI_LABEL_FILE_NAME: tfds.features.Text(),
+        },
+        homepage=homepage,
+    )
+
+    def encode(file_name: str, image: bytes, labels: np.ndarray) -> bytes:
+        values = {
+            "labels": np.flatnonzero(labels),
+            CERTAIN_LABELS: np.flatnonzero(labels == 1),
+            MULTI_LABEL_FILE_NAME: file_name,
         }
+        return serialize(image, values)
+
+    return info, encode
+
+
+def _describe(
+    name: str, version: str, labels: dict[str, Any], *, homepage: str | None
+) -> tuple[tfds.core.DatasetInfo, Callable[[bytes, dict[str, Any]], bytes]]:
+    """Describes a dataset of images with the features `labels`, the first for training.
+
+    Returns:
+      The dataset's description, and what makes a record of an image and the values of `labels`.
+    """
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(encoding_format="jpeg"), **labels}
     )
     info = tfds.core.DatasetInfo(
         builder=DatasetIdentity(
@@ -87,19 +151,19 @@ def describe_images(
         ),
         description=f"{name}, prepared by noah_jax with every image as it was stored.",
         features=features,
-        supervised_keys=("image", "label"),
+        supervised_keys=("image", next(iter(labels))),
         homepage=homepage,
         disable_shuffling=True,
     )
     serializer = ExampleSerializer(features.get_serialized_info())
 
-    def encode(file_name: str, image: bytes, class_index: int) -> bytes:
-        example = {"image": io.BytesIO(image), "label": class_index, "file_name": file_name}
+    def serialize(image: bytes, values: dict[str, Any]) -> bytes:
+        example = {"image": io.BytesIO(image), **values}
         proto = serializer.get_tf_example(features.encode_example(example))
         # Otherwise the order of the features in a record would be random.
         return proto.SerializeToString(deterministic=True)
 
-    return info, encode
+    return info, serialize
 
 
 def plan_folders(path: str, name: str) -> tuple[tfds.core.DatasetInfo, list[Split]]:
@@ -115,10 +179,7 @@ def plan_folders(path: str, name: str) -> tuple[tfds.core.DatasetInfo, list[Spli
     Raises:
       InputError: If `name` cannot be a dataset's name, or the folders do not fit.
     """
-    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name == SAMPLE:
-        raise InputError(
-            f"{name!r} is no name for a dataset; use lower case and _, such as my_images"
-        )
+    check_name(name)
     root = epath.Path(expand_home(path))
     if not (root / "train").is_dir():
         raise InputError(f"{path} has no folder train/, with CLASS/image files in it")
@@ -131,22 +192,44 @@ def plan_folders(path: str, name: str) -> tuple[tfds.core.DatasetInfo, list[Spli
     return info, [folder_split(key, source, encode) for key, source in sources.items()]
 
 
+def check_name(name: str) -> None:
+    """Raises an InputError if a dataset cannot have this name."""
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name == SAMPLE:
+        raise InputError(
+            f"{name!r} is no name for a dataset; use lower case and _, such as my_images"
+        )
+
+
 def folder_split(name: str, source: FolderSource, encode: Encode) -> Split:
     """Plans a split with the images of class folders, in their order."""
     paths = [source.describe(index) for index in range(len(source))]
     names = "\n".join(os.path.relpath(path, source.name) for path in paths)
     checksum = hashlib.sha256(names.encode()).hexdigest()
+    return file_split(name, source, encode, f"SHA-256 of their names {checksum}")
+
+
+def file_split(
+    name: str, source: ImageFiles, encode: Callable[[str, bytes, Any], bytes], origin: str
+) -> Split:
+    """Plans a split with the images of a source of files, in its order.
+
+    Args:
+      name: Name of the split.
+      source: The images.
+      encode: Makes a record of a file's name, an image and its label.
+      origin: Tells the images from others of the same number.
+    """
 
     def records(indices: Iterable[int]) -> Iterator[bytes]:
         for index in indices:
-            image, class_index = source[index]
-            yield encode(source.file_name(index), image, class_index)
+            image, label = source[index]
+            yield encode(source.file_name(index), image, label)
 
     return Split(
         name,
         len(source),
         [functools.partial(records, part) for part in shard_parts(range(len(source)))],
-        origin=f"{len(source):,} images, SHA-256 of their names {checksum}",
+        origin=f"{len(source):,} images, {origin}",
     )
 
 

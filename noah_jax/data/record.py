@@ -36,10 +36,10 @@ def _record_split(source: Source) -> dict[str, Any]:
     if not source.multi_label:
         labels = np.array([label for _, label in source.files], int)
         record["images_by_class"] = np.bincount(labels, minlength=len(source.class_names)).tolist()
-    return record | {"fingerprint": _fingerprint(source)}
+    return record | {"fingerprint": fingerprint(source)}
 
 
-def _fingerprint(source: ImageFiles) -> str:
+def fingerprint(source: ImageFiles) -> str:
     """Returns a SHA-256 of the paths below the folder that all files share, and of the labels."""
     paths = [path for path, _ in source.files]
     # What the first and the last path by name share, all paths share. Unlike commonpath, this

@@ -1,6 +1,6 @@
 """The protocol of image sources: an encoded image and its label, by index.
 
-The sources are `noah_jax.data.folders`, `csv_files`, `image_files` and `tfds`;
+The sources are `noah_jax.data.folders`, `csv_files`, `coco`, `voc`, `image_files` and `tfds`;
 `noah_jax.data.sources` opens the right one for a dataset's name. This module imports none of
 them, so that code that only decodes images does not import TFDS.
 """
@@ -91,9 +91,11 @@ class ImageFiles:
     """The part of a source that its images are files; a base class of sources.
 
     Attributes:
+      name: Name of the source, for messages.
       files: Path and label of each image; the subclass fills it.
     """
 
+    name: str
     files: list[tuple[str, Any]]
 
     def __len__(self) -> int:
@@ -108,6 +110,28 @@ class ImageFiles:
 
     def file_name(self, index: int) -> str:
         return os.path.basename(self.files[index][0])
+
+
+def check_files_exist(source: ImageFiles) -> None:
+    """Checks that the files of a source are there, by one look into each of their folders.
+
+    Raises:
+      InputError: If some are missing.
+    """
+    wanted: dict[str, list[str]] = {}
+    for path, _ in source.files:
+        folder, _, name = path.rpartition("/")
+        wanted.setdefault(folder, []).append(name)
+    missing = []
+    for folder, names in wanted.items():
+        root = epath.Path(folder)
+        there = {path.name for path in root.iterdir()} if root.is_dir() else set()
+        missing += [f"{folder}/{name}" for name in names if name not in there]
+    if missing:
+        raise InputError(
+            f"{source.name} lists {len(source.files):,} images, {len(missing):,} of them are"
+            f" missing, such as {missing[0]}; get them again"
+        )
 
 
 def check_label(name: str, label: int, num_classes: int) -> None:

@@ -1,7 +1,7 @@
 """Opens the splits of a dataset by the dataset's name.
 
-A name stands for the embedded sample, a TFDS dataset, class folders or CSV files. TFDS takes
-seconds to import, so it is imported only for its own datasets.
+A name stands for the embedded sample, a TFDS dataset, class folders, CSV files, or the folder of
+COCO or PASCAL VOC. TFDS takes seconds to import, so it is imported only for its own datasets.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
+from noah_jax.data.coco import CocoSource, coco_splits
 from noah_jax.data.csv_files import CsvSource
 from noah_jax.data.folders import FolderSource, folder_names
 from noah_jax.data.source import Source
@@ -19,11 +20,14 @@ from noah_jax.data.split import (
     unsplit_folder,
     without_training_images,
 )
+from noah_jax.data.voc import VocSource, voc_folder, voc_splits
 from noah_jax.errors import InputError
 from noah_jax.paths import expand_home
 
 _FOLDER = "folder:"
 _CSV = "csv:"
+_COCO = "coco:"
+_VOC = "voc:"
 _EVAL_SPLITS = ("validation", "val", "test")
 
 
@@ -66,8 +70,9 @@ def open_sources(
     Args:
       name: "fashion_mnist_sample" (embedded in this package); the name of a TFDS dataset;
         "folder:PATH" with `SPLIT/CLASS/image` or `CLASS/image` files, local or `gs://` (a path
-        that starts with `/`, `.` or `~` needs no prefix); or "csv:PATH" with `SPLIT.csv` files,
-        see `CsvSource`.
+        that starts with `/`, `.` or `~` needs no prefix); "csv:PATH" with `SPLIT.csv` files, see
+        `CsvSource`; "coco:PATH" with COCO's annotations and images, see `CocoSource`; or
+        "voc:PATH" with the folder of a year of PASCAL VOC, see `VocSource`.
       data_dir: Folder in which TFDS keeps prepared datasets; by default TFDS's own choice.
       train_split: Name of the training split.
       eval_split: Name of the evaluation split; by default the first of validation, val and
@@ -79,12 +84,13 @@ def open_sources(
     Raises:
       InputError: If there is no such dataset or split; the message says what there is.
     """
-    if train_split == "train" and eval_split is None and not name.startswith(_CSV):
+    dataset = _find_listed(name)
+    if train_split == "train" and eval_split is None and dataset is None:
         root = data_folder(name)
         whole = None if root is None else unsplit_folder(root)
         if whole is not None:
             return split_class_folder(whole, eval_fraction, remembered)
-    dataset = _find_csv(name) or _find_folders(name) or _find_tfds(name, data_dir)
+    dataset = dataset or _find_folders(name) or _find_tfds(name, data_dir)
     eval_split = eval_split or dataset.default_eval_split or _EVAL_SPLITS[0]
     dataset.check(train_split)
     dataset.check(eval_split)
@@ -115,8 +121,8 @@ def open_eval_source(
     Raises:
       InputError: If there is no such dataset or split; the message says what there is.
     """
-    if (dataset := _find_csv(name)) is not None:
-        if class_names is None and "train" in dataset.splits:
+    if (dataset := _find_listed(name)) is not None:
+        if class_names is None and name.startswith(_CSV) and "train" in dataset.splits:
             class_names = dataset.open("train", None).class_names
     elif (root := data_folder(name)) is not None:
         dataset = _folders_below(name, root)
@@ -147,14 +153,30 @@ def data_folder(name: str) -> epath.Path | None:
     return _existing(folder)
 
 
-def _find_csv(name: str) -> _Dataset | None:
-    if not name.startswith(_CSV):
+def _find_listed(name: str) -> _Dataset | None:
+    """Finds the splits where files list the images and their labels."""
+    prefix = name[: name.find(":") + 1]
+    if prefix not in (_CSV, _COCO, _VOC):
         return None
-    root = _existing(name.removeprefix(_CSV))
+    root = _existing(name.removeprefix(prefix))
+    if prefix == _CSV:
+        return _Dataset(
+            name,
+            sorted(path.stem for path in root.glob("*.csv")),
+            lambda split, class_names: CsvSource(root / f"{split}.csv", class_names),
+        )
+    if prefix == _COCO:
+        splits = coco_splits(root)
+        return _Dataset(
+            name,
+            sorted(splits),
+            lambda split, class_names: CocoSource(root, splits[split], class_names),
+        )
+    year = voc_folder(root)
     return _Dataset(
         name,
-        sorted(path.stem for path in root.glob("*.csv")),
-        lambda split, class_names: CsvSource(root / f"{split}.csv", class_names),
+        voc_splits(year),
+        lambda split, class_names: VocSource(year, split, class_names),
     )
 
 

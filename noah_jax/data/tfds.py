@@ -16,7 +16,8 @@ from noah_jax.paths import expand_home
 
 _SAMPLE_DIR = os.path.join(os.path.dirname(__file__), "sample")
 # VOC's labels without the objects that its authors call difficult.
-_CERTAIN_LABELS = "labels_no_difficult"
+CERTAIN_LABELS = "labels_no_difficult"
+MULTI_LABEL_FILE_NAME = "image/filename"  # as in voc and coco
 
 
 class _Split:
@@ -68,7 +69,7 @@ class MultiLabelTfdsSource(_Split):
     """
 
     multi_label = True
-    _file_name_feature = "image/filename"  # as in voc and coco
+    _file_name_feature = MULTI_LABEL_FILE_NAME
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         super().__init__(builder, split)
@@ -77,7 +78,7 @@ class MultiLabelTfdsSource(_Split):
         if found is None:
             raise InputError(f"{self.name} has no list of labels; it has {', '.join(features)}")
         self._label_path, self.class_names = found
-        self._has_certain_labels = _CERTAIN_LABELS in features
+        self._has_certain_labels = CERTAIN_LABELS in features
 
     def __getitem__(self, index: int) -> tuple[bytes, np.ndarray]:
         record = self._records[index]
@@ -89,7 +90,7 @@ class MultiLabelTfdsSource(_Split):
             check_label(self.describe(index), int(label), len(labels))
         labels[np.asarray(present, np.int64)] = 1
         if self._has_certain_labels:
-            uncertain = np.setdiff1d(present, record[_CERTAIN_LABELS]).astype(np.int64)
+            uncertain = np.setdiff1d(present, record[CERTAIN_LABELS]).astype(np.int64)
             labels[uncertain] = -1
         return record[self._image], labels
 
@@ -167,7 +168,7 @@ def _find_label_list(
     class_label = tfds.features.ClassLabel
     lists = {k: f.feature for k, f in features.items() if isinstance(f, tfds.features.Sequence)}
     for key, feature in lists.items():
-        if isinstance(feature, class_label) and key != _CERTAIN_LABELS:
+        if isinstance(feature, class_label) and key != CERTAIN_LABELS:
             return (key,), list(feature.names)
     for key, feature in lists.items():
         if isinstance(feature, tfds.features.FeaturesDict):

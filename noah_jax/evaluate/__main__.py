@@ -49,9 +49,10 @@ def _parser() -> Parser:
     add_ema(parser)
     add(
         "--dataset",
-        metavar="NAME|folder:PATH|csv:PATH",
-        help="a TFDS dataset; a folder PATH/val/CLASS/IMAGE or PATH/CLASS/IMAGE; or PATH/val.csv,"
-        " for several labels an image. By default the dataset that the checkpoint was trained on",
+        metavar="NAME|folder:PATH|csv:PATH|coco:PATH|voc:PATH",
+        help="a TFDS dataset; a folder PATH/val/CLASS/IMAGE or PATH/CLASS/IMAGE; or, for several"
+        " labels an image, PATH/val.csv, or the folder of COCO or of a year of PASCAL VOC. By"
+        " default the dataset that the checkpoint was trained on",
     )
     add("--data-dir", metavar="DIR", type=local_path, help="where TFDS keeps its prepared datasets")
     add(

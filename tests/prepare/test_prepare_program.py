@@ -39,7 +39,9 @@ def test_a_full_disk_is_told_and_gone_on_after(class_folders, tmp_path):
         (["--folder", "/none", "--name", "x"], "/none has no folder train/"),
         (["--from-tfrecord", "/none"], "/none is no dataset that TFDS prepared"),
         (["--folder", "{folders}", "--name", "x", "--data-dir", "gs://b"], "gs://b is no local"),
-        (["--tar", "a", "b", "--name", "x"], "--name goes with --folder"),
+        (["--tar", "a", "b", "--name", "x"], "--name goes with --folder, --coco or --voc"),
+        (["--voc", "a", "--year", "2007"], "--year goes with --coco"),
+        (["--coco", "{folders}"], "has no annotations/instances_*.json; it must hold"),
     ],
 )
 def test_bad_input_is_answered_with_one_line(class_folders, tmp_path, arguments, words):
