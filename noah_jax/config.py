@@ -25,8 +25,8 @@ def default_config() -> ConfigDict:
     # Seeds the weights, the order of the images, the augmentation and dropout.
     config.seed = 0
 
-    # The name of a TFDS dataset, folder:PATH for class folders, or csv:PATH. Class folders without
-    # train/ and val/ are split, see noah_jax/data/split.py.
+    # The name of a TFDS dataset, folder:PATH for class folders, csv:PATH, coco:PATH or voc:PATH.
+    # Class folders without train/ and val/ are split, see noah_jax/data/split.py.
     config.dataset = "fashion_mnist_sample"
 
     # The weights to start with: a run's folder, a converted folder or a PyTorch file, as
@@ -105,6 +105,9 @@ def default_config() -> ConfigDict:
     config.data.eval_interpolation = placeholder(str)
     # The shorter side in pixels before the centre crop; None resizes the image to just cover it.
     config.data.eval_resize = placeholder(int)
+    # Resize whole images to the model's size, whatever their shape, instead of cropping the centre:
+    # in the evaluation, and in training with crop=none or pad.
+    config.data.squash = False
     # What to do about an image that cannot be decoded: replace it by the next one, or stop.
     config.data.on_corrupt_image = "replace"
     config.data.cache = False  # Keep decoded images in memory; for small datasets.
@@ -126,8 +129,8 @@ def default_config() -> ConfigDict:
     # Images per step of the evaluation; None means batch_size, divided by optim.accumulate.
     config.eval_batch_size = placeholder(int)
 
-    # softmax for images with one label; for several labels (csv:PATH, voc, coco) sigmoid or
-    # asymmetric.
+    # softmax for images with one label; for several labels (csv:, coco: or voc:PATH)
+    # sigmoid or asymmetric.
     config.loss = "softmax"
     # For loss=asymmetric; see noah_jax/tasks/multi_label.py.
     config.asymmetric = ConfigDict()

@@ -235,6 +235,7 @@ RULES: Mapping[str, Rule] = {
     "data.rand_augment.probability": _FRACTION,
     "data.eval_interpolation": Optional(Text(_INTERPOLATIONS)),
     "data.eval_resize": Optional(_COUNT),
+    "data.squash": _SWITCH,
     "data.allow_change": _SWITCH,
     "data.on_corrupt_image": Text(("replace", "stop")),
     "data.cache": _SWITCH,

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from noah_jax.data.interpolation import INTERPOLATIONS
+from noah_jax.data.preprocessing import Resize
 from noah_jax.data.resize import Box, resize
 from noah_jax.errors import InputError
 
@@ -143,6 +144,11 @@ def fit(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.nda
     return _resize_whole(pixels, covering, interpolation)
 
 
+def squash(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """Resizes the whole image to `size`, whatever its aspect."""
+    return pixels if pixels.shape[:2] == size else _resize_whole(pixels, size, interpolation)
+
+
 def _resize_whole(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
     """Resizes an image by any of `INTERPOLATIONS`."""
     if interpolation in _TRAIN_INTERPOLATIONS:
@@ -162,19 +168,22 @@ def _nearest(source: int, target: int) -> np.ndarray:
 
 
 def evaluation_crop(
-    image_size: tuple[int, int], size: tuple[int, int], resize: int | None
+    image_size: tuple[int, int], size: tuple[int, int], resize: Resize
 ) -> tuple[float, float, float, float]:
     """Returns which part of an image the evaluation transform keeps.
 
     Args:
       image_size: `(height, width)` of the image in pixels.
       size: `(height, width)` of the transform's result, see `transforms.make_eval_transform`.
-      resize: Length of the shorter side before the crop; `None` just covers `size`.
+      resize: Length of the shorter side before the crop; `None` just covers `size`, and "squash"
+        keeps everything.
 
     Returns:
       Left, top, right and bottom as fractions of the image's width and height; below 0 or above 1
       where the crop reaches beyond the image and is padded.
     """
+    if isinstance(resize, str):
+        return 0.0, 0.0, 1.0, 1.0
     if resize is None:
         whole = _covering_size(*image_size, size)
     else:

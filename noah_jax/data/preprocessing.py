@@ -6,7 +6,7 @@ Nothing here imports what decodes or resizes images, so that loading a model doe
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from noah_jax.data.interpolation import INTERPOLATIONS
 from noah_jax.errors import InputError
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 # Every setting, by the name it has in model.json, on the command line and in --set.
 SETTINGS = ("mean", "std", "resize", "crop", "interpolation")
 COVER = "cover"  # a word for resize=None
+SQUASH: Final = "squash"
+
+# The shorter side in pixels; None to just cover the crop; or "squash".
+Resize = int | Literal["squash"] | None
 
 # Where a setting comes from.
 GIVEN, RUN, PRETRAINED, ARCHITECTURE = "given", "run", "timm pretrained_cfg", "architecture"
@@ -30,7 +34,7 @@ class Preprocessing:
       size: `(height, width)` of the model's input in pixels, which is cut out of the centre of the
         resized image; the setting "crop".
       resize: The shorter side of the image after resizing, in pixels. `None` resizes so that the
-        image just covers `size`.
+        image just covers `size`, "squash" resizes the whole image to `size` whatever its aspect.
       interpolation: How it is resized, one of `INTERPOLATIONS`.
       mean: Mean of each channel, for pixels in 0..1; it is subtracted.
       std: Standard deviation of each channel; the difference is divided by it.
@@ -39,7 +43,7 @@ class Preprocessing:
     """
 
     size: tuple[int, int]
-    resize: int | None
+    resize: Resize
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -70,9 +74,9 @@ class Preprocessing:
         resize = self.resize
         if "resize" in values:
             resize = values["resize"]
-        elif "crop" in values and resize is not None and self.sources["resize"] != GIVEN:
+        elif "crop" in values and isinstance(resize, int) and self.sources["resize"] != GIVEN:
             resize = int(min(size) * resize / min(self.size))
-        if settings and resize is not None and resize < min(size):
+        if settings and isinstance(resize, int) and resize < min(size):
             raise InputError(
                 f"resize={resize} is smaller than the crop of {_pixels(size)} pixels; resize must"
                 f" be {min(size)} or more, or {COVER!r}"
@@ -147,7 +151,8 @@ def of_run(
     """
     return Preprocessing(
         image_size,
-        section["eval_resize"],
+        # Runs of older versions lack the key.
+        SQUASH if section.get("squash") else section["eval_resize"],
         section["eval_interpolation"] or section["interpolation"],
         tuple(section["mean"] or mean),
         tuple(section["std"] or std),
@@ -160,9 +165,9 @@ def check_setting(key: str, value: Any) -> Any:
 
     Args:
       key: One of `SETTINGS`.
-      value: For mean and std a number, or one for each channel; for resize pixels, or `None` or
-        "cover"; for crop pixels or `(height, width)`; for interpolation a name. A text may hold
-        the numbers, separated by commas.
+      value: For mean and std a number, or one for each channel; for resize pixels, `None` or
+        "cover", or "squash"; for crop pixels or `(height, width)`; for interpolation a name. A
+        text may hold the numbers, separated by commas.
 
     Raises:
       InputError: If there is no such setting, or the value does not fit.
@@ -170,6 +175,8 @@ def check_setting(key: str, value: Any) -> Any:
     if key in ("mean", "std"):
         return _channels(key, value)
     if key == "resize":
+        if value == SQUASH:
+            return SQUASH
         return None if value in (None, COVER) else _whole_numbers(key, value, 1)[0]
     if key == "crop":
         numbers = _whole_numbers(key, value, 2)
@@ -208,7 +215,7 @@ def _check_range(values: Mapping[str, Any]) -> None:
 
 
 def _whole_numbers(key: str, value: Any, most: int) -> tuple[int, ...]:
-    what = {"resize": f"pixels or {COVER!r}", "crop": "pixels, or height,width"}[key]
+    what = {"resize": f"pixels, {COVER!r} or {SQUASH!r}", "crop": "pixels, or height,width"}[key]
     try:
         numbers = [float(number) for number in _split(value)]
     except (TypeError, ValueError):

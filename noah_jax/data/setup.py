@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from noah_jax.data.batches import check_readers
 from noah_jax.data.geometry import RANDOM_INTERPOLATION
+from noah_jax.data.preprocessing import SQUASH
 from noah_jax.data.randaugment import RandAugment, mean_color
 from noah_jax.data.sampler import Sampler
 from noah_jax.data.source import ImageFiles, Source, check_label
@@ -89,10 +90,16 @@ def make_transforms(
     eval_interpolation = section.eval_interpolation or section.interpolation
     if eval_interpolation == RANDOM_INTERPOLATION:
         raise InputError("data.interpolation=random needs data.eval_interpolation, such as bicubic")
+    if section.squash and section.eval_resize is not None:
+        raise InputError(
+            f"data.eval_resize={section.eval_resize} does not go with data.squash=True, which"
+            " resizes whole images"
+        )
     augment = section.rand_augment
     train_transform = TrainTransform(
         section.crop,
         image_size,
+        squash=section.squash,
         pad=section.pad,
         area=tuple(section.area),
         ratio=tuple(section.ratio),
@@ -104,7 +111,9 @@ def make_transforms(
         approximate=section.approximate_decode,
     )
     eval_transform = make_eval_transform(
-        image_size, resize=section.eval_resize, interpolation=eval_interpolation
+        image_size,
+        resize=SQUASH if section.squash else section.eval_resize,
+        interpolation=eval_interpolation,
     )
     return train_transform, eval_transform
 

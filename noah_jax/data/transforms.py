@@ -15,6 +15,7 @@ from PIL import Image
 
 from noah_jax.data import geometry
 from noah_jax.data.color import Adjustment, color_jitter, draw_color_jitter
+from noah_jax.data.preprocessing import SQUASH, Resize
 from noah_jax.data.randaugment import Fill, Operation, RandAugment, rand_augment
 from noah_jax.data.resize import Box
 from noah_jax.errors import InputError
@@ -53,6 +54,8 @@ class TrainTransform:
       crop: "random_resized" (by `area` and `ratio`), "pad" (a random crop after padding by
         `pad`, for small images) or "none".
       size: `(height, width)` of the result in pixels.
+      squash: Whether the other crops resize the whole image to `size`, whatever its aspect;
+        otherwise the image just covers `size`.
       pad: Padding on every side in pixels, for crop="pad".
       area: See `geometry.draw_crop`.
       ratio: See `geometry.draw_crop`.
@@ -72,6 +75,7 @@ class TrainTransform:
 
     crop: str
     size: tuple[int, int]
+    squash: bool = False
     pad: int = 4
     area: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -135,7 +139,8 @@ class TrainTransform:
         if choices.box is not None:
             pixels = self._resized_crop(pixels, choices.box, choices)
         else:
-            pixels = geometry.fit(pixels, self.size, choices.interpolation)
+            resize = geometry.squash if self.squash else geometry.fit
+            pixels = resize(pixels, self.size, choices.interpolation)
             if choices.offset is not None:
                 pixels = geometry.shifted_crop(pixels, self.size, choices.offset)
             else:
@@ -162,24 +167,27 @@ class TrainTransform:
 
 
 def make_eval_transform(
-    size: tuple[int, int], *, resize: int | None, interpolation: str = "bilinear"
+    size: tuple[int, int], *, resize: Resize, interpolation: str = "bilinear"
 ) -> EvalTransform:
     """Makes the evaluation transform: resize the shorter side, crop the centre.
 
     Args:
       size: `(height, width)` of the result in pixels.
       resize: Length of the shorter side before the crop in pixels. `None` resizes the image
-        so that it just covers `size`, and the crop cuts as little as possible.
+        so that it just covers `size`, and the crop cuts as little as possible. "squash" resizes
+        the whole image to `size`, whatever its aspect.
       interpolation: One of `noah_jax.data.interpolation.INTERPOLATIONS`.
 
     Raises:
       InputError: If the interpolation is unknown, or `resize` is less than a pixel.
     """
     geometry.check_interpolation("data.eval_interpolation", interpolation)
-    if resize is not None and resize < 1:
+    if isinstance(resize, int) and resize < 1:
         raise InputError(f"data.eval_resize must be at least 1 pixel, got {resize}")
 
     def transform(pixels: np.ndarray) -> np.ndarray:
+        if resize == SQUASH:
+            return geometry.squash(pixels, size, interpolation)
         if resize is None:
             pixels = geometry.fit(pixels, size, interpolation)
         else:

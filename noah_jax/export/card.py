@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from noah_jax.data.preprocessing import Preprocessing
+from noah_jax.data.preprocessing import SQUASH, Preprocessing
 from noah_jax.inference.trained import TrainedModel
 from noah_jax.models.published import published
 from noah_jax.runs.run_dir import CHECKPOINTS
@@ -53,18 +53,13 @@ def _use(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield 'program = jax.export.deserialize(pathlib.Path("model.stablehlo").read_bytes())'
     yield 'image = PIL.Image.open("photo.jpg").convert("RGB")'
-    yield f"image = PIL.ImageOps.fit(image, ({width}, {height}))  # roughly; see below"
+    fit = "image.resize(" if preprocessing.resize == SQUASH else "PIL.ImageOps.fit(image, "
+    yield f"image = {fit}({width}, {height}))  # roughly; see below"
     yield "logits = program.call(numpy.asarray(image)[None])"
     yield "```"
     yield ""
-    resized = (
-        f"resized so that the shorter side has {preprocessing.resize} pixels"
-        if preprocessing.resize is not None
-        else f"resized so that the image just covers {width} x {height} pixels"
-    )
     yield (
-        f"Images are RGB, uint8, {resized} ({_interpolation(preprocessing)}), and"
-        f" the central {width} x {height} pixels are cut out. The program takes any number of"
+        f"Images are RGB, uint8, {_resized(preprocessing)}. The program takes any number of"
         f" them, `[batch, {height}, {width}, 3]`, normalises them itself (mean"
         f" {_join(preprocessing.mean)}, standard deviation {_join(preprocessing.std)}) and"
         f" returns logits `[batch, {model.num_classes}]`. It runs on"
@@ -77,6 +72,20 @@ def _use(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str]:
         " in `weights.safetensors` by their paths, and the model's name and arguments in"
         " `model.json`, with which `noah_jax.create_model` makes the same model."
     )
+
+
+def _resized(preprocessing: Preprocessing) -> str:
+    """Says how images get their size."""
+    height, width = preprocessing.size
+    how = _interpolation(preprocessing)
+    if preprocessing.resize == SQUASH:
+        return f"resized to {width} x {height} pixels, whatever their shape ({how})"
+    side = (
+        f"the image just covers {width} x {height} pixels"
+        if preprocessing.resize is None
+        else f"the shorter side has {preprocessing.resize} pixels"
+    )
+    return f"resized so that {side} ({how}), and the central {width} x {height} pixels are cut out"
 
 
 def _interpolation(preprocessing: Preprocessing) -> str:

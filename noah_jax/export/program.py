@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 
 from noah_jax.console import say, working
+from noah_jax.data.preprocessing import SQUASH
 from noah_jax.errors import MissingPackageError
 from noah_jax.export.card import model_card
 from noah_jax.export.stablehlo import PLATFORMS, check_exported, export_forward
@@ -86,6 +87,7 @@ def describe(
     """
     model, preprocessing = trained.model, trained.preprocessing
     height, width = preprocessing.size
+    squashes = preprocessing.resize == SQUASH
     return {
         "model": model.name,
         "arguments": model.arguments,
@@ -98,8 +100,9 @@ def describe(
             "range": [0, 255],
         },
         "preprocessing": {
-            "resize_shorter_side": preprocessing.resize,
+            "resize_shorter_side": None if squashes else preprocessing.resize,
             "resize_to_cover": preprocessing.resize is None,
+            "resize_whole": squashes,
             "interpolation": preprocessing.interpolation,
             "center_crop": [height, width],
             "mean": list(preprocessing.mean),

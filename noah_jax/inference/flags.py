@@ -30,7 +30,12 @@ def add_preprocessing(parser: Parser) -> None:
             "mean that is subtracted from pixels in 0..1: one, or red,green,blue",
         ),
         ("--std", "X[,X,X]", "standard deviation by which the pixels are divided, likewise"),
-        ("--resize", "N", "shorter side in pixels after resizing; cover: as small as the crop"),
+        (
+            "--resize",
+            "N",
+            "shorter side in pixels after resizing; cover: as small as the crop;"
+            " squash: the whole image as large as the crop",
+        ),
         ("--crop", "N[,N]", "pixels of the centre crop, one side or height,width"),
         ("--interpolation", "NAME", "nearest, nearest-exact, bilinear, bicubic, lanczos, ..."),
     ):

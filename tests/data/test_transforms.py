@@ -134,7 +134,7 @@ def test_odd_sizes_come_out_at_the_size(image_size, crop):
 
 
 @pytest.mark.parametrize("size", [(100, 250), (300, 200), (64, 64), (40, 48)])
-@pytest.mark.parametrize("resize", [None, 64, 80])
+@pytest.mark.parametrize("resize", [None, 64, 80, "squash"])
 def test_where_the_evaluation_crops(size, resize):
     height, width = size
     # The pixels tell where they are: red from left to right, green from top to bottom.
@@ -152,6 +152,19 @@ def test_where_the_evaluation_crops(size, resize):
 
 def test_a_crop_beyond_the_image():
     assert geometry.evaluation_crop((32, 32), (64, 64), 32) == (-0.5, -0.5, 1.5, 1.5)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_whole_images_are_resized_as_pillow_does(golden, interpolation):
+    pixels = _photograph(golden)
+    assert pixels.shape[0] != pixels.shape[1]
+    resampling = Image.Resampling[interpolation.upper()]
+    expected = np.asarray(Image.fromarray(pixels).resize((48, 64), resampling))
+    transform = make_eval_transform((64, 48), resize="squash", interpolation=interpolation)
+    np.testing.assert_array_equal(transform(pixels), expected)
+    # torchvision's Resize((64, 48)), and then nothing random.
+    train = TrainTransform("none", (64, 48), squash=True, interpolation=interpolation, flip=False)
+    np.testing.assert_array_equal(train(pixels, np.random.default_rng(0)), expected)
 
 
 def test_pad_crops():

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from noah_jax import load_model
+from noah_jax.config import default_config
 from noah_jax.convert.__main__ import main as convert
+from noah_jax.data.preprocessing import from_json, of_run
 from noah_jax.evaluate.__main__ import main as evaluate
 from noah_jax.explain.__main__ import main as explain
 from noah_jax.export.__main__ import main as export
@@ -158,6 +160,20 @@ def test_a_run_has_its_own(tiny_run, class_folders, tmp_path, capsys):
     exported = json.loads((tmp_path / "exported/model.json").read_text())["preprocessing"]
     assert exported["mean"] == [0.2] * 3 and exported["source"]["mean"] == "given"
     assert words in (tmp_path / "exported/README.md").read_text()
+
+
+def test_whole_images():
+    record = of_run(
+        {**default_config().data, "squash": True},
+        image_size=(28, 24),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+    assert record.resize == "squash" and from_json(record.to_json()) == record
+    assert "resize squash, crop 28x24" in record.describe()
+    assert record.override({"crop": 64}, "given").resize == "squash"
+    assert record.override({"resize": 64}, "given").resize == 64
+    assert record.override({"resize": "cover"}, "given").resize is None
 
 
 def test_what_is_overridden_changes_the_numbers(tiny_run, class_folders, capsys):
