@@ -9,8 +9,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from noah_jax.data.interpolation import INTERPOLATIONS
-from noah_jax.data.preprocessing import Resize
+from noah_jax.data.interpolation import INTERPOLATIONS, Resize
 from noah_jax.data.resize import Box, resize
 from noah_jax.errors import InputError
 

@@ -6,9 +6,9 @@ Nothing here imports what decodes or resizes images, so that loading a model doe
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any
 
-from noah_jax.data.interpolation import INTERPOLATIONS
+from noah_jax.data.interpolation import INTERPOLATIONS, SQUASH, Resize
 from noah_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 # Every setting, by the name it has in model.json, on the command line and in --set.
 SETTINGS = ("mean", "std", "resize", "crop", "interpolation")
 COVER = "cover"  # a word for resize=None
-SQUASH: Final = "squash"
-
-# The shorter side in pixels; None to just cover the crop; or "squash".
-Resize = int | Literal["squash"] | None
 
 # Where a setting comes from.
 GIVEN, RUN, PRETRAINED, ARCHITECTURE = "given", "run", "timm pretrained_cfg", "architecture"

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from noah_jax.data.batches import check_readers
 from noah_jax.data.geometry import RANDOM_INTERPOLATION
-from noah_jax.data.preprocessing import SQUASH
+from noah_jax.data.interpolation import SQUASH
 from noah_jax.data.randaugment import RandAugment, mean_color
 from noah_jax.data.sampler import Sampler
 from noah_jax.data.source import ImageFiles, Source, check_label

@@ -15,7 +15,7 @@ from PIL import Image
 
 from noah_jax.data import geometry
 from noah_jax.data.color import Adjustment, color_jitter, draw_color_jitter
-from noah_jax.data.preprocessing import SQUASH, Resize
+from noah_jax.data.interpolation import SQUASH, Resize
 from noah_jax.data.randaugment import Fill, Operation, RandAugment, rand_augment
 from noah_jax.data.resize import Box
 from noah_jax.errors import InputError

@@ -6,7 +6,8 @@ from typing import Any
 
 from etils import epath
 
-from noah_jax.data.preprocessing import SQUASH, Preprocessing
+from noah_jax.data.interpolation import SQUASH
+from noah_jax.data.preprocessing import Preprocessing
 from noah_jax.inference.trained import TrainedModel
 from noah_jax.models.published import published
 from noah_jax.runs.run_dir import CHECKPOINTS

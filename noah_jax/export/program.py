@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 
 from noah_jax.console import say, working
-from noah_jax.data.preprocessing import SQUASH
+from noah_jax.data.interpolation import SQUASH
 from noah_jax.errors import MissingPackageError
 from noah_jax.export.card import model_card
 from noah_jax.export.stablehlo import PLATFORMS, check_exported, export_forward
