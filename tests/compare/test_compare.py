@@ -1,166 +1,133 @@
-"""Tests the comparison of heads: which runs it needs, on the same data, and its statistics."""
+"""Tests the comparison as a program: what it trains, what it leaves, and how it ends."""
 
 import json
-import math
-import subprocess
-import sys
 
 import pytest
 
 from noah_jax.compare.__main__ import main
-from noah_jax.compare.curves import curves_figure
-from noah_jax.compare.program import resolve
-from noah_jax.compare.summary import format_table, paired_difference, summarise
-from noah_jax.compare.variants import DEFAULT_CONFIGS, variant_for
-from noah_jax.errors import UsageError
+from noah_jax.compare.program import Training
+from noah_jax.compare.running import Job, Runner
 from tests.helpers import ROOT
 
 QUICKSTART = str(ROOT / "configs/quickstart.py")
-
-
-@pytest.mark.parametrize(
-    ("config", "linear", "noah"),
-    [
-        ("q.py", "q.py:linear", "q.py:noah"),
-        ("q.py:noah", "q.py:linear", "q.py:noah"),
-        ("c/deit.py:deit_x", "c/deit.py:deit_x", "c/deit.py:noah_deit_x"),
-        ("c/deit.py:noah_deit_x", "c/deit.py:deit_x", "c/deit.py:noah_deit_x"),
-    ],
+MIXER = str(ROOT / "configs/sample.py") + ":mixer"
+# Three steps of 64 images of 10,000.
+SHORT = (
+    *("--config.epochs=0.0192", "--config.optim.warmup_epochs=0", "--config.model.depth=1"),
+    "--config.eval_batch_size=500",
 )
-def test_the_variants_of_the_heads(config, linear, noah):
-    assert variant_for(config, "linear") == linear
-    assert variant_for(config, "noah") == noah
-
-
-@pytest.mark.parametrize("config", ["quickstart.py", "sample.py:deit", "resnet.py:noah_resnet18"])
-def test_the_heads_of_the_configurations_differ_in_the_head_alone(config):
-    linear, noah = resolve(str(ROOT / "configs" / config), ["linear", "noah"], [])
-    assert noah["model.name"] == "noah_" + linear["model.name"]
-    assert noah["seed"] == linear["seed"] and noah["batch_size"] == linear["batch_size"]
-
-
-def test_the_recipe_for_own_photographs_has_both_heads():
-    linear, noah = resolve(str(ROOT / "configs" / "finetune.py"), ["linear", "noah"])
-    assert (linear["model.name"], linear["model.head"]) == (None, "linear")
-    assert noah == {**linear, "model.head": "noah"}
-
-
-def test_heads_that_differ_in_more_are_refused(tmp_path):
-    lines = [
-        "from noah_jax.config import default_configdef get_config(head):",
-        "    config = default_config()",
-        "    config.model.name = 'noah_resnet18' if head == 'noah' else 'resnet18'",
-        "    config.epochs = 3.0 if head == 'noah' else 2.0",
-        "    return config",
-    ]
-    path = tmp_path / "unfair.py"
-    path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(UsageError, match="differ in more than the head: epochs"):
-        resolve(str(path), ["linear", "noah"], [])
-    assert resolve(str(path), ["linear", "noah"], ["--config.epochs=1"])
-    with pytest.raises(
-        UsageError, match="should have the linear head, but its model is noah_resnet18"
-    ):
-        resolve(str(path), ["linear"], ["--config.model.name=noah_resnet18"])
-
-
-def test_the_interval_is_students():
-    # The sleep data of Student (1908), whose interval every textbook has.
-    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
-    second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
-    difference = paired_difference(first, second)
-    assert difference["mean"] == pytest.approx(1.58)
-    assert difference["mean"] - difference["half_width"] == pytest.approx(0.7001142, abs=1e-6)
-    assert math.isnan(paired_difference([1.0], [2.0])["half_width"])
-    assert paired_difference([1.0, 2.0], [2.0, 3.0]) == {"mean": 1.0, "half_width": 0.0}
-
-
-def test_the_packaged_configurations_are_found_from_any_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for config in DEFAULT_CONFIGS:
-        assert resolve(config, ["linear", "noah"])[1]["model.name"].startswith("noah_")
-
-
-def test_the_table():
-    runs = [
-        dict(
-            config="q",
-            head=head,
-            seed=seed,
-            model=head,
-            num_params=1000,
-            measure="top1",
-            value=top1,
-        )
-        for head, values in {"linear": [50.0, 52.0], "noah": [51.0, 53.2]}.items()
-        for seed, top1 in enumerate(values)
-    ]
-    rows = summarise(runs, ["linear", "noah"])
-    lines = format_table(rows, ["linear", "noah"]).splitlines()
-    assert lines[2] == "| linear | 1,000 | 2 | 51.00 ± 1.41 % |  |"
-    assert lines[3] == "| noah | 1,000 | 2 | 52.10 ± 1.56 % | +1.10 (-0.17 to +2.37) |"
-    single = summarise([run for run in runs if run["seed"] == 0], ["linear", "noah"])
-    lines = format_table(single, ["linear", "noah"]).splitlines()
-    assert lines[3] == "| noah | 1,000 | 1 | 51.00 % | +1.00 |"
 
 
 def test_end_to_end_and_again(tmp_path, monkeypatch, capfd):
-    config = str(ROOT / "configs/sample.py") + ":mixer"
-    command = ["--config", config, "--seeds", "5", "--workdir", str(tmp_path)]
-    command += ["--config.epochs=0.0192", "--config.optim.warmup_epochs=0"]
-    command += ["--config.model.depth=1", "--config.eval_batch_size=500"]
+    command = ["--config", MIXER, "--seeds", "5", "--workdir", str(tmp_path), *SHORT]
     assert main(command) == 0
     printed = capfd.readouterr().out
     assert "| noah_mixer_b16_224 |" in printed
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "compare.md").read_text() == printed
+    for picture in ("curves.png", "cost.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     written = json.loads((tmp_path / "compare.json").read_text())
     assert [run["head"] for run in written["runs"]] == ["linear", "noah"]
     for run in written["runs"]:
         config = json.loads((next(tmp_path.glob(f"*{run['head']}*")) / "config.json").read_text())
         assert config["seed"] == 5
-        # Three steps of 64 images of 10,000.
         assert run["curve"] == [[pytest.approx(3 * 64 / 10_000), run["top1"]]]
+        assert run["step_ms"] > 0 and run["multiply_adds"] > run["num_params"]
 
     # Finished runs are not started again; those of another configuration are refused.
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(Runner, "run", lambda *_: pytest.fail("trained again"))
     assert main(command) == 0
     assert capfd.readouterr().out == printed
     assert main([*command, "--config.batch_size=16"]) == 1
     assert "holds a run of another configuration: batch_size" in capfd.readouterr().err
 
 
-def _runs(config: str, model: str, seeds: int) -> list[dict]:
-    return [
-        {
-            "config": config,
-            "head": head,
-            "model": f"noah_{model}" if head == "noah" else model,
-            "measure": "top1",
-            "curve": [(epoch * 1.0016, 50.0 + seed + epoch) for epoch in range(1, 5)],
-        }
-        for head in ("linear", "noah")
-        for seed in range(seeds)
+@pytest.fixture
+def pretended(monkeypatch):
+    """Lets trainings be pretended: they leave results at once, and those in `fail` an exit code."""
+    commands: list[list[str]] = []
+    fail: dict[str, int] = {}
+
+    def run(runner: Runner, jobs: list[Job]):
+        for job in jobs:
+            commands.append(job.command)
+            if job.name not in fail:
+                _finish(job)
+            yield job.number, fail.get(job.name, 0)
+
+    monkeypatch.setattr(Runner, "run", run)
+    monkeypatch.setattr(Training, "expected", property(lambda training: {"epochs": 1.0}))
+    monkeypatch.setattr("noah_jax.compare.records.check_config", lambda *_: None)
+    monkeypatch.setattr("noah_jax.compare.program.find_places", lambda parallel: [None] * parallel)
+    return commands, fail
+
+
+def _finish(job: Job) -> None:
+    workdir = next(word for word in job.command if word.startswith("--workdir=")).partition("=")[2]
+    folder = (ROOT / workdir).resolve()
+    folder.mkdir(parents=True)
+    top1 = 50.0 + len(folder.name) + 7 * job.number % 3
+    lines = [
+        {"step": 50, "split": "train", "epoch": 0.5, "step_ms": 90.0, "compile_seconds": 9.0},
+        {"step": 90, "split": "train", "epoch": 0.9, "step_ms": 20.0},
+        {"step": 100, "split": "train", "epoch": 1.0, "step_ms": 10.0},
+        {"step": 100, "split": "eval", "top1": top1},
     ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = {"model": "noah_resnet18", "top1": top1, "step": 100, "num_params": 7}
+    (folder / "results.json").write_text(json.dumps(results))
 
 
-def test_the_curves_have_titles_units_and_whole_epochs():
-    runs = [*_runs("configs/quickstart.py", "resnet18", 3), *_runs("猫.py", "mixer_b16_224", 1)]
-    figure = curves_figure(runs)
-    figure.canvas.draw()
-    axes = figure.get_axes()
-    assert [axis.get_title() for axis in axes] == ["resnet18", "mixer_b16_224"]
-    assert "Top-1 accuracy" in figure.get_suptitle()
-    for axis in axes:
-        assert axis.get_xlabel() == "epoch" and axis.get_ylabel() == "Top-1 accuracy (%)"
-        assert all(float(tick).is_integer() for tick in axis.get_xticks())
-        assert {0, 1, 2, 3, 4} <= set(axis.get_xticks())
-    legend = [text.get_text() for text in axes[0].get_legend().get_texts()]
-    assert legend == ["linear head (mean of 3 seeds)", "NOAH head (mean of 3 seeds)"]
-    mean = max(axes[0].get_lines(), key=lambda each: each.get_linewidth())
-    assert list(mean.get_ydata()) == [52.0, 53.0, 54.0, 55.0]
-    # Of two configurations with one backbone the files are told too.
-    titles = [axis.get_title() for axis in curves_figure([*runs, *_runs("c", "resnet18", 1)]).axes]
-    assert titles == ["resnet18 (configs/quickstart.py)", "mixer_b16_224", "resnet18 (c)"]
+def test_a_sweep_compares_with_its_first_combination(tmp_path, pretended, capsys):
+    commands, _ = pretended
+    sweep = ["--sweep", "config.model.head_num=1,2,4", "config.model.key_ratio=0.5,0.25"]
+    command = ["--config", QUICKSTART, *sweep, "--seeds", "0", "1", "--workdir", str(tmp_path)]
+    assert main([*command, "--config.epochs=2"]) == 0
+    assert len(commands) == 12
+    assert commands[1][-3:-1] == ["--config.model.key_ratio=0.25", "--config.seed=0"]
+    assert "--config.epochs=2" in commands[1]
+    printed = capsys.readouterr().out
+    assert "difference from head_num=1, key_ratio=0.5, 95 % interval | p (Holm) |" in printed
+    assert "| noah_resnet18 | head_num=4, key_ratio=0.25 | 7 | - | 15.0 | 2 |" in printed
+
+
+def test_a_head_without_the_swept_key_is_told(tmp_path, pretended, capsys):
+    commands, _ = pretended
+    command = ["--config", QUICKSTART, "--heads", "linear", "noah", "--seeds", "0"]
+    assert main([*command, "--sweep", "config.model.head_num=1,2", "--workdir", str(tmp_path)]) == 0
+    assert len(commands) == 3
+    told = "the linear head has no model.head_num: it is trained without"
+    assert capsys.readouterr().err.count(told) == 1
+
+
+def test_what_finished_is_compared_if_a_training_fails(tmp_path, pretended, capsys):
+    commands, fail = pretended
+    name = QUICKSTART.replace("/", "-").strip("-").removesuffix(".py")
+    fail[f"{name}-linear-seed1"] = 2
+    command = ["--config", QUICKSTART, "--workdir", str(tmp_path), "--parallel", "2"]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert "linear-seed1 failed, see above (exit code 2)" in printed.err
+    assert "| linear | 7 | - | 15.0 | 2 |" in printed.out
+    assert "| noah | 7 | - | 15.0 | 3 |" in printed.out
+    # Beside others a training looks for no other processes of a run.
+    assert all(words[-1] == "--num_processes=1" for words in commands)
+    commands.clear()
+    fail.clear()
+    assert main(command) == 0
+    assert [words for words in commands if words[-1].endswith(f"{name}-linear-seed1")] == commands
+    assert len(commands) == 1
+
+
+@pytest.mark.parametrize("code", [75, 130])
+def test_a_stopped_training_is_told(tmp_path, pretended, capsys, code):
+    _, fail = pretended
+    name = QUICKSTART.replace("/", "-").strip("-").removesuffix(".py")
+    fail[f"{name}-noah-seed2"] = code
+    assert main(["--config", QUICKSTART, "--workdir", str(tmp_path)]) == code
+    printed = capsys.readouterr()
+    assert "a training was stopped; the same command goes on from there" in printed.err
+    assert printed.out == ""
 
 
 @pytest.mark.parametrize(
@@ -169,6 +136,11 @@ def test_the_curves_have_titles_units_and_whole_epochs():
         (["--config", "configs/none.py"], "the configuration file cannot be read"),
         (["--config.epoch=1"], "the configuration has no key epoch; did you mean epochs?"),
         (["--seeds", "1", "1"], "--seeds repeats a value: 1 1"),
+        (["--heads", "noah", "noah"], "--heads repeats a value: noah noah"),
+        (["--heads", "linear", "naoh"], "got 'naoh'; did you mean noah?"),
+        (["--sweep", "config.model.head_nums=1,2"], "no key model.head_nums; did you mean"),
+        (["--sweep", "head_num"], "--sweep takes config.KEY=VALUE,VALUE,..., such as"),
+        (["--parallel", "0"], "argument --parallel: invalid positive value: '0'"),
         (["stray"], "unrecognized arguments: stray"),
     ],
 )
@@ -177,13 +149,3 @@ def test_mistakes(arguments, message, monkeypatch, capsys):
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-
-
-def test_a_failed_training_is_told(tmp_path, monkeypatch, capsys):
-    def fail(command):
-        assert command[:3] == [sys.executable, "-m", "noah_jax.train"]
-        raise subprocess.CalledProcessError(75, command)
-
-    monkeypatch.setattr("noah_jax.compare.program._run_training", fail)
-    assert main(["--config", QUICKSTART, "--workdir", str(tmp_path)]) == 75
-    assert "a training was stopped; the same command goes on from there" in capsys.readouterr().err

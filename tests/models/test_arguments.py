@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from noah_jax import NOAH, create_model, load_model
-from noah_jax.compare.variants import overrides_for
+from noah_jax.compare.contenders import overrides_for
 from noah_jax.errors import InputError
 from noah_jax.runs.checkpoints import save_model
 
