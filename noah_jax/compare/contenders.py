@@ -9,8 +9,8 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from noah_jax.compare.sweep import Sweep, combinations
-from noah_jax.config import model_section
 from noah_jax.config_flags import parse_config
+from noah_jax.config_sections import model_section
 from noah_jax.console import note
 from noah_jax.errors import UsageError
 from noah_jax.models import create_model

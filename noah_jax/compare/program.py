@@ -175,13 +175,13 @@ def _train(trainings: Sequence[Training], records: list[Record | None], parallel
     with closing(Runner(places).run(jobs)) as ended:
         for number, code in ended:
             training = trainings[number]
-            if code:
-                _tell_failure(training, code)
-            else:
+            if not code:
                 record = read_run(training.folder, training.expected)
                 assert record is not None  # the training ended well
                 records[number] = record
                 _tell(training, record)
+            elif code not in _STOPPED:
+                _tell_failure(training, code)
             codes.add(code)
     stopped = codes & set(_STOPPED)
     return max(stopped) if stopped else int(bool(codes - {0}))
@@ -195,9 +195,6 @@ def _tell(training: Training, record: Record) -> None:
 
 
 def _tell_failure(training: Training, code: int) -> None:
-    if code in _STOPPED:
-        note(f"{training.progress} {training.folder} was stopped")
-        return
     killed = ", killed; the same command goes on from there" if code < 0 else ""
     fail(f"the training in {training.folder} failed, see above (exit code {code}{killed})")
 
