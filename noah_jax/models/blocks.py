@@ -1,4 +1,4 @@
-"""Blocks, checks and random keys that DeiT, PVT and the MLP family share.
+"""Blocks, checks and random keys that DeiT, DINOv2, PVT and the MLP family share.
 
 In these blocks a random key of `None` means evaluation: dropout and stochastic depth are off. The
 models turn their mode into such a key once, with `training_key`.
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.errors import InputError
+from noah_jax.nn.attention import attend, project
 from noah_jax.nn.dropout import Key, fold_in, split
 from noah_jax.nn.dtypes import widen
 from noah_jax.nn.layers import (
@@ -249,6 +250,26 @@ class Mlp(nnx.Module):
         return self.drop(self.fc2(x), key2)
 
 
+class Attention(nnx.Module):
+    """Multi-head self-attention with one projection for queries, keys and values."""
+
+    def __init__(
+        self, features: int, num_heads: int, *, drop_rate: float, dtype: Any, rngs: nnx.Rngs
+    ):
+        linear = functools.partial(nnx.Linear, kernel_init=normal_002, dtype=dtype, rngs=rngs)
+        self.qkv = linear(features, 3 * features)
+        self.proj = linear(features, features)
+        self.drop = Dropout(drop_rate)
+        self.num_heads = num_heads
+        self.implementation = "auto"
+
+    def __call__(self, x: jax.Array, key: Key | None) -> jax.Array:
+        """`[batch, tokens, features]` -> the same shape."""
+        parts = project(self.qkv, x, 3, self.num_heads)
+        out = attend(*parts, implementation=self.implementation)
+        return self.drop(self.proj(out.reshape(x.shape)), key)
+
+
 class TransformerBlock(nnx.Module):
     """A pre-norm block: attention and MLP, each in a residual branch with stochastic depth.
 
@@ -258,6 +279,8 @@ class TransformerBlock(nnx.Module):
       mlp_ratio: Hidden channels of the MLP over `features`.
       drop_rate: Dropout rate in the MLP.
       drop_path_rate: Rate of stochastic depth in both branches, which have keys of their own.
+      layer_scale: Initial value of a learnt factor per channel at the end of both branches (CaiT,
+        Touvron et al., 2021); `None` for no factors.
       dtype: Compute dtype.
       rngs: Source of the initial weights.
     """
@@ -270,9 +293,14 @@ class TransformerBlock(nnx.Module):
         *,
         drop_rate: float,
         drop_path_rate: float,
+        layer_scale: float | None = None,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
+        self.ls1, self.ls2 = (
+            None if layer_scale is None else nnx.Param(jnp.full(features, layer_scale, jnp.float32))
+            for _ in range(2)
+        )
         self.norm1 = LayerNorm(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.attn = attention
         self.norm2 = LayerNorm(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
@@ -283,5 +311,11 @@ class TransformerBlock(nnx.Module):
     def __call__(self, x: jax.Array, key: Key | None) -> jax.Array:
         """`[batch, *positions, features]` -> the same shape."""
         attn_key, attn_path, mlp_key, mlp_path = split_key(key, 4)
-        x = x + drop_path(self.attn(self.norm1(x), attn_key), self.drop_path_rate, attn_path)
-        return x + drop_path(self.mlp(self.norm2(x), mlp_key), self.drop_path_rate, mlp_path)
+        y = _scaled(self.attn(self.norm1(x), attn_key), self.ls1)
+        x = x + drop_path(y, self.drop_path_rate, attn_path)
+        y = _scaled(self.mlp(self.norm2(x), mlp_key), self.ls2)
+        return x + drop_path(y, self.drop_path_rate, mlp_path)
+
+
+def _scaled(x: jax.Array, factors: nnx.Param[jax.Array] | None) -> jax.Array:
+    return x if factors is None else x * factors[...].astype(x.dtype)

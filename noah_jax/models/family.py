@@ -71,11 +71,16 @@ class Positions:
         state dict has is used.
       patch_kernel: Key of the patch embedding's kernel, whose last axis is the patch in pixels.
       class_token: Key of the class token, which takes a position of its own where it is present.
+      registers: Key of register tokens; where they are present, the class token has no position.
+      antialias: Whether the embeddings are antialiased when they are resized to another image
+        size, see `noah_jax.models.positions`.
     """
 
     tensors: tuple[tuple[str, int], ...]
     patch_kernel: str
     class_token: str | None = None
+    registers: str | None = None
+    antialias: bool = False
 
 
 def _same_kind(shapes: Shapes, architecture: Architecture) -> bool:
@@ -84,6 +89,10 @@ def _same_kind(shapes: Shapes, architecture: Architecture) -> bool:
 
 def _no_arguments(shapes: Shapes) -> dict[str, Any]:
     return {}
+
+
+def _as_it_is(state_dict: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    return state_dict
 
 
 def _published_heads(published: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
@@ -101,6 +110,14 @@ class Family:
       architectures: The architectures by their registered name, without `noah_`.
       table: Rows of the conversion from and to PyTorch. The first row that matches counts.
       renames: Names that other libraries give to the same tensors.
+      regroup: Joins and splits tensors that another library keeps otherwise. It gets the state
+        dict after the renames.
+      layers: Regular expressions over the paths of the parameters, in the order in which images
+        pass them. Numbers that an expression captures count too, so `blocks/(\\d+)/` stands for
+        one layer a block. Parameters that match none come last. Without any the order is not
+        known.
+      headless: Whether weights are published without a head, so that a file without one is
+        complete.
       positions: Where a state dict tells the image size; `None` where it does not.
       is_kind: Whether a state dict has the kind of blocks that an architecture has, whatever
         their sizes. By default all architectures of the family have the same kind.
@@ -117,6 +134,9 @@ class Family:
     architectures: Mapping[str, Architecture]
     table: tuple[Row, ...]
     renames: tuple[Rename, ...] = ()
+    regroup: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = _as_it_is
+    layers: tuple[str, ...] = ()
+    headless: bool = False
     positions: Positions | None = None
     is_kind: Callable[[Shapes, Architecture], bool] = _same_kind
     infer_dimensions: Callable[[Shapes], dict[str, Any]] = _no_arguments

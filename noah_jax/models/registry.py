@@ -9,6 +9,7 @@ import fnmatch
 from noah_jax.errors import InputError, near_matches
 from noah_jax.models import (
     deit,
+    dinov2,
     mlp,
     mobilenetv2,
     mobilenetv3,
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family] = {
         mobilenetv3.FAMILY,
         shufflenetv2.FAMILY,
         deit.FAMILY,
+        dinov2.FAMILY,
         pvt.FAMILY,
         mlp.FAMILY,
     )

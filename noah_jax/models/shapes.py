@@ -22,7 +22,7 @@ class Shapes:
     def __init__(self, state_dict: Mapping[str, np.ndarray]):
         self._state_dict = state_dict
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: str | None) -> bool:
         return key in self._state_dict
 
     def rank(self, key: str) -> int:

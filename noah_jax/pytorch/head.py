@@ -24,7 +24,7 @@ HEAD_ARGUMENTS = ("num_classes", "head_num", "key_ratio", "head_split", "kv_spli
 _LINEAR, _QUERY = "params/head/linear/kernel", "params/head/query/kernel"
 
 
-def model_name(base: str, kind: HeadKind) -> str:
+def model_name(base: str, kind: HeadKind | None) -> str:
     """Returns the registered name of an architecture with a kind of head."""
     return NOAH_PREFIX + base if kind == "noah" else base
 
@@ -46,7 +46,7 @@ def head_keys(family: Family) -> tuple[str, str]:
 def create_with_head(
     state_dict: StateDict,
     base: str,
-    kind: HeadKind,
+    kind: HeadKind | None,
     backbone: dict[str, Any],
     given: dict[str, Any],
 ) -> Model:
@@ -55,7 +55,7 @@ def create_with_head(
     Args:
       state_dict: Arrays by the original's keys.
       base: Name of the architecture, without `noah_`.
-      kind: The kind of head.
+      kind: The kind of head; `None` for none.
       backbone: The arguments of `create_model` for the backbone.
       given: The arguments of `create_model` for the head that the caller gives. They override
         what the shapes tell.
@@ -64,6 +64,8 @@ def create_with_head(
       ConversionError: If the kernels of a NOAH head do not have four axes, or do not tell N.
       ValueError: If no model has these arguments.
     """
+    if kind is None:
+        return create_model(base, **backbone, **given, features_only=True)
     if kind == "linear":
         head = _linear_arguments(state_dict, get_family(base)) | given
         return create_model(base, **backbone, **head)

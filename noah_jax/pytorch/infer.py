@@ -29,6 +29,7 @@ from noah_jax.models import (
 )
 from noah_jax.models.base import Model
 from noah_jax.models.family import Family, Positions
+from noah_jax.models.positions import fit_positions
 from noah_jax.models.registry import NOAH_PREFIX
 from noah_jax.models.shapes import Shapes
 from noah_jax.pytorch.dimensions import attention_heads, nearest
@@ -44,6 +45,11 @@ from noah_jax.pytorch.head import (
 )
 from noah_jax.pytorch.mapping import expected_shapes, match
 from noah_jax.pytorch.renames import rename
+
+_HEADLESS = (
+    "the file has no head: the model gives the last feature map (features_only); training that"
+    " starts from it with init_from adds a fresh head"
+)
 
 # Fraction of the file's keys that a family's table must know for the file to be of that family.
 _MIN_KNOWN = 0.5
@@ -71,16 +77,18 @@ class _Candidate:
     Attributes:
       state_dict: Arrays by the original's keys.
       base: Name of the architecture, without `noah_`.
-      kind: The kind of head in the state dict.
+      kind: The kind of head in the state dict; `None` for a complete file without a head.
       sizes: The dimensions in the state dict that are not the architecture's.
       given: The arguments of `create_model` that the caller gives.
+      notes: Sentences on what was done to the state dict.
     """
 
     state_dict: dict[str, np.ndarray]
     base: str
-    kind: HeadKind
+    kind: HeadKind | None
     sizes: Mapping[str, Any]
     given: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def find_model(
@@ -173,8 +181,11 @@ def _named_model(state_dict: StateDict, name: str, given: Mapping[str, Any]) -> 
         raise ConversionError(
             f"the file has a {kind} head, but {name} has another; --model {right_name} has it"
         )
-    candidate = _Candidate(renamed, base, kind or "linear", sizes={}, given=given)
-    return ModelMatch(_create(candidate), renamed, ())
+    if kind is None and not family.headless:
+        kind = "linear"
+    candidate = _resized(_Candidate(renamed, base, kind, sizes={}, given=given))
+    notes = candidate.notes if candidate.kind else (_HEADLESS, *candidate.notes)
+    return ModelMatch(_create(candidate), candidate.state_dict, notes)
 
 
 def _families(state_dict: StateDict) -> list[Family]:
@@ -188,20 +199,53 @@ def _families(state_dict: StateDict) -> list[Family]:
     most = max(known.values(), default=0)
     if most < _MIN_KNOWN * len(state_dict):
         return []
-    return [FAMILIES[name] for name, count in known.items() if count == most]
+    families = [FAMILIES[name] for name, count in known.items() if count == most]
+    return [family for family in families if _is_any_kind(state_dict, family)] or families
+
+
+def _is_any_kind(state_dict: StateDict, family: Family) -> bool:
+    """Says whether a state dict has the kind of blocks of one of a family's architectures."""
+    shapes = Shapes(rename(state_dict, family))
+    return any(family.is_kind(shapes, x) for x in family.architectures.values())
 
 
 def _nearest_candidate(
     state_dict: dict[str, np.ndarray], family: Family, hint: str | None, given: Mapping[str, Any]
 ) -> _Candidate:
     kind = head_kind(state_dict, family)
-    if kind is None:
+    if kind is None and not family.headless:
         raise ConversionError(
             f"no head in the state dict, though its other keys are those of {family.name}"
             f" models: expected {' or '.join(head_keys(family))}"
         )
     base, sizes = nearest(state_dict, family, _bare_name(hint))
-    return _Candidate(state_dict, base, kind, sizes, given)
+    return _resized(_Candidate(state_dict, base, kind, sizes, given))
+
+
+def _resized(candidate: _Candidate) -> _Candidate:
+    """Resizes position embeddings to the image size that the caller gives, if the file has another.
+
+    They stay where the file does not tell its own image size, so that the caller has to.
+    """
+    positions = get_family(candidate.base).positions
+    if "image_size" not in candidate.given or positions is None:
+        return candidate
+    given = {key: value for key, value in candidate.given.items() if key != "image_size"}
+    try:
+        model = _create(candidate)
+        source = _create(dataclasses.replace(candidate, given=given))
+    except ValueError:  # Creating the model again says what is wrong.
+        return candidate
+    state_dict, notes = dict(candidate.state_dict), []
+    for key, new in model.position_grids.items():
+        array, old = state_dict.get(key), source.position_grids[key]
+        if array is None or old == new or array.ndim != 3:
+            continue
+        if array.shape[1] - old[0] * old[1] in (0, 1):
+            tokens = model.abstract()[0][key].shape[1]
+            state_dict[key] = fit_positions(array, old, new, tokens, antialias=positions.antialias)
+            notes.append(f"{key} is resized from {old[0]}x{old[1]} to {new[0]}x{new[1]} positions")
+    return dataclasses.replace(candidate, state_dict=state_dict, notes=tuple(notes))
 
 
 def _create(candidate: _Candidate) -> Model:
@@ -246,17 +290,19 @@ def _image_size(state_dict: StateDict, positions: Positions | None) -> dict[str,
     """Returns the side of the images in pixels as an argument; `{}` if the file does not tell."""
     if positions is None:
         return {}
-    lengths = [state_dict[key].shape[axis] for key, axis in positions.tensors if key in state_dict]
-    if not lengths or positions.patch_kernel not in state_dict:
+    shapes = Shapes(state_dict)
+    lengths = [shapes.length(key, axis) for key, axis in positions.tensors if key in shapes]
+    if not lengths or positions.patch_kernel not in shapes:
         return {}
-    patches = lengths[0] - (positions.class_token in state_dict)
+    has_token = positions.class_token in shapes and positions.registers not in shapes
+    patches = lengths[0] - has_token
     side = math.isqrt(max(patches, 0))
     if side * side != patches or not side:
         raise ConversionError(
             f"{patches} positions are not a square of patches, so the file does not tell the image"
             " size; give --set image_size=HEIGHT,WIDTH"
         )
-    return {"image_size": side * state_dict[positions.patch_kernel].shape[-1]}
+    return {"image_size": side * shapes.length(positions.patch_kernel, -1)}
 
 
 def _differences(state_dict: StateDict, model: Model) -> list[str]:
@@ -318,6 +364,9 @@ def _notes(
       hint: What the file calls the model.
     """
     sizes, given = candidate.sizes, candidate.given
+    if candidate.kind is None:
+        yield _HEADLESS
+    yield from candidate.notes
     best = model.name.removeprefix(NOAH_PREFIX)
     is_hinted = best == _bare_name(hint)
     if sizes:

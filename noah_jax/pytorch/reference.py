@@ -122,7 +122,7 @@ class _Layers:
         return self.functional.layer_norm(x, weight.shape, weight, bias, epsilon)
 
     def prepend(self, key: str, x: "Tensor") -> "Tensor":
-        """Puts the tensor at `key`, `[1, 1, channels]`, before the tokens of every image."""
+        """Puts the tensor at `key`, `[1, any, channels]`, before the tokens of every image."""
         return self.torch.cat((self.state[key].expand(len(x), -1, -1), x), 1)
 
     def mlp(self, key: str, x: "Tensor") -> "Tensor":
@@ -238,18 +238,48 @@ def _deit(net: _Layers, x: "Tensor", model: Model) -> "Tensor":
     has_token = "cls_token" in net
     if has_token:
         x = net.prepend("cls_token", x)
-    x = x + net["pos_embed"]
-    for b in net.indices("blocks"):
-        key = f"blocks.{b}"
-        qkv = net.linear(f"{key}.attn.qkv", net.layer_norm(f"{key}.norm1", x))
-        query, keys, value = qkv.chunk(3, dim=2)
-        y = net.attention(query, keys, value, num_heads)
-        x = x + net.linear(f"{key}.attn.proj", y)
-        x = x + net.mlp(f"{key}.mlp", net.layer_norm(f"{key}.norm2", x))
+    x = _vit_blocks(net, x + net["pos_embed"], num_heads)
     x = net.layer_norm("norm", x[:, 0] if has_token else x)
     if "pre_logits.fc.weight" in net:
         x = net.linear("pre_logits.fc", x).tanh()
     return x if has_token else _as_map(x, grid)
+
+
+def _dinov2(net: _Layers, x: "Tensor", model: Model) -> "Tensor":
+    num_heads, patch = (model.arguments[key] for key in ("num_heads", "patch_size"))
+    grid = [pixels // patch for pixels in x.shape[2:]]
+    made_for = [pixels // patch for pixels in model.image_size]
+    x = net.conv("patch_embed.proj", x, patch, 0).flatten(2).transpose(1, 2)
+    # Without registers the class token has a position too, the first one.
+    positions = net["pos_embed"][:, -made_for[0] * made_for[1] :]
+    if made_for != grid:
+        resized = net.functional.interpolate(
+            _as_map(positions, made_for), tuple(grid), mode="bicubic", antialias=True
+        )
+        positions = resized.flatten(2).transpose(1, 2)
+    x = x + positions
+    if "reg_token" in net:
+        x = net.prepend("cls_token", net.prepend("reg_token", x))
+    else:
+        token = net["cls_token"] + net["pos_embed"][:, :1]
+        x = net.torch.cat((token.expand(len(x), -1, -1), x), 1)
+    x = net.layer_norm("norm", _vit_blocks(net, x, num_heads))
+    if model.arguments["head"] == "linear":
+        return x[:, 0]
+    return _as_map(x[:, -grid[0] * grid[1] :], grid)
+
+
+def _vit_blocks(net: _Layers, x: "Tensor", num_heads: int) -> "Tensor":
+    """Applies blocks of attention and MLP to `[batch, tokens, channels]`."""
+    for b in net.indices("blocks"):
+        key = f"blocks.{b}"
+        qkv = net.linear(f"{key}.attn.qkv", net.layer_norm(f"{key}.norm1", x))
+        query, keys, value = qkv.chunk(3, dim=2)
+        y = net.linear(f"{key}.attn.proj", net.attention(query, keys, value, num_heads))
+        x = x + y * net.state.get(f"{key}.ls1.gamma", 1)
+        y = net.mlp(f"{key}.mlp", net.layer_norm(f"{key}.norm2", x))
+        x = x + y * net.state.get(f"{key}.ls2.gamma", 1)
+    return x
 
 
 def _pvt(net: _Layers, x: "Tensor", model: Model) -> "Tensor":
@@ -330,6 +360,7 @@ _FAMILIES = {
     "mobilenetv3": _mobilenetv3,
     "shufflenetv2": _shufflenetv2,
     "deit": _deit,
+    "dinov2": _dinov2,
     "pvt": _pvt,
     "mlp": _mlp,
 }

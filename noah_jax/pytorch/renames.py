@@ -15,6 +15,7 @@ def rename(state_dict: Mapping[str, np.ndarray], family: Family) -> dict[str, np
     """Returns a state dict with the original's keys; keys that the family does not rename stay.
 
     If two keys would become one, the foreign one keeps its name, so that it is reported as extra.
+    Tensors that another library joins or splits otherwise are regrouped.
     """
     out: dict[str, np.ndarray] = {}
     for key, value in state_dict.items():
@@ -26,4 +27,4 @@ def rename(state_dict: Mapping[str, np.ndarray], family: Family) -> dict[str, np
                     name, array = target, row.transform(value)
                 break
         out[name] = array
-    return out
+    return dict(family.regroup(out))

@@ -1,7 +1,7 @@
 """Takes over weights from another model, as far as this one can start with them.
 
 The backbone must be the same. The head is taken over if it is the same too, and is fresh
-otherwise. Position embeddings are resized to another image size as DeiT's fine-tuning does it.
+otherwise. Position embeddings are resized to another image size as the backbone's authors do it.
 """
 
 import dataclasses
@@ -16,8 +16,9 @@ from noah_jax.data.preprocessing import Preprocessing
 from noah_jax.errors import CheckpointError, InputError
 from noah_jax.heads.registry import complete_options
 from noah_jax.inference.loading import load_with_step
-from noah_jax.models import create_model
+from noah_jax.models import create_model, get_family
 from noah_jax.models.base import Model
+from noah_jax.models.positions import fit_positions
 from noah_jax.runs.data_file import describe_classes
 from noah_jax.train.state import State
 
@@ -28,7 +29,6 @@ _HEAD_ARGUMENTS = (
 )
 _FREE_ARGUMENTS = {*_HEAD_ARGUMENTS, "image_size", "head_drop_rate", "drop_rate", "drop_path_rate"}
 _FREE_ARGUMENTS |= {"batch_norm_group", "remat", "dtype"}
-_BICUBIC_A = -0.75  # PyTorch's coefficient; jax.image.resize has -0.5.
 _MAX_LISTED = 2
 
 
@@ -116,12 +116,17 @@ def load_initial_weights(
     if dropped:
         lines.append(f"left out, because only the head there needs them: {', '.join(dropped)}")
     resized: dict[str, np.ndarray] = {}
+    positions = get_family(model.name).positions
+    antialias = positions is not None and positions.antialias
     for key, grid in model.position_grids.items():
         source_grid = source_model.position_grids[key]
-        resized[key] = _fit_positions(params[key], source_grid, grid, wanted[key].shape[1])
+        resized[key] = fit_positions(
+            params[key], source_grid, grid, wanted[key].shape[1], antialias=antialias
+        )
         if source_grid != grid:
             sizes = f"{_size(source_grid)} to {_size(grid)}"
-            lines.append(f"{key} resized bicubically from {sizes} positions")
+            how = "bicubically, antialiased," if antialias else "bicubically"
+            lines.append(f"{key} resized {how} from {sizes} positions")
     taken = {
         key: resized.get(key, params[key]) for key in wanted if key in params and key not in fresh
     }
@@ -142,61 +147,6 @@ def take_over(state: State, initial: InitialWeights) -> State:
     if "ema" in state:
         new["ema"] = {key: _replace(state["ema"][key], weights[key]) for key in state["ema"]}
     return state | new
-
-
-def resize_bicubic(x: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
-    """Resizes position embeddings as PyTorch's `interpolate(mode="bicubic")` does.
-
-    PyTorch's `align_corners` is False, and nothing is antialiased.
-
-    Args:
-      x: Position embeddings `[1, rows * columns, channels]`.
-      old: Their `(rows, columns)`.
-      new: The `(rows, columns)` of the result, which is float32.
-    """
-    rows, columns = (_bicubic_weights(*sizes) for sizes in zip(old, new, strict=True))
-    x = np.asarray(x, np.float64).reshape(*old, -1)
-    x = np.einsum("ai,bj,ijc->abc", rows, columns, x, optimize=True)
-    return x.reshape(1, new[0] * new[1], -1).astype(np.float32)
-
-
-def _bicubic_weights(old: int, new: int) -> np.ndarray:
-    """Returns the weight of each old position along an axis in each new one, `[new, old]`."""
-    position = (np.arange(new) + 0.5) * old / new - 0.5
-    low = np.floor(position).astype(int)
-    weights = np.zeros((new, old))
-    a = _BICUBIC_A
-    for offset in (-1, 0, 1, 2):
-        x = np.abs(position - (low + offset))
-        inner = (a + 2) * x**3 - (a + 3) * x**2 + 1
-        outer = a * (x**3 - 5 * x**2 + 8 * x - 4)
-        # Beyond the border the last position is repeated.
-        nearest = (low + offset).clip(0, old - 1)
-        np.add.at(weights, (np.arange(new), nearest), np.where(x <= 1, inner, outer))
-    return weights
-
-
-def _fit_positions(
-    x: np.ndarray, old: tuple[int, int], new: tuple[int, int], tokens: int
-) -> np.ndarray:
-    """Fits position embeddings to another grid and another number of class tokens.
-
-    A new class token's embedding starts at 0, because the fresh token is random itself.
-
-    Args:
-      x: Position embeddings `[1, class tokens + rows * columns, channels]`.
-      old: Their `(rows, columns)`.
-      new: The `(rows, columns)` of the result.
-      tokens: Number of tokens of the result, class tokens included.
-    """
-    source_class_tokens = x.shape[1] - old[0] * old[1]
-    class_tokens = tokens - new[0] * new[1]
-    token, grid = x[:, :source_class_tokens], x[:, source_class_tokens:]
-    if class_tokens != source_class_tokens:
-        token = np.zeros((1, class_tokens, x.shape[2]), x.dtype)
-    if old != new:
-        grid = resize_bicubic(grid, old, new)
-    return np.concatenate([token, grid], axis=1)
 
 
 def _check_backbone(path: str, source: Model, model: Model) -> None:

@@ -25,6 +25,10 @@ MODELS = {
     "mobilenetv3": ("mobilenetv3_small", dict(image_size=32, width_mult=0.1)),
     "shufflenetv2": ("shufflenetv2_050", dict(image_size=32, depths=(1, 1, 1))),
     "deit": ("noah_deit_tiny_patch16_224", dict(_VIT, num_heads=2, remat=True)),
+    "dinov2": (
+        "noah_vit_small_patch14_reg4_dinov2",
+        dict(image_size=32, patch_size=16, depth=1, width=16, num_heads=2),
+    ),
     "pvt": (
         "noah_pvt_tiny",
         dict(image_size=32, depths=(1, 1, 1, 1), widths=(8,) * 4, num_heads=(1,) * 4),

@@ -18,7 +18,20 @@ from noah_jax import create_model, list_models
 from noah_jax.models import create
 
 # Exact parameter counts of the registered models that the original does not have.
-OWN_COUNTS: dict[str, int] = {}
+OWN_COUNTS: dict[str, int] = {
+    "vit_small_patch14_dinov2": 22_441_192,
+    "vit_base_patch14_dinov2": 87_348_712,
+    "vit_large_patch14_dinov2": 305_392_616,
+    "vit_small_patch14_reg4_dinov2": 22_442_344,
+    "vit_base_patch14_reg4_dinov2": 87_351_016,
+    "vit_large_patch14_reg4_dinov2": 305_395_688,
+    "noah_vit_small_patch14_dinov2": 22_448_192,
+    "noah_vit_base_patch14_dinov2": 87_355_712,
+    "noah_vit_large_patch14_dinov2": 305_399_616,
+    "noah_vit_small_patch14_reg4_dinov2": 22_449_344,
+    "noah_vit_base_patch14_reg4_dinov2": 87_358_016,
+    "noah_vit_large_patch14_reg4_dinov2": 305_402_688,
+}
 
 
 def _counts(golden) -> dict[str, int]:
@@ -114,6 +127,12 @@ _UNPUBLISHED = [
         (32, 112),
     ),
     (
+        "vit_small_patch14_reg4_dinov2",
+        dict(width=32, depth=2, num_heads=2, mlp_ratio=3.5, patch_size=7, registers=2),
+        "blocks/1/mlp/fc1",
+        (32, 112),
+    ),
+    (
         "pvt_tiny",
         dict(
             widths=(8, 16, 24, 32),
@@ -164,18 +183,20 @@ def test_head_by_argument_equals_head_by_name():
         ("shufflenetv2_050", (2, 3, 2, 1024)),
         ("deit_tiny_patch16_224", (2, 6, 4, 192)),
         ("noah_deit_tiny_050_patch16_224", (2, 6, 4, 192)),
+        ("noah_vit_small_patch14_reg4_dinov2", (2, 6, 4, 384)),
         ("pvt_tiny", (2, 3, 2, 512)),
         ("noah_pvt_tiny", (2, 3, 2, 512)),
         ("mixer_s16_224", (2, 6, 4, 512)),
     ],
 )
 def test_features_only(name, shape):
-    whole = create_model(name, image_size=(96, 64))
-    model = create_model(name, image_size=(96, 64), features_only=True)
+    size = (84, 56) if "patch14" in name else (96, 64)
+    whole = create_model(name, image_size=size)
+    model = create_model(name, image_size=size, features_only=True)
     params, stats = model.abstract()
     assert "head" not in params
     assert params.keys() <= whole.abstract()[0].keys()
-    images = jax.ShapeDtypeStruct((2, 96, 64, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     for train in (False, True):
         features, _ = jax.eval_shape(
             lambda p, s, x, train=train: model.apply(p, s, x, train=train), params, stats, images

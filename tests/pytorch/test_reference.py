@@ -12,6 +12,7 @@ from noah_jax.pytorch.reference import example_weights, torch_forward, torch_sta
 torch = pytest.importorskip("torch")
 
 QUICK = {"xla_backend_optimization_level": 0}
+_DINOV2 = dict(num_classes=3, width=32, num_heads=2, depth=2, image_size=(42, 28))
 SETTINGS = [
     ("noah_resnet18", dict(num_classes=7, head_num=2, key_ratio=1 / 8, width=8)),
     ("resnet50", dict(num_classes=7, stem="small", width=4, image_size=(24, 40))),
@@ -23,6 +24,8 @@ SETTINGS = [
     ("deit_tiny_050_patch16_224", dict(num_classes=3, image_size=(32, 48))),
     ("deit_tiny_patch16_224", dict(width=32, num_heads=2, depth=2, patch_size=8, mlp_ratio=2)),
     ("noah_deit_tiny_050_patch16_224", dict(num_classes=3, head_num=2, image_size=(32, 48))),
+    ("vit_small_patch14_dinov2", dict(_DINOV2)),
+    ("noah_vit_small_patch14_reg4_dinov2", dict(_DINOV2, image_size=(28, 56))),
     ("pvt_tiny_050", dict(num_classes=3)),
     ("noah_pvt_tiny_050", dict(num_classes=3, head_num=8)),
     (
@@ -49,6 +52,8 @@ def test_pytorch_computes_the_same_logits(name, arguments):
     height, width = model.image_size
     if name.endswith("pvt_tiny_050"):  # of another size than the position embeddings
         height += 32
+    if "dinov2" in name:
+        width += 14
     images = golden_images(128)[:, :height, :width]
     apply = jax.jit(model.apply, static_argnames="train", compiler_options=QUICK)
     actual = np.asarray(apply(params, stats, images, train=False)[0])

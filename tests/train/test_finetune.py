@@ -11,11 +11,12 @@ from flax.traverse_util import flatten_dict
 
 from noah_jax import create_model, load_model
 from noah_jax.inference.description import published_preprocessing
+from noah_jax.models.positions import resize_bicubic
 from noah_jax.runs.checkpoints import save_model
 from noah_jax.runs.run_dir import CHECKPOINTS, prepare_folder
 from noah_jax.train import main as train_program
 from noah_jax.train import train
-from noah_jax.train.finetune import load_initial_weights, resize_bicubic, take_over
+from noah_jax.train.finetune import load_initial_weights, take_over
 from noah_jax.train.setup import build
 from tests.helpers import make_tiny_config
 
@@ -134,8 +135,9 @@ def test_bicubic_is_pytorchs(golden):
         resized = [key for key in arrays if "/" in key]
         assert len(resized) > 5
         for key in resized:
-            old, new = (tuple(map(int, size.split("x"))) for size in key.split("/"))
-            got = resize_bicubic(arrays[key.partition("/")[0]], old, new)
+            sizes, antialias = key.removesuffix("/antialiased"), key.endswith("/antialiased")
+            old, new = (tuple(map(int, size.split("x"))) for size in sizes.split("/"))
+            got = resize_bicubic(arrays[key.partition("/")[0]], old, new, antialias=antialias)
             assert got.dtype == np.float32
             np.testing.assert_allclose(got, arrays[key], rtol=0, atol=1e-6)
 
@@ -169,6 +171,22 @@ def test_position_embeddings_at_another_size(tmp_path, name):
     assert initial.params.keys() == saved.keys()  # the head too: it is the same
     shapes = {k: x.shape for k, x in flatten_dict(model.abstract()[0], sep="/").items()}
     assert {k: x.shape for k, x in initial.params.items()} == shapes
+
+
+def test_dinov2_at_another_size_and_under_a_new_head(tmp_path):
+    sizes = dict(width=12, depth=1, num_heads=3, num_classes=3)
+    name = "vit_small_patch14_dinov2"
+    _, saved = _save(tmp_path / "dinov2", name, image_size=56, features_only=True, **sizes)
+    model = create_model(f"noah_{name}", image_size=(28, 70), head_num=2, **sizes)
+    initial = load_initial_weights(str(tmp_path / "dinov2"), model)
+    got = initial.params["pos_embed"]
+    np.testing.assert_array_equal(got[:, :1], saved["pos_embed"][:, :1])
+    grid = resize_bicubic(saved["pos_embed"][:, 1:], (4, 4), (2, 5), antialias=True)
+    np.testing.assert_array_equal(got[:, 1:], grid)
+    lines = " ".join(initial.lines)
+    assert "pos_embed resized bicubically, antialiased, from 4x4 to 2x5 positions" in lines
+    assert "the head is fresh: none there" in lines
+    assert initial.params.keys() == saved.keys()
 
 
 @pytest.mark.slow

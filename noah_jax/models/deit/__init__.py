@@ -31,6 +31,7 @@ FAMILY = Family(
         "deit_base_patch16_384": _architecture(768, 12, image_size=384),
     },
     table=pytorch.TABLE,
+    layers=(r"cls_token|pos_embed|patch_embed", r"blocks/(\d+)/"),
     positions=pytorch.POSITIONS,
     infer_dimensions=pytorch.infer_dimensions,
     infer_arguments=pytorch.infer_arguments,

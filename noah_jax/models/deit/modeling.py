@@ -4,9 +4,6 @@ With a linear head a class token carries the image. With any other head there is
 and the head gets all tokens as the map they were cut from.
 """
 
-import functools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -16,6 +13,7 @@ from noah_jax.heads.registry import apply_head, make_head
 from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.models.backbone import BackboneSettings
 from noah_jax.models.blocks import (
+    Attention,
     PatchEmbed,
     TransformerBlock,
     any_rate,
@@ -29,31 +27,10 @@ from noah_jax.models.blocks import (
     split_key,
     training_key,
 )
-from noah_jax.nn.attention import attend, project
 from noah_jax.nn.dropout import Key
 from noah_jax.nn.layers import Dropout, LayerNorm
 
 PRE_LOGITS_WIDTH = 192
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention with one projection for queries, keys and values."""
-
-    def __init__(
-        self, features: int, num_heads: int, *, drop_rate: float, dtype: Any, rngs: nnx.Rngs
-    ):
-        linear = functools.partial(nnx.Linear, kernel_init=normal_002, dtype=dtype, rngs=rngs)
-        self.qkv = linear(features, 3 * features)
-        self.proj = linear(features, features)
-        self.drop = Dropout(drop_rate)
-        self.num_heads = num_heads
-        self.implementation = "auto"
-
-    def __call__(self, x: jax.Array, key: Key | None) -> jax.Array:
-        """`[batch, tokens, features]` -> the same shape."""
-        parts = project(self.qkv, x, 3, self.num_heads)
-        out = attend(*parts, implementation=self.implementation)
-        return self.drop(self.proj(out.reshape(x.shape)), key)
 
 
 class DeiT(nnx.Module):
