@@ -184,8 +184,12 @@ def default_config() -> ConfigDict:
     # parameters stay as they are; BatchNorm's running statistics are still updated, as in PyTorch.
     config.optim.freeze = ()  # For example ("^(?!head/)",), which trains the head alone.
     # Expressions and their factors of the learning rate, for example (("^head/", 10.0),). None is
-    # a tenth for all but the head where the run starts from init_from.
+    # a tenth for all but the head where the run starts from init_from without layer_decay.
     config.optim.param_groups = ()
+    # Layer-wise decay of the learning rate: its factor from one layer to the one before it, such as
+    # 0.75. The final norm and the head have the whole rate, times their param_groups;
+    # see noah_jax/train/layer_decay.py. None gives all layers the same rate.
+    config.optim.layer_decay = placeholder(float)
     config.optim.beta1 = 0.9  # The decay of the gradient's moving average, for adamw.
     # The decay of the moving average of the gradient's square, for adamw.
     config.optim.beta2 = 0.999

@@ -276,6 +276,7 @@ RULES: Mapping[str, Rule] = {
     "optim.clip_grad_norm": Optional(_POSITIVE),
     "optim.freeze": Several(_TEXT, example="('^(?!head/)',)"),
     "optim.param_groups": Several(Pair(), example="(('^head/', 10.0),)"),
+    "optim.layer_decay": Optional(Number(above=0, high=1)),
     "optim.beta1": _RATE,
     "optim.beta2": _RATE,
     "optim.epsilon": _POSITIVE,

@@ -119,7 +119,7 @@ def settle_by_size(config: ConfigDict, *, num_images: int, num_devices: int) -> 
     than 128 images, rounded up to what the devices divide. The run has 500 steps, or 2,000 if it
     starts afresh, but at least 10 (30) epochs and at most 60 (150). A tenth of it, but no more than
     500 steps, is warm-up. There are about four log lines an epoch. Weights that `init_from` brings
-    learn at a tenth of the head's rate.
+    learn at a tenth of the head's rate, unless `optim.layer_decay` slows them down.
 
     Args:
       config: The configuration.
@@ -148,7 +148,8 @@ def settle_by_size(config: ConfigDict, *, num_images: int, num_devices: int) -> 
         span = config.ema_span * config.epochs * steps_per_epoch  # In steps.
         config.ema_decay = 1 - 1 / max(span, 2)
     if config.optim.param_groups is None:
-        groups = () if fresh else (("^(?!head/)", _TRUNK_FACTOR),)
+        one_rate = fresh or config.optim.layer_decay is not None
+        groups = () if one_rate else (("^(?!head/)", _TRUNK_FACTOR),)
         config.optim.param_groups = groups
     return config
 

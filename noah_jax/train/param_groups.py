@@ -9,12 +9,13 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from noah_jax.errors import InputError, near_matches
+from noah_jax.train.layer_decay import layer_scales
 
 _MAX_SUGGESTED = 3
 
@@ -26,10 +27,18 @@ class ParamGroups:
     Attributes:
       frozen: The parameters that are not trained.
       factors: Factors of the learning rate, for parameters that do not have the schedule's.
+      scales: Factors of layer-wise decay, which multiply those; empty without it.
     """
 
     frozen: frozenset[str]
     factors: Mapping[str, float]
+    scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rate over the schedule's, for parameters that do not have the schedule's."""
+        paths = dict.fromkeys((*self.scales, *self.factors))
+        return {path: self.scales.get(path, 1.0) * self.factors.get(path, 1.0) for path in paths}
 
     def describe(self, params: Any) -> Iterator[str]:
         """Says how many parameters are frozen or have a learning rate of their own."""
@@ -42,14 +51,23 @@ class ParamGroups:
             count[factor] += sizes[path]
         for factor, size in count.items():
             yield f"the learning rate of {size:,} parameters is {factor:g} times the schedule's"
+        if trained := [scale for path, scale in self.scales.items() if path not in self.frozen]:
+            also = ", times that" if self.factors else ""
+            yield (
+                f"layer by layer, {len(set(trained))} in all, the learning rate rises from"
+                f" {min(trained):.3g} to {max(trained):.3g} times the schedule's{also}"
+            )
 
 
-def find_param_groups(section: Mapping[str, Any], params: Any) -> ParamGroups:
+def find_param_groups(
+    section: Mapping[str, Any], params: Any, *, layers: Sequence[str] = ()
+) -> ParamGroups:
     """Finds the parameters that the expressions match.
 
     Args:
       section: The section `optim`. `freeze` has expressions; `param_groups` has pairs of an
         expression and a factor of the learning rate, and the first pair that matches counts.
+        `layer_decay` is the factor from one layer to the one before it, or `None`.
       params: The model's parameters, as nested dicts.
 
     Raises:
@@ -72,7 +90,9 @@ def find_param_groups(section: Mapping[str, Any], params: Any) -> ParamGroups:
                 f"optim.param_groups: all that {pattern!r} matches is frozen or in an earlier pair"
             )
         factors.update(dict.fromkeys(reached, factor))
-    return ParamGroups(frozenset(frozen), factors)
+    decay = section["layer_decay"]
+    scales = {} if decay is None else layer_scales(decay, paths, layers)
+    return ParamGroups(frozenset(frozen), factors, scales)
 
 
 def trainable(params: Any, frozen: Collection[str]) -> Any:

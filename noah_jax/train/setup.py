@@ -30,7 +30,7 @@ from noah_jax.data.setup import make_sampler, make_transforms, open_data
 from noah_jax.data.source import Source
 from noah_jax.data.split import FolderPart, FolderSplit
 from noah_jax.heads.registry import never_decay
-from noah_jax.models import create_model
+from noah_jax.models import create_model, get_family
 from noah_jax.models.base import Model
 from noah_jax.tasks.task import Task, make_task
 from noah_jax.train.accumulation import check_accumulate
@@ -210,7 +210,9 @@ def build(
     )
 
     # ---- Optimizer.
-    param_groups = find_param_groups(config.optim, model.abstract()[0])
+    param_groups = find_param_groups(
+        config.optim, model.abstract()[0], layers=get_family(model.name).layers
+    )
     schedule = make_schedule(
         config.optim, epochs=config.epochs, steps_per_epoch=plan.steps_per_epoch
     )
@@ -220,7 +222,7 @@ def build(
         decay_all=model.architecture.decay_all,
         no_decay=model.architecture.no_decay,
         never_decay=never_decay(model.arguments["head"]),
-        factors=param_groups.factors,
+        factors=param_groups.rates,
     )
 
     # ---- State and steps.

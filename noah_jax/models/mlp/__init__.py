@@ -106,6 +106,7 @@ FAMILY = Family(
         "gmlp_b16_224": _gmlp(30, 512),
     },
     table=pytorch.TABLE,
+    layers=(r"stem/", r"blocks/(\d+)/"),
     renames=pytorch.RENAMES,
     positions=pytorch.POSITIONS,
     is_kind=pytorch.is_kind,

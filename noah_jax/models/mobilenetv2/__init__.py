@@ -26,6 +26,7 @@ FAMILY = Family(
         "mobilenetv2_100": _architecture(1.0),
     },
     table=pytorch.TABLE,
+    layers=(r"layers/(\d+)/",),
     renames=pytorch.RENAMES,
     infer_dimensions=pytorch.infer_dimensions,
 )

@@ -23,6 +23,7 @@ FAMILY = Family(
         "mobilenetv3_large": _architecture(LARGE),
     },
     table=pytorch.TABLE,
+    layers=(r"layers/(\d+)/",),
     is_kind=pytorch.is_kind,
     infer_dimensions=pytorch.infer_dimensions,
 )

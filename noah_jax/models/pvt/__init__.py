@@ -40,6 +40,14 @@ FAMILY = Family(
         "pvt_huge_v2": _architecture((128, 256, 512, 768), (3, 10, 60, 3), (2, 4, 8, 12)),
     },
     table=pytorch.TABLE,
+    layers=tuple(
+        pattern
+        for stage in (1, 2, 3, 4)
+        for pattern in (
+            rf"(?:patch|pos)_embed{stage}" + ("|cls_token" if stage == 4 else ""),
+            rf"block{stage}/(\d+)/",
+        )
+    ),
     positions=pytorch.POSITIONS,
     infer_dimensions=pytorch.infer_dimensions,
     likely_num_heads=pytorch.likely_num_heads,

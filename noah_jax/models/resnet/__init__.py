@@ -32,6 +32,7 @@ FAMILY = Family(
         "resnet152": _architecture(Bottleneck, (3, 8, 36, 3), 1 / 8),
     },
     table=pytorch.TABLE,
+    layers=(r"(?:conv1|bn1)/", r"layer(\d+)/(\d+)/"),
     renames=pytorch.RENAMES,
     is_kind=pytorch.is_kind,
     infer_dimensions=pytorch.infer_dimensions,

@@ -25,6 +25,7 @@ FAMILY = Family(
         "shufflenetv2_200": _architecture((244, 488, 976, 2048)),
     },
     table=pytorch.TABLE,
+    layers=(r"conv1/", r"stage(\d+)/(\d+)/", r"conv5/"),
     renames=pytorch.RENAMES,
     infer_dimensions=pytorch.infer_dimensions,
 )
