@@ -65,6 +65,16 @@ def default_config() -> ConfigDict:
     # Generalised-mean pooling.
     config.head.gem = ConfigDict()
     config.head.gem.p = 3.0  # Where the exponent starts that is learnt.
+    # SimPool, attention of the mean over the positions.
+    config.head.simpool = ConfigDict()
+    config.head.simpool.num_heads = 1  # Attention heads, a divisor of the map's channels.
+    # The exponent of the pooled values, such as 2 behind convolutions; None sums the values.
+    config.head.simpool.gamma = placeholder(float)
+    # Efficient probing.
+    config.head.ep = ConfigDict()
+    # The learnt queries, or the next lower number that divides the value's channels.
+    config.head.ep.queries = 32
+    config.head.ep.d_out = 1  # What the map's channels are divided by for the value.
 
     # The images, and what the host does to them.
     config.data = ConfigDict()

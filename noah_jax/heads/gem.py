@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.errors import InputError
+from noah_jax.heads.linear import LastLinear
 from noah_jax.heads.positional import PositionalHead
 from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.arguments import check_number
 from noah_jax.nn.dropout import Key
-from noah_jax.nn.dtypes import wide_einsum, widen
+from noah_jax.nn.dtypes import widen
 
 GEM_OPTIONS = {"p": 3.0}
 
@@ -60,12 +61,11 @@ class GeMHead(PositionalHead):
         if check_number("p", p) <= 0:
             raise InputError(f"p must be above 0, got {p}")
         self.p = nnx.Param(jnp.full((1,), p, jnp.float32))
-        self.linear = nnx.Linear(
+        self.linear = LastLinear(
             self.in_features,
             self.num_classes,
             dtype=dtype,
-            param_dtype=jnp.float32,
-            kernel_init=kernel_init or nnx.initializers.lecun_normal(),
+            kernel_init=kernel_init,
             bias_init=bias_init,
             rngs=rngs,
         )
@@ -74,11 +74,7 @@ class GeMHead(PositionalHead):
         """See `PositionalHead.logits`."""
         p = self.p[...]
         pooled = jnp.maximum(widen(positions), _SMALLEST) ** p
-        pooled = self.dropout(pooled.mean(1) ** (1 / p), key)
-        bias = self.linear.bias
-        assert bias is not None  # `nnx.Linear` has one by default
-        product = wide_einsum("bd,dk->bk", pooled.astype(self.dtype), self.linear.kernel[...])
-        return product + bias[...]
+        return self.linear.logits(self.dropout(pooled.mean(1) ** (1 / p), key))
 
 
 def count_gem_params(spec: HeadSpec, in_features: int) -> int:

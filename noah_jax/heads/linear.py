@@ -15,6 +15,45 @@ from noah_jax.nn.layers import Dropout
 from noah_jax.nn.mesh_axes import on_auto_axes
 
 
+class LastLinear(nnx.Linear):
+    """The linear layer at the end of a head, whose logits are float32 whatever the compute dtype.
+
+    Args:
+      in_features: Channels.
+      num_classes: Number of classes.
+      dtype: Compute dtype.
+      kernel_init: Initialiser of the kernel, `[in_features, num_classes]`; `None` is LeCun's.
+      bias_init: Initialiser of the bias, `[num_classes]`.
+      rngs: Source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        dtype: Any,
+        kernel_init: nnx.Initializer | None,
+        bias_init: nnx.Initializer,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            in_features,
+            num_classes,
+            dtype=dtype,
+            param_dtype=jnp.float32,
+            kernel_init=kernel_init or nnx.initializers.lecun_normal(),
+            bias_init=bias_init,
+            rngs=rngs,
+        )
+
+    def logits(self, pooled: jax.Array) -> jax.Array:
+        """Computes float32 `[batch, num_classes]` of `[batch, in_features]`."""
+        assert self.bias is not None and self.dtype is not None
+        product = wide_einsum("bd,dk->bk", pooled.astype(self.dtype), self.kernel[...])
+        return product + self.bias[...]
+
+
 class LinearHead(nnx.Module):
     """The usual head: mean over the positions, dropout, one linear layer.
 
@@ -43,12 +82,11 @@ class LinearHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         num_classes = check_count("num_classes", num_classes, what=" for a head")
-        self.linear = nnx.Linear(
+        self.linear = LastLinear(
             in_features,
             num_classes,
             dtype=dtype,
-            param_dtype=jnp.float32,
-            kernel_init=kernel_init or nnx.initializers.lecun_normal(),
+            kernel_init=kernel_init,
             bias_init=bias_init,
             rngs=rngs,
         )

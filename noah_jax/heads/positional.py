@@ -57,8 +57,8 @@ class PositionalHead(nnx.Module):
         graphdef, state = nnx.split(self)
 
         def compute(features: jax.Array, state: Any, key: Key | None) -> jax.Array:
-            positions = features.reshape(features.shape[0], -1, self.in_features)
-            return widen(nnx.merge(graphdef, state).logits(positions.astype(self.dtype), key))
+            head = nnx.merge(graphdef, state)
+            return widen(head.logits(head.positions(features), key))
 
         return on_auto_axes(compute, features, state, key if train else None)
 
@@ -69,6 +69,10 @@ class PositionalHead(nnx.Module):
                 f"the head {type(self).__name__} needs features"
                 f" [batch, *spatial, {self.in_features}], got {features.shape}"
             )
+
+    def positions(self, features: jax.Array) -> jax.Array:
+        """Returns features as `[batch, positions, in_features]` in the compute dtype."""
+        return features.reshape(features.shape[0], -1, self.in_features).astype(self.dtype)
 
     def logits(self, positions: jax.Array, key: Key | None) -> jax.Array:
         """Computes logits `[batch, num_classes]` of `[batch, positions, in_features]`.

@@ -35,6 +35,21 @@ def attend(
     return _plain_attend(query, keys, values)
 
 
+def attention_weights(query: jax.Array, keys: jax.Array) -> jax.Array:
+    """Computes the weights of scaled dot-product attention, for heads that use or show them.
+
+    Args:
+      query: `[batch, tokens, heads, channels]`.
+      keys: `[batch, other tokens, heads, channels]`.
+
+    Returns:
+      `[batch, heads, tokens, other tokens]` of at least float32, which sums to one over the last
+      axis.
+    """
+    query, keys, _ = _heads_first(query, keys, keys)
+    return jax.nn.softmax(wide_einsum("bhqc,bhkc->bhqk", query, keys), axis=-1)
+
+
 @jax.custom_vjp
 def _plain_attend(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
     """Computes attention by plain operations.

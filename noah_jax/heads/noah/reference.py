@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from noah_jax.errors import InputError
+from noah_jax.heads.classes import check_classes
 from noah_jax.heads.noah.kernels import images_per_device
 from noah_jax.heads.noah.operands import (
     ChannelSplit,
@@ -167,7 +167,7 @@ def attention(
     head_num, _, num_classes = query.kernel.shape
     part, _ = split_features(split, features, head_num)
     check_projection("query", query, part.shape[-1], head_num, head_split)
-    classes = _check_classes(classes, num_classes, features)
+    classes = check_classes(classes, num_classes, features)
 
     def compute(part: jax.Array, kernel: jax.Array, classes: jax.Array) -> jax.Array:
         weights = jax.nn.softmax(_project_chosen(part, kernel, classes, split), axis=-1)
@@ -246,7 +246,7 @@ def weighted_values(
     head_num, _, num_classes = value.kernel.shape
     _, part = split_features(split, features, head_num)
     check_projection("value", value, part.shape[-1], head_num, split.head_split)
-    classes = _check_classes(classes, num_classes, features)
+    classes = check_classes(classes, num_classes, features)
 
     def compute(
         weights: jax.Array, part: jax.Array, value: Projection, classes: jax.Array
@@ -262,30 +262,10 @@ def weighted_values(
 def uniform_attention(features: jax.Array, value: Projection, classes: jax.Array) -> jax.Array:
     """Returns an attention that is the same at all positions; see `attention`."""
     head_num, _, num_classes = value.kernel.shape
-    classes = _check_classes(classes, num_classes, features)
+    classes = check_classes(classes, num_classes, features)
     spatial = features.shape[1:-1]
     shape = (features.shape[0], head_num, classes.shape[-1], *spatial)
     return jnp.full(shape, 1 / math.prod(spatial), wide_dtype(features.dtype))
-
-
-def _check_classes(classes: jax.Array, num_classes: int, features: jax.Array) -> jax.Array:
-    classes = jnp.asarray(classes)
-    if classes.ndim not in (1, 2) or not jnp.issubdtype(classes.dtype, jnp.integer):
-        raise InputError(
-            "classes must be integers of shape [m] or [batch, m],"
-            f" got {classes.dtype} of shape {classes.shape}"
-        )
-    if classes.ndim == 2 and classes.shape[0] != features.shape[0]:
-        raise InputError(
-            f"classes of shape {classes.shape} are for {classes.shape[0]} images,"
-            f" the features hold {features.shape[0]}"
-        )
-    if not isinstance(classes, jax.core.Tracer) and classes.size:
-        values = np.asarray(classes)  # JAX's own min and max would be traced under jit
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= num_classes:
-            raise InputError(f"classes must lie in 0..{num_classes - 1}, got {low}..{high}")
-    return classes
 
 
 def _project_chosen(
