@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.heads.classes import check_classes
+from noah_jax.heads.evidence import check_classes
 from noah_jax.heads.positional import PositionalHead
 from noah_jax.nn.mesh_axes import on_auto_axes
 

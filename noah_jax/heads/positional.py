@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from noah_jax.errors import InputError
-from noah_jax.nn.arguments import check_count, check_number
+from noah_jax.nn.arguments import check_count, check_rate
 from noah_jax.nn.dropout import Key
 from noah_jax.nn.dtypes import widen
 from noah_jax.nn.layers import Dropout
@@ -31,8 +31,7 @@ class PositionalHead(nnx.Module):
     def __init__(self, in_features: int, num_classes: int, *, dropout: float, dtype: Any):
         self.in_features = check_count("in_features", in_features)
         self.num_classes = check_count("num_classes", num_classes, what=" for a head")
-        check_number("dropout", dropout)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(check_rate("dropout", dropout))
         self.dtype = dtype
 
     def __call__(
@@ -51,7 +50,7 @@ class PositionalHead(nnx.Module):
         Raises:
           InputError: If the features do not fit, or the key is missing.
         """
-        if train and self.dropout.rate and key is None:
+        if train and self.is_random and key is None:
             raise InputError("training with dropout needs a random key: pass key=")
         self.check_features(features)
         graphdef, state = nnx.split(self)
@@ -61,6 +60,11 @@ class PositionalHead(nnx.Module):
             return widen(head.logits(head.positions(features), key))
 
         return on_auto_axes(compute, features, state, key if train else None)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether training draws random numbers."""
+        return bool(self.dropout.rate)
 
     def check_features(self, features: jax.Array) -> None:
         """Raises an InputError if features have no positions, or other channels."""

@@ -38,6 +38,18 @@ def check_number(key: str, value: Any) -> float:
     return float(value)
 
 
+def check_rate(key: str, value: Any) -> float:
+    """Returns a rate of dropping as a float.
+
+    Raises:
+      InputError: If it is no number, or does not lie in [0, 1).
+    """
+    rate = check_number(key, value)
+    if not 0 <= rate < 1:
+        raise InputError(f"{key} must lie in [0, 1), got {value}")
+    return rate
+
+
 def check_flag(key: str, value: Any) -> bool:
     """Returns a truth value as a bool.
 

@@ -20,7 +20,6 @@ from noah_jax.heads.noah.ablations import (
 from noah_jax.heads.noah.operands import (
     ChannelSplit,
     Projection,
-    check_dropout,
     split_channels,
 )
 from noah_jax.heads.noah.poca import poca
@@ -31,7 +30,7 @@ from noah_jax.heads.noah.reference import (
     weighted_values,
 )
 from noah_jax.heads.spec import HeadInit, HeadSpec
-from noah_jax.nn.arguments import check_count, check_flag, check_number
+from noah_jax.nn.arguments import check_count, check_flag, check_number, check_rate
 
 # The options of the head beside N, r and its two switches, as the paper has them.
 NOAH_OPTIONS = {"attention": "softmax", "merge": "sum"}
@@ -131,7 +130,7 @@ class NOAH(nnx.Module):
                 "attention='uniform' has one implementation; leave implementation='auto',"
                 f" got {implementation!r}"
             )
-        check_dropout(check_number("dropout", dropout))
+        check_rate("dropout", dropout)
         split = ChannelSplit(key_ratio, head_split, kv_split)
         parts = split_channels(split, in_features, head_num)
         # PyTorch's fan-out of the convolution, grouped or not, counts all its output channels.

@@ -1,7 +1,7 @@
 """What the head computes with: its weights, the parts of the features, and their shapes."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -267,13 +267,3 @@ def check_projection(
             f"{name}.bias must be [head_num={head_num}, num_classes={kernel.shape[2]}],"
             f" got shape {bias.shape}"
         )
-
-
-def check_dropout(rate: Any) -> None:
-    """Checks a dropout rate.
-
-    Raises:
-      InputError: If it does not lie in [0, 1).
-    """
-    if not 0 <= rate < 1:
-        raise InputError(f"dropout must lie in [0, 1), got {rate}")

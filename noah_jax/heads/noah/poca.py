@@ -23,7 +23,6 @@ from noah_jax.heads.noah.operands import (
     PocaShape,
     Projection,
     Weights,
-    check_dropout,
     check_features,
     check_projection,
 )
@@ -31,6 +30,7 @@ from noah_jax.heads.noah.pallas_triton import TritonError
 from noah_jax.heads.noah.reference import reference_plan, reference_poca, small_plan
 from noah_jax.heads.noah.tpu import tpu_plan, tpu_poca
 from noah_jax.heads.noah.tpu_map import tpu_map_plan, tpu_map_poca
+from noah_jax.nn.arguments import check_rate
 from noah_jax.nn.dropout import Key, seeds_of
 from noah_jax.nn.mesh_axes import on_auto_axes
 
@@ -240,7 +240,7 @@ def poca(
     query_channels, value_channels = check_features(split, features, head_num)
     check_projection("query", query, query_channels, head_num, head_split)
     check_projection("value", value, value_channels, head_num, head_split)
-    check_dropout(dropout)
+    check_rate("dropout", dropout)
     seeds = None
     if dropout and dropout_key is not None:
         seeds = seeds_of(dropout_key, features.shape[0])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from noah_jax.errors import InputError
-from noah_jax.heads.classes import check_classes
+from noah_jax.heads.evidence import Contributions, check_classes
 from noah_jax.heads.noah.kernels import images_per_device
 from noah_jax.heads.noah.operands import (
     ChannelSplit,
@@ -174,23 +174,6 @@ def attention(
         return weights.reshape(*weights.shape[:3], *features.shape[1:-1])
 
     return on_auto_axes(compute, part, query.kernel, classes)
-
-
-class Contributions(NamedTuple):
-    """What the logits of chosen classes are made of; float32.
-
-    `contributions` summed over blocks and positions, plus `bias` summed over blocks, are the
-    logits. The bias belongs to no position, because the attention sums to one over all of them.
-
-    Attributes:
-      attention: `[batch, head_num, m, *spatial]`; sums to one over the spatial dimensions.
-      contributions: `[batch, head_num, m, *spatial]`, the attention times the value.
-      bias: `[batch, head_num, m]`.
-    """
-
-    attention: jax.Array
-    contributions: jax.Array
-    bias: jax.Array
 
 
 def contributions(

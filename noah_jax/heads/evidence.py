@@ -1,4 +1,6 @@
-"""Checks the classes that a head is asked about."""
+"""What a head looks at for chosen classes, and what every position adds to their logits."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +9,33 @@ import numpy as np
 from noah_jax.errors import InputError
 
 
+class Contributions(NamedTuple):
+    """What the logits of chosen classes are made of; float32.
+
+    `contributions` summed over blocks and positions, plus `bias` summed over blocks, are the
+    logits. The bias belongs to no position.
+
+    Attributes:
+      attention: `[batch, blocks, m, *spatial]`; sums to one over the spatial dimensions.
+      contributions: `[batch, blocks, m, *spatial]`.
+      bias: `[batch, blocks, m]`.
+    """
+
+    attention: jax.Array
+    contributions: jax.Array
+    bias: jax.Array
+
+
 def check_classes(classes: jax.Array, num_classes: int, features: jax.Array) -> jax.Array:
     """Returns class indices as an array.
 
     Args:
       classes: Class indices, `[m]` for the same classes in every image or `[batch, m]`.
       num_classes: How many classes there are.
-      features: The images' features, `[batch, ...]`.
+      features: `[batch, *spatial, channels]`.
 
     Raises:
-      InputError: If they are of another shape or kind, or a concrete one is out of range.
+      InputError: If they have another shape or kind, or a concrete one is out of range.
     """
     classes = jnp.asarray(classes)
     if classes.ndim not in (1, 2) or not jnp.issubdtype(classes.dtype, jnp.integer):

@@ -1,0 +1,93 @@
+"""What every attentive head promises: maps, dropout, dtypes, and weights of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from noah_jax.errors import InputError
+from noah_jax.heads.ep import EPHead
+from noah_jax.heads.simpool import SimPoolHead
+
+FEATURES = jax.random.normal(jax.random.key(0), (3, 2, 5, 8))
+HEADS = {"simpool": SimPoolHead, "ep": EPHead}
+
+
+def _head(name, **arguments):
+    arguments = {"ep": {"queries": 4}}.get(name, {}) | arguments
+    return HEADS[name](8, 6, rngs=nnx.Rngs(0), **arguments)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_attention_sums_to_one_at_the_maps_positions(name):
+    head = _head(name)
+    maps = head.attention(FEATURES, jnp.array([5, 0]))
+    assert maps.dtype == jnp.float32 and maps.shape[0] == 3 and maps.shape[2:] == (2, 2, 5)
+    np.testing.assert_allclose(maps.sum((3, 4)), 1, rtol=1e-5)
+    each = head.attention(FEATURES, jnp.array([[0], [5], [1]]))
+    np.testing.assert_allclose(each[1, :, 0], maps[1, :, 0], rtol=1e-5)
+    small = _head(name, dtype=jnp.bfloat16).attention(FEATURES, jnp.array([5, 0]))
+    assert small.dtype == jnp.float32
+    np.testing.assert_allclose(small, maps, atol=0.05)
+    with pytest.raises(InputError, match=r"classes must lie in 0\.\.5"):
+        head.attention(FEATURES, jnp.array([6]))
+    with pytest.raises(InputError, match="needs features"):
+        head.attention(FEATURES[..., :4], jnp.array([0]))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_any_map_and_float32_logits(name):
+    head = _head(name, dtype=jnp.bfloat16)
+    exact = _head(name)
+    for shape in ((3, 2, 5, 8), (2, 7, 8), (1, 1, 1, 8)):
+        features = jax.random.normal(jax.random.key(1), shape)
+        logits = head(features, train=False)
+        assert logits.shape == (shape[0], 6) and logits.dtype == jnp.float32
+        np.testing.assert_allclose(logits, exact(features, train=False), atol=0.1)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_dropout_needs_a_key_and_follows_it(name):
+    head = _head(name, dropout=0.5)
+    with pytest.raises(InputError, match="pass key="):
+        head(FEATURES, train=True)
+    first, second = (head(FEATURES, train=True, key=jax.random.key(seed)) for seed in (1, 2))
+    assert not np.allclose(first, second)
+    np.testing.assert_array_equal(first, head(FEATURES, train=True, key=jax.random.key(1)))
+    with pytest.raises(InputError, match=r"dropout must lie in \[0, 1\), got 1.0"):
+        _head(name, dropout=1.0)
+
+
+def test_ep_is_its_definition():
+    head = _head("ep", d_out=2)
+    x = np.asarray(FEATURES, np.float64).reshape(3, 10, 8)
+    queries, value = (np.asarray(w[...]) for w in (head.queries, head.v.kernel))
+    scores = np.exp(np.einsum("md,bld->bml", queries, x) / np.sqrt(8))
+    weights = scores / scores.sum(-1, keepdims=True)
+    values = (x @ value).reshape(3, 10, 4, 1)
+    pooled = np.einsum("bml,blmc->bmc", weights, values).reshape(3, 4)
+    expected = pooled @ np.asarray(head.linear.kernel[...])
+    np.testing.assert_allclose(head(FEATURES, train=False), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        head.attention(FEATURES, jnp.array([2]))[:, :, 0].reshape(3, 4, 10), weights, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("channels", "queries"), [(64, 32), (96, 32), (100, 25), (8, 8), (7, 7)])
+def test_ep_takes_queries_that_divide_the_channels(channels, queries):
+    assert EPHead(channels, 3, rngs=nnx.Rngs(0)).queries.shape == (queries, channels)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("simpool", {"num_heads": 3}, "num_heads=3 does not divide the 8 channels"),
+        ("simpool", {"gamma": 0.0}, "gamma must be above 0 or None, got 0.0"),
+        ("ep", {"d_out": 3}, "d_out=3 does not divide the 8 channels"),
+        ("ep", {"queries": 0}, "queries must be at least 1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_one_line(name, arguments, message):
+    with pytest.raises(InputError, match=message):
+        _head(name, **arguments)
