@@ -5,7 +5,7 @@ import re
 
 from noah_jax.__main__ import PROGRAMS
 
-from . import architecture, configuration, configurations
+from . import architecture, configuration, configurations, heads
 from .programs import FOLDER
 
 # Pages that are files of the repository's root.
@@ -18,6 +18,7 @@ PAGES = {
     "noah_jax": architecture.PATH,
     "noah_jax/__main__.py": f"{FOLDER}/index.md",
     "noah_jax/config.py": configuration.PATH,
+    "noah_jax/heads/registry.py": heads.PATH,
     **{f"noah_jax/{name}/__main__.py": f"{FOLDER}/{name}.md" for name in PROGRAMS},
 }
 

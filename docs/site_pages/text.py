@@ -31,7 +31,7 @@ def inline(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """Returns a docstring as Markdown: paragraphs, and indented examples as blocks of code."""
+    """Returns a docstring as Markdown: paragraphs, and examples as blocks of code."""
     blocks = re.split(r"\n(?:[ \t]*\n)+", text.strip("\n"))
     joined: list[str] = []
     for block in blocks:
@@ -39,7 +39,13 @@ def prose(text: str) -> str:
             joined[-1] += f"\n\n{block}"
         else:
             joined.append(block)
-    return "\n\n".join(_fenced(block) if _is_code(block) else inline(block) for block in joined)
+    return "\n\n".join(_block(block) for block in joined)
+
+
+def _block(block: str) -> str:
+    if block.startswith(">>>"):
+        return f"```pycon\n{block}\n```"
+    return _fenced(block) if _is_code(block) else inline(block)
 
 
 def _is_code(block: str) -> bool:

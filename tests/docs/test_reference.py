@@ -5,10 +5,11 @@ import re
 import pytest
 
 import noah_jax
-from docs.site_pages import architecture, configuration, configurations, programs
+from docs.site_pages import architecture, configuration, configurations, heads, programs
 from docs.site_pages.text import inline, prose
 from noah_jax.__main__ import PROGRAMS
-from noah_jax.config import default_config, flat_config
+from noah_jax.config import default_config, flat_config, head_key
+from noah_jax.heads.registry import HEADS
 from tests.helpers import ROOT
 
 PAGES = programs.pages()
@@ -82,6 +83,15 @@ def default_config():
     }
 
 
+def test_every_head_and_option_is_described():
+    page = heads.page()
+    for name, kind in HEADS.items():
+        entry = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        assert entry.strip(), name
+        for option, default in kind.options.items():
+            assert f"| `{option}` | `{default!r}` | " in entry and head_key(name, option) in entry
+
+
 def test_every_configuration_file_is_described():
     page = configurations.page()
     for path in (ROOT / "configs").glob("*.py"):
@@ -114,3 +124,4 @@ def test_indented_examples_become_code():
     text = "Does it.\n\n    python -m it \\\n        --all\n\n    python -m it\n\nThat is all."
     code = "```shell\npython -m it \\\n    --all\n\npython -m it\n```"
     assert prose(text) == f"Does it.\n\n{code}\n\nThat is all."
+    assert prose("So:\n\n>>> a\n1\n\nEnd.") == "So:\n\n```pycon\n>>> a\n1\n```\n\nEnd."
