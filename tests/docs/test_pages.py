@@ -89,6 +89,15 @@ def test_every_number_of_the_readme_says_where_it_comes_from(heading):
     assert rows[2:] and unmarked == []
 
 
+def test_the_numbers_of_the_readme_are_those_of_the_results():
+    number = re.compile(r"\d[\d,]*[.,]\d+")
+    rows = [x.split("|")[1:-1] for x in README.read_text().splitlines() if x.startswith("|")]
+    cells = [re.sub(r"\(.*?\)", "", cell) for row in rows for cell in row[1:-1]]
+    shown = set(number.findall(" ".join(cells)))
+    assert len(shown) > 20
+    assert shown - set(number.findall((DOCS / "results.md").read_text())) == set()
+
+
 def _commands(path) -> list[tuple[str, list[str]]]:
     """The programs that a page's shell blocks run, and their arguments."""
     code = "".join(_blocks(path, "shell")).replace("\\\n", " ").replace("&&", "\n")
