@@ -194,9 +194,11 @@ def test_pictures(page):
             assert (picture == colour).all(2).any()
 
 
-def test_all_images_in_one_picture(tiny_run, images, tmp_path, capsys):
-    arguments = ["--checkpoint", tiny_run, "--image", *images, "--classes", "0", "2", "--cells"]
-    arguments += ["--output", str(tmp_path), "--overview"]
+# Few classes have their maps beside each other, and smaller ones.
+@pytest.mark.parametrize(("indices", "side"), [([0, 2], 148), ([0, 2, 1], 176)])
+def test_all_images_in_one_picture(indices, side, tiny_run, images, tmp_path, capsys):
+    arguments = ["--checkpoint", tiny_run, "--image", *images, "--cells", "--classes"]
+    arguments += [*map(str, indices), "--output", str(tmp_path), "--overview"]
     assert main([*arguments, str(tmp_path / "docs/all.png")]) == 0
     assert [p.name for p in (tmp_path / "docs").iterdir()] == ["all.png"]
     picture = np.asarray(Image.open(tmp_path / "docs/all.png"))
@@ -204,14 +206,15 @@ def test_all_images_in_one_picture(tiny_run, images, tmp_path, capsys):
     explainer = Explainer(trained, trained.display_names())
     for path in images:
         pixels = explainer.pixels(pathlib.Path(path).read_bytes(), path)
-        classes = explainer.explain(pixels, explainer.logits(pixels), [0, 2]).classes
+        classes = explainer.explain(pixels, explainer.logits(pixels), indices).classes
         scale = common_scale(classes)
         for own, kind in itertools.product(classes, KINDS):
             drawn = overlay(
-                pixels, merged(own, kind), scale.merged[kind], kind, side=176, cells=True
+                pixels, merged(own, kind), scale.merged[kind], kind, side=side, cells=True
             )
             assert _holds(picture, drawn)
     assert (picture[:20] == 255).all() and (picture[:, -20:] == 255).all()
+    assert picture.shape[1] <= 840  # what GitHub shows without making it smaller
     for what, words in (("all.jpg", "must end in .png"), ("all.png", "takes up to 20 images")):
         many = ["--image", *(images * 11)] if what == "all.png" else []
         assert main([*arguments, str(tmp_path / "none" / what), *many]) == 1
