@@ -65,6 +65,15 @@ def default_config() -> ConfigDict:
     # Generalised-mean pooling.
     config.head.gem = ConfigDict()
     config.head.gem.p = 3.0  # Where the exponent starts that is learnt.
+    # Multi-head attention pooling.
+    config.head.map = ConfigDict()
+    # The number of attention heads; None means 64 channels for each, as published.
+    config.head.map.num_heads = placeholder(int)
+    config.head.map.mlp_ratio = 4.0  # Hidden channels of the MLP over the map's.
+    # Class-specific residual attention.
+    config.head.csra = ConfigDict()
+    config.head.csra.num_heads = 1  # The number of heads, whose temperatures differ: 1, 2, 4, 6, 8.
+    config.head.csra.lam = 0.1  # The weight of what the attention adds to the mean.
     # SimPool, attention of the mean over the positions.
     config.head.simpool = ConfigDict()
     config.head.simpool.num_heads = 1  # Attention heads, a divisor of the map's channels.

@@ -9,7 +9,7 @@ import numpy as np
 from noah_jax.data.decoding import decode
 from noah_jax.data.geometry import evaluation_crop
 from noah_jax.errors import InputError
-from noah_jax.heads.noah import Contributions
+from noah_jax.heads.evidence import Contributions
 from noah_jax.inference.device_memory import raise_if_out_of_memory
 from noah_jax.inference.trained import TrainedModel
 from noah_jax.models.base import Tree

@@ -8,9 +8,11 @@ import jax
 from flax import nnx
 
 from noah_jax.errors import InputError, did_you_mean
+from noah_jax.heads.csra import CSRA_OPTIONS, count_csra_params, make_csra_head
 from noah_jax.heads.ep import EP_OPTIONS, count_ep_params, make_ep_head
 from noah_jax.heads.gem import GEM_OPTIONS, count_gem_params, make_gem_head
 from noah_jax.heads.linear import count_linear_params, make_linear_head
+from noah_jax.heads.map import MAP_OPTIONS, count_map_params, make_map_head
 from noah_jax.heads.noah.module import NOAH_OPTIONS, count_noah_params, make_noah_head
 from noah_jax.heads.simpool import SIMPOOL_OPTIONS, count_simpool_params, make_simpool_head
 from noah_jax.heads.spec import HeadInit, HeadSpec
@@ -43,6 +45,8 @@ HEADS: dict[str, HeadKind] = {
     "linear": HeadKind(make_linear_head, count_linear_params),
     "noah": HeadKind(make_noah_head, count_noah_params, NOAH_OPTIONS),
     "gem": HeadKind(make_gem_head, count_gem_params, GEM_OPTIONS, never_decay=("p",)),
+    "map": HeadKind(make_map_head, count_map_params, MAP_OPTIONS, never_decay=("latent",)),
+    "csra": HeadKind(make_csra_head, count_csra_params, CSRA_OPTIONS),
     "simpool": HeadKind(make_simpool_head, count_simpool_params, SIMPOOL_OPTIONS),
     "ep": HeadKind(make_ep_head, count_ep_params, EP_OPTIONS, never_decay=("queries",)),
 }

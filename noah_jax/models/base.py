@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from noah_jax.errors import InputError
-from noah_jax.heads.noah import Contributions
+from noah_jax.heads.evidence import Contributions
 from noah_jax.models.backbone import Backbone
 from noah_jax.models.family import Architecture
 from noah_jax.models.images import check_images, check_shape, normalise

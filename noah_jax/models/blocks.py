@@ -5,8 +5,7 @@ models turn their mode into such a key once, with `training_key`.
 """
 
 import functools
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -15,8 +14,7 @@ from flax import nnx
 
 from noah_jax.errors import InputError
 from noah_jax.nn.attention import attend, project
-from noah_jax.nn.dropout import Key, fold_in, split
-from noah_jax.nn.dtypes import widen
+from noah_jax.nn.dropout import Key, fold_in, split_key
 from noah_jax.nn.layers import (
     Dropout,
     LayerNorm,
@@ -25,7 +23,7 @@ from noah_jax.nn.layers import (
     torch_default_bias,
     torch_default_kernel,
 )
-from noah_jax.nn.mesh_axes import varying_axes
+from noah_jax.nn.mlp import Mlp
 from noah_jax.nn.remat import Layer, run_layer
 
 # timm's trunc_normal_(std=0.02) for linears, class token and position embeddings. timm truncates
@@ -36,41 +34,6 @@ normal_002 = nnx.initializers.normal(0.02)
 def class_token(features: int, rngs: nnx.Rngs) -> nnx.Param[jax.Array]:
     """Draws a class token, `[1, 1, features]`."""
     return nnx.Param(normal_002(rngs.params(), (1, 1, features), jnp.float32))
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """Returns the exact GELU.
-
-    JAX computes it with erfc, which takes three times as long on CPUs as PyTorch's formula with
-    erf.
-    """
-    return _gelu_with_slope(x) if varying_axes(x) else _gelu(x)
-
-
-def _gelu(x: jax.Array) -> jax.Array:
-    return jax.lax.platform_dependent(
-        x, cpu=_erf_gelu, default=functools.partial(jax.nn.gelu, approximate=False)
-    )
-
-
-@jax.custom_jvp
-def _gelu_with_slope(x: jax.Array) -> jax.Array:
-    """`_gelu`; inside a `jax.shard_map` that checks types JAX 0.12 cannot differentiate erf."""
-    return _gelu(x)
-
-
-@_gelu_with_slope.defjvp
-def _gelu_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    (x,), (tangent,) = primals, tangents
-    wide = widen(x)
-    density = jnp.exp(-jnp.square(wide) / 2) / math.sqrt(2 * math.pi)
-    slope = 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5))) + wide * density
-    return _gelu(x), (slope * widen(tangent)).astype(tangent.dtype)
-
-
-def _erf_gelu(x: jax.Array) -> jax.Array:
-    wide = widen(x)
-    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def patch_grid(size: tuple[int, int], patch_size: int, what: str = "image_size") -> tuple[int, int]:
@@ -141,11 +104,6 @@ def training_key(key: Key | None, *, train: bool, needed: bool) -> Key | None:
     return key
 
 
-def split_key(key: Key | None, num: int) -> Sequence[Key | None]:
-    """Splits a key into `num` independent keys; `None` becomes `num` times `None`."""
-    return [None] * num if key is None else split(key, num)
-
-
 def run_blocks(blocks: Iterable[Layer], x: jax.Array, key: Key | None, *, remat: bool) -> jax.Array:
     """Applies blocks one after another, each as `block(x, key)` with a key of its own.
 
@@ -212,44 +170,6 @@ class PatchEmbed(nnx.Module):
         return x if self.norm is None else self.norm(x)
 
 
-class Mlp(nnx.Module):
-    """Linear, GELU, dropout, linear, dropout over the last axis.
-
-    Args:
-      features: Size of the last axis.
-      hidden: Size of the hidden layer.
-      drop_rate: Rate of both dropouts.
-      dtype: Compute dtype.
-      kernel_init: Initialiser of both kernels.
-      bias_init: Initialiser of both biases.
-      rngs: Source of the initial weights.
-    """
-
-    def __init__(
-        self,
-        features: int,
-        hidden: int,
-        *,
-        drop_rate: float,
-        dtype: Any,
-        kernel_init: nnx.Initializer = normal_002,
-        bias_init: nnx.Initializer = nnx.initializers.zeros,
-        rngs: nnx.Rngs,
-    ):
-        linear = functools.partial(
-            nnx.Linear, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs
-        )
-        self.fc1 = linear(features, hidden)
-        self.fc2 = linear(hidden, features)
-        self.drop = Dropout(drop_rate)
-
-    def __call__(self, x: jax.Array, key: Key | None) -> jax.Array:
-        """`[..., features]` -> the same shape."""
-        key1, key2 = split_key(key, 2)
-        x = self.drop(gelu(self.fc1(x)), key1)
-        return self.drop(self.fc2(x), key2)
-
-
 class Attention(nnx.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
@@ -305,7 +225,14 @@ class TransformerBlock(nnx.Module):
         self.attn = attention
         self.norm2 = LayerNorm(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
         hidden = int(features * mlp_ratio)
-        self.mlp = Mlp(features, hidden, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(
+            features,
+            hidden,
+            drop_rate=drop_rate,
+            dtype=dtype,
+            kernel_init=normal_002,
+            rngs=rngs,
+        )
         self.drop_path_rate = drop_path_rate
 
     def __call__(self, x: jax.Array, key: Key | None) -> jax.Array:

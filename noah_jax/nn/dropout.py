@@ -51,6 +51,11 @@ def split(key: Key, num: int) -> Sequence[Key]:
     return list(jax.random.split(key, num))
 
 
+def split_key(key: Key | None, num: int) -> Sequence[Key | None]:
+    """Splits a key into `num` independent keys; `None` becomes `num` times `None`."""
+    return [None] * num if key is None else split(key, num)
+
+
 def fold_in(key: Key, data: int) -> Key:
     """Derives another key for the same images from a number."""
     if isinstance(key, MicroBatchKey):

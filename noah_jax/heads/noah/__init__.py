@@ -1,9 +1,10 @@
 """The NOAH head. Read `module.py`, then `poca.py`."""
 
+from noah_jax.heads.evidence import Contributions
 from noah_jax.heads.noah.module import NOAH
 from noah_jax.heads.noah.operands import Projection
 from noah_jax.heads.noah.poca import IMPLEMENTATIONS, poca
-from noah_jax.heads.noah.reference import Contributions, attention, contributions
+from noah_jax.heads.noah.reference import attention, contributions
 
 # Not lazy: the function `poca` must hide the module of the same name whatever is imported first.
 __all__ = [

@@ -9,9 +9,10 @@ import math
 import jax
 import jax.numpy as jnp
 
+from noah_jax.heads.evidence import Contributions
 from noah_jax.heads.noah.operands import ChannelSplit, Projection, split_features
 from noah_jax.heads.noah.poca import poca
-from noah_jax.heads.noah.reference import Contributions, uniform_block_logits
+from noah_jax.heads.noah.reference import uniform_block_logits
 from noah_jax.nn.dropout import Key, Seeds, fold_in, seeds_of
 from noah_jax.nn.mesh_axes import on_auto_axes
 

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from noah_jax.errors import InputError
+from noah_jax.heads.evidence import Contributions
 from noah_jax.heads.noah.ablations import (
     ATTENTIONS,
     MERGES,
@@ -23,12 +24,7 @@ from noah_jax.heads.noah.operands import (
     split_channels,
 )
 from noah_jax.heads.noah.poca import poca
-from noah_jax.heads.noah.reference import (
-    Contributions,
-    attention,
-    uniform_attention,
-    weighted_values,
-)
+from noah_jax.heads.noah.reference import attention, uniform_attention, weighted_values
 from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.arguments import check_count, check_flag, check_number, check_rate
 

@@ -24,10 +24,9 @@ from noah_jax.models.blocks import (
     normal_002,
     patch_grid,
     run_blocks,
-    split_key,
     training_key,
 )
-from noah_jax.nn.dropout import Key
+from noah_jax.nn.dropout import Key, split_key
 from noah_jax.nn.layers import Dropout, LayerNorm
 
 PRE_LOGITS_WIDTH = 192

@@ -26,12 +26,11 @@ from noah_jax.models.blocks import (
     normal_002,
     patch_grid,
     run_blocks,
-    split_key,
     training_key,
 )
 from noah_jax.models.positions import bicubic_weights
 from noah_jax.nn.arguments import check_count
-from noah_jax.nn.dropout import Key
+from noah_jax.nn.dropout import Key, split_key
 from noah_jax.nn.layers import Dropout, LayerNorm
 
 LAYER_SCALE = 1e-5  # where training starts, as in the paper and in timm

@@ -18,18 +18,17 @@ from noah_jax.heads.registry import apply_head, make_head
 from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.models.backbone import BackboneSettings
 from noah_jax.models.blocks import (
-    Mlp,
     PatchEmbed,
     any_rate,
     check_image_size,
-    gelu,
     patch_grid,
     run_blocks,
-    split_key,
     training_key,
 )
-from noah_jax.nn.dropout import Key
+from noah_jax.nn.dropout import Key, split_key
+from noah_jax.nn.gelu import gelu
 from noah_jax.nn.layers import Dropout, LayerNorm, drop_path
+from noah_jax.nn.mlp import Mlp
 from noah_jax.nn.remat import Layer
 
 xavier = nnx.initializers.xavier_uniform()

@@ -25,11 +25,10 @@ from noah_jax.models.blocks import (
     normal_002,
     patch_grid,
     run_blocks,
-    split_key,
     training_key,
 )
 from noah_jax.nn.attention import attend, project
-from noah_jax.nn.dropout import Key
+from noah_jax.nn.dropout import Key, split_key
 from noah_jax.nn.layers import Dropout, LayerNorm, conv, torch_default_bias, torch_default_kernel
 
 PATCH_SIZES = (4, 2, 2, 2)
