@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import shlex
+import tomllib
 
 import pytest
 
@@ -124,6 +125,15 @@ def test_configurations_that_pages_mention_exist():
     assert "finetune.py:linear" in named
     for name in sorted(named):
         parse_config(["--config", name])
+
+
+def test_the_extras_that_pages_install_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    named = {x for p in PAGES for x in re.findall(r"\.\[(\w+)\]", p.read_text())}
+    assert named >= {"train", "test", "docs"}
+    assert named - project["optional-dependencies"].keys() == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
