@@ -128,9 +128,7 @@ def test_configurations_that_pages_mention_exist():
 
 
 def test_the_extras_that_pages_install_exist():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = {x for p in PAGES for x in re.findall(r"\.\[(\w+)\]", p.read_text())}
     assert named >= {"train", "test", "docs"}
     assert named - project["optional-dependencies"].keys() == set()
