@@ -84,6 +84,19 @@ def default_config() -> ConfigDict:
     # The learnt queries, or the next lower number that divides the value's channels.
     config.head.ep.queries = 32
     config.head.ep.d_out = 1  # What the map's channels are divided by for the value.
+    # ML-Decoder.
+    config.head.ml_decoder = ConfigDict()
+    config.head.ml_decoder.groups = 100  # Queries; the number of classes if that is lower.
+    config.head.ml_decoder.width = 768  # Channels of the decoder.
+    config.head.ml_decoder.hidden = 2048  # Hidden channels of the decoder's perceptron.
+    config.head.ml_decoder.num_heads = 8  # Attention heads, a divisor of the width.
+    config.head.ml_decoder.decoder_dropout = 0.1  # Dropout inside the decoder.
+    # Class attention.
+    config.head.class_attention = ConfigDict()
+    config.head.class_attention.depth = 2  # Blocks that the class token goes through.
+    config.head.class_attention.head_width = 48  # The fewest channels of an attention head.
+    config.head.class_attention.mlp_ratio = 4.0  # Hidden channels of the MLPs over the map's.
+    config.head.class_attention.layer_scale = 1e-5  # Where the scales of the branches start.
 
     # The images, and what the host does to them.
     config.data = ConfigDict()

@@ -8,11 +8,21 @@ import jax
 from flax import nnx
 
 from noah_jax.errors import InputError, did_you_mean
+from noah_jax.heads.class_attention import (
+    CLASS_ATTENTION_OPTIONS,
+    count_class_attention_params,
+    make_class_attention_head,
+)
 from noah_jax.heads.csra import CSRA_OPTIONS, count_csra_params, make_csra_head
 from noah_jax.heads.ep import EP_OPTIONS, count_ep_params, make_ep_head
 from noah_jax.heads.gem import GEM_OPTIONS, count_gem_params, make_gem_head
 from noah_jax.heads.linear import count_linear_params, make_linear_head
 from noah_jax.heads.map import MAP_OPTIONS, count_map_params, make_map_head
+from noah_jax.heads.ml_decoder import (
+    ML_DECODER_OPTIONS,
+    count_ml_decoder_params,
+    make_ml_decoder_head,
+)
 from noah_jax.heads.noah.module import NOAH_OPTIONS, count_noah_params, make_noah_head
 from noah_jax.heads.simpool import SIMPOOL_OPTIONS, count_simpool_params, make_simpool_head
 from noah_jax.heads.spec import HeadInit, HeadSpec
@@ -31,7 +41,7 @@ class HeadKind:
         published defaults. `config.head` has a section of the head's name with the same keys
         (NOAH's stand in `config.head` itself).
       never_decay: Paths of its parameters, without `head/`, that weight decay spares in every
-        recipe, as the head was published.
+        recipe, as the head was published; patterns as in a shell.
     """
 
     make: Callable[[HeadSpec, int, HeadInit, nnx.Rngs], nnx.Module]
@@ -49,6 +59,18 @@ HEADS: dict[str, HeadKind] = {
     "csra": HeadKind(make_csra_head, count_csra_params, CSRA_OPTIONS),
     "simpool": HeadKind(make_simpool_head, count_simpool_params, SIMPOOL_OPTIONS),
     "ep": HeadKind(make_ep_head, count_ep_params, EP_OPTIONS, never_decay=("queries",)),
+    "ml_decoder": HeadKind(
+        make_ml_decoder_head,
+        count_ml_decoder_params,
+        ML_DECODER_OPTIONS,
+        never_decay=("query_embed",),
+    ),
+    "class_attention": HeadKind(
+        make_class_attention_head,
+        count_class_attention_params,
+        CLASS_ATTENTION_OPTIONS,
+        never_decay=("cls_token", "blocks/*/gamma_*"),
+    ),
 }
 
 

@@ -17,7 +17,7 @@ from noah_jax.heads.attentive import AttentiveHead
 from noah_jax.heads.linear import LastLinear
 from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.arguments import check_count, check_number
-from noah_jax.nn.attention import attention_weights
+from noah_jax.nn.attention import query_weights
 from noah_jax.nn.dropout import Key
 from noah_jax.nn.dtypes import wide_einsum, widen
 from noah_jax.nn.layers import LayerNorm, torch_default_kernel
@@ -33,6 +33,8 @@ class SimPoolHead(AttentiveHead):
         y = LayerNorm(x)
         a = softmax_l((mean_l x[l]) Q . y[l] K / sqrt(D))
         pooled = sum_l a[l] y[l]
+
+    The keys y K are never computed, see `noah_jax.nn.attention.query_weights`.
 
     With `gamma` the sum is of powers: (sum_l a[l] (y[l] - min_l y[l] + 1e-6) ** gamma) ** (1 /
     gamma). `attention` is the same for every class.
@@ -99,28 +101,26 @@ class SimPoolHead(AttentiveHead):
     def logits(self, positions: jax.Array, key: Key | None) -> jax.Array:
         """See `PositionalHead.logits`."""
         normed = self.norm(positions)
-        weights = self._weights(positions, normed).squeeze(2)
-        values = self._split(normed)
+        weights = self._weights(positions, normed).astype(self.dtype)
+        values = normed.reshape(*normed.shape[:2], self.num_heads, -1)
         if self.gamma is not None:
             wide = widen(values)
             lowest = wide.min(axis=1, keepdims=True)
             values = ((wide - lowest + _SHIFT) ** self.gamma).astype(self.dtype)
-        pooled = wide_einsum("bhl,blhc->bhc", weights.astype(self.dtype), values)
+        pooled = wide_einsum("bhl,blhc->bhc", weights, values)
         if self.gamma is not None:
             pooled = pooled ** (1 / self.gamma)
         return self.linear.logits(self.dropout(pooled.reshape(len(pooled), -1), key))
 
     def weights(self, positions: jax.Array) -> jax.Array:
         """See `AttentiveHead.weights`."""
-        return self._weights(positions, self.norm(positions))
+        return self._weights(positions, self.norm(positions))[:, :, None]
 
     def _weights(self, positions: jax.Array, normed: jax.Array) -> jax.Array:
-        mean = widen(positions).mean(axis=1, keepdims=True).astype(self.dtype)
-        return attention_weights(self._split(self.q(mean)), self._split(self.k(normed)))
-
-    def _split(self, x: jax.Array) -> jax.Array:
-        """Gives each attention head its channels, `[batch, positions, heads, channels]`."""
-        return x.reshape(*x.shape[:2], self.num_heads, -1)
+        mean = widen(positions).mean(axis=1).astype(self.dtype)
+        query = self.q(mean).reshape(len(mean), self.num_heads, -1)
+        kernel = self.k.kernel[...].reshape(self.in_features, self.num_heads, -1)
+        return query_weights(query, kernel, normed)
 
 
 def count_simpool_params(spec: HeadSpec, in_features: int) -> int:

@@ -50,6 +50,27 @@ def attention_weights(query: jax.Array, keys: jax.Array) -> jax.Array:
     return jax.nn.softmax(wide_einsum("bhqc,bhkc->bhqk", query, keys), axis=-1)
 
 
+def query_weights(query: jax.Array, kernel: jax.Array, x: jax.Array) -> jax.Array:
+    """Computes the attention weights of one query, without its keys.
+
+    The keys are `x` times a kernel. A query's products with them are those of `x` with one vector,
+    the kernel times the query: the numbers are the same, for as many multiply-adds on `x` as there
+    are heads, not features.
+
+    Args:
+      query: `[batch, heads, channels]`.
+      kernel: The keys' kernel, `[features, heads, channels]`. (Their bias would add the same to
+        every score of a head, which the softmax does not see.)
+      x: `[batch, tokens, features]`.
+
+    Returns:
+      `[batch, heads, tokens]` of at least float32, which sums to one over the tokens.
+    """
+    query = query / math.sqrt(query.shape[-1])
+    directions = wide_einsum("bhc,dhc->bhd", query, kernel).astype(x.dtype)
+    return jax.nn.softmax(wide_einsum("bld,bhd->bhl", x, directions), axis=-1)
+
+
 @jax.custom_vjp
 def _plain_attend(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
     """Computes attention by plain operations.

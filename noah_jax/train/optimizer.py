@@ -1,5 +1,6 @@
 """Composes optimizers from optax that compute what PyTorch's do."""
 
+import fnmatch
 import functools
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -26,14 +27,16 @@ def decay_mask(
         `[head_num, num_classes]` here and have one dimension in PyTorch. All other
         parameters have PyTorch's rank.
       no_decay: Paths of more parameters to spare, such as "pos_embed".
-      never_decay: Paths of parameters that are spared even with `decay_all`.
+      never_decay: Paths of parameters that are spared even with `decay_all`, patterns as in a
+        shell.
     """
 
     def decayed(path: tuple[Any, ...], leaf: Any) -> bool:
         keys = [part.key for part in path]
         own = "/".join(keys)
         spared = leaf.ndim <= 1 or keys[-1] == "bias" or own in no_decay
-        return own not in never_decay and (decay_all or not spared)
+        never = any(fnmatch.fnmatchcase(own, pattern) for pattern in never_decay)
+        return not never and (decay_all or not spared)
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 

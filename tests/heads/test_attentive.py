@@ -5,18 +5,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
+from noah_jax import create_model
 from noah_jax.errors import InputError
+from noah_jax.heads.class_attention import ClassAttentionHead
 from noah_jax.heads.ep import EPHead
+from noah_jax.heads.ml_decoder import MLDecoderHead
+from noah_jax.heads.registry import never_decay
 from noah_jax.heads.simpool import SimPoolHead
+from noah_jax.train.optimizer import decay_mask
 
 FEATURES = jax.random.normal(jax.random.key(0), (3, 2, 5, 8))
-HEADS = {"simpool": SimPoolHead, "ep": EPHead}
+HEADS = {
+    "simpool": SimPoolHead,
+    "ep": EPHead,
+    "ml_decoder": MLDecoderHead,
+    "class_attention": ClassAttentionHead,
+}
+SMALL = {
+    "ep": {"queries": 4},
+    "ml_decoder": {"groups": 4, "width": 16, "hidden": 12, "num_heads": 2},
+    "class_attention": {"head_width": 3, "layer_scale": 1.0},
+}
 
 
 def _head(name, **arguments):
-    arguments = {"ep": {"queries": 4}}.get(name, {}) | arguments
-    return HEADS[name](8, 6, rngs=nnx.Rngs(0), **arguments)
+    return HEADS[name](8, 6, rngs=nnx.Rngs(0), **SMALL.get(name, {}) | arguments)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -79,6 +94,50 @@ def test_ep_takes_queries_that_divide_the_channels(channels, queries):
     assert EPHead(channels, 3, rngs=nnx.Rngs(0)).queries.shape == (queries, channels)
 
 
+def test_classes_of_one_group_look_where_its_query_does():
+    maps = _head("ml_decoder").attention(FEATURES, jnp.arange(6))  # groups of 2 classes, 3 are used
+    pairs = maps.reshape(3, 2, 3, 2, 10)
+    np.testing.assert_array_equal(pairs[..., 0, :], pairs[..., 1, :])
+    assert not np.allclose(pairs[:, :, 0], pairs[:, :, 1])
+
+
+def test_ml_decoders_queries_stay():
+    head = _head("ml_decoder")
+    gradients = nnx.grad(lambda head: head(FEATURES, train=False).sum())(head)
+    zero = {
+        "/".join(map(str, path)) for path, x in nnx.to_flat_state(gradients) if not x[...].any()
+    }
+    assert "query_embed" in zero and "embed_standart/kernel" not in zero
+
+
+def test_ml_decoder_drops_as_published_unless_told_otherwise():
+    with pytest.raises(InputError, match="pass key="):
+        _head("ml_decoder")(FEATURES, train=True)
+    head = _head("ml_decoder", decoder_dropout=0.0)
+    np.testing.assert_array_equal(head(FEATURES, train=True), head(FEATURES, train=False))
+    key = jax.random.key(0)
+    same = _head("ml_decoder")(jnp.concatenate([FEATURES[:1]] * 2), train=True, key=key)
+    assert not np.allclose(same[0], same[1])  # each image has masks of its own
+
+
+@pytest.mark.parametrize(
+    ("channels", "heads"), [(192, 4), (288, 6), (384, 8), (512, 8), (2048, 32), (64, 1), (50, 1)]
+)
+def test_class_attention_has_caits_heads(channels, heads):
+    head = nnx.eval_shape(lambda: ClassAttentionHead(channels, 3, rngs=nnx.Rngs(0)))
+    assert head.blocks[0].attn.num_heads == heads
+
+
+def test_weight_decay_spares_tokens_and_scales():
+    spared = {"ep": {"queries"}, "ml_decoder": {"query_embed"}, "simpool": set()}
+    scales = {f"blocks/{block}/gamma_{i}" for block in (0, 1) for i in (1, 2)}
+    for name, expected in (spared | {"class_attention": {"cls_token"} | scales}).items():
+        params = create_model("resnet18", head=name).abstract()[0]
+        mask = decay_mask(params, decay_all=True, never_decay=never_decay(name))
+        kept = {path for path, decayed in flatten_dict(mask, sep="/").items() if not decayed}
+        assert kept == {f"head/{path}" for path in expected}, name
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -86,6 +145,10 @@ def test_ep_takes_queries_that_divide_the_channels(channels, queries):
         ("simpool", {"gamma": 0.0}, "gamma must be above 0 or None, got 0.0"),
         ("ep", {"d_out": 3}, "d_out=3 does not divide the 8 channels"),
         ("ep", {"queries": 0}, "queries must be at least 1"),
+        ("ml_decoder", {"num_heads": 3}, "num_heads=3 does not divide width=16"),
+        ("ml_decoder", {"decoder_dropout": 1}, r"decoder_dropout must lie in \[0, 1\), got 1"),
+        ("class_attention", {"mlp_ratio": 0}, "mlp_ratio must give at least 1 hidden channel"),
+        ("class_attention", {"depth": 0}, "depth must be at least 1"),
     ],
 )
 def test_arguments_that_do_not_fit_are_one_line(name, arguments, message):

@@ -8,14 +8,27 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from noah_jax.heads.class_attention import ClassAttentionHead
+from noah_jax.heads.ml_decoder import MLDecoderHead
 from noah_jax.heads.simpool import SimPoolHead
 from tests.heads.timm_weights import load
 from tests.helpers import GOLDEN, ROOT
 
 RNGS = nnx.Rngs(0)
+
+
+def _ml_decoder(**own):
+    return MLDecoderHead(8, 7, width=16, hidden=24, rngs=RNGS, **own)
+
+
 HEADS = {
     "simpool": lambda **own: SimPoolHead(8, 8, rngs=RNGS, **own),
     "simpool_gamma": lambda **own: SimPoolHead(8, 8, num_heads=2, gamma=1.25, rngs=RNGS, **own),
+    "ml_decoder": lambda **own: _ml_decoder(groups=3, **own),
+    "ml_decoder_all": lambda **own: _ml_decoder(groups=100, **own),
+    "class_attention": lambda **own: ClassAttentionHead(
+        8, 7, head_width=4, mlp_ratio=2.0, rngs=RNGS, **own
+    ),
 }
 
 
@@ -43,6 +56,10 @@ def golden():
 def test_the_golden_file(name, golden):
     assert _error(name, golden) < 1e-5
     assert _error(name, golden, dtype=jnp.bfloat16) < 0.15
+
+
+def test_the_file_has_a_head_for_every_case(golden):
+    assert {key.partition("/")[0] for key in golden} == set(HEADS)
 
 
 @pytest.mark.parametrize("name", HEADS)
