@@ -78,8 +78,8 @@ def find_contenders(
     for key in sweep:
         if not any(applies(key, head) for head in heads):
             raise UsageError(
-                f"--sweep: the {' and the '.join(heads)} head of {config} has no {key};"
-                f" --heads {head_of_key(key)} has"
+                f"--sweep: {key} is of the {head_of_key(key)} head alone, and {config} is compared"
+                f" with {', '.join(heads)}; give --heads {head_of_key(key)}"
             )
     contenders = []
     for head, (variant, head_words) in bases.items():

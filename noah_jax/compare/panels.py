@@ -2,18 +2,21 @@
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from noah_jax.compare.records import Record
 from noah_jax.pictures.fonts import fonts
 
 MEASURES = {"top1": "Top-1 accuracy", "map": "Mean average precision"}
+_MARKERS = "os^Dv<>Phd*X"
+_LEGEND_INCHES = 2.3  # the width of an entry of the legend
 _FEW = 10  # The colours of "tab10"; "tab20" has twice as many.
 
 
@@ -43,11 +46,11 @@ def make_panels(
     configs = list(dict.fromkeys(record["config"] for record in records))
     columns = min(columns, len(configs))
     rows = -(-len(configs) // columns)
-    figure = Figure(figsize=(4.6 * columns * each, 3.7 * rows + 0.5), dpi=120)
+    figure = Figure(figsize=(4.6 * columns * each, 3.7 * rows + 0.8), dpi=120)
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     FigureCanvasAgg(figure)
     titles = _titles(configs, records)
-    families = fonts().families("".join([*titles, *(record["label"] for record in records)]))
+    families = fonts().families("".join(titles))
     panels = []
     for number, (config, name) in enumerate(zip(configs, titles, strict=True)):
         axes = []
@@ -63,11 +66,38 @@ def make_panels(
     return figure, panels
 
 
-def colours(records: Sequence[Record]) -> dict[str, tuple[float, ...]]:
-    """Returns a colour for each label, the same in all figures of a comparison."""
+class Style(NamedTuple):
+    """How a contender is drawn in all figures of a comparison."""
+
+    colour: tuple[float, float, float]
+    marker: str
+
+
+def styles(records: Sequence[Record]) -> dict[str, Style]:
+    """Returns a colour and a marker for each label."""
     labels = list(dict.fromkeys(record["label"] for record in records))
     palette = colormaps["tab10" if len(labels) <= _FEW else "tab20"].colors  # type: ignore[attr-defined]
-    return {label: palette[number % len(palette)] for number, label in enumerate(labels)}
+    return {
+        label: Style(palette[number % len(palette)], _MARKERS[number % len(_MARKERS)])
+        for number, label in enumerate(labels)
+    }
+
+
+def add_legend(figure: Figure, style_of: Mapping[str, Style]) -> None:
+    """Adds the legend of all panels below them, because many contenders would hide the lines."""
+    handles = [
+        Line2D([], [], color=style.colour, marker=style.marker, linewidth=2, label=label)
+        for label, style in style_of.items()
+    ]
+    legend = figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), max(1, int(figure.get_figwidth() / _LEGEND_INCHES))),
+        frameon=False,
+    )
+    families = fonts().families("".join(style_of))
+    for text in legend.get_texts():
+        text.set(fontfamily=families, parse_math=False)
 
 
 def measures(records: Sequence[Record]) -> str:

@@ -187,9 +187,9 @@ def test_mistakes_in_a_sweep(words, message):
             None,
             ["model.head_num=1"],
             UsageError,
-            "linear head .* has no model.head",
+            "of the noah head alone.*give --heads noah",
         ),
-        ("quickstart.py", ["linear"], ["head.merge=sum"], UsageError, "--heads noah has"),
+        ("quickstart.py", ["linear"], ["head.merge=sum"], UsageError, "give --heads noah"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_any_training(

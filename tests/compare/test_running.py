@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -13,7 +12,6 @@ from noah_jax.compare import places
 from noah_jax.compare.places import Place, find_places, share_cores, share_devices
 from noah_jax.compare.running import Job, Runner
 from noah_jax.errors import UsageError
-from noah_jax.interrupts import RESTARTABLE
 
 HERE = Place({}, None)
 
@@ -52,28 +50,37 @@ def test_each_job_has_its_own_environment_and_cores():
     assert len(os.sched_getaffinity(0)) >= 1
 
 
+PROGRAM = """
+import sys
+from noah_jax.compare.places import Place
+from noah_jax.compare.running import Job, Runner
+from noah_jax.interrupts import listening
+
+TRAINING = '''
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: sys.exit(75))
+print("ready", flush=True)
+time.sleep(60)
+'''
+jobs = [Job(n, f"run{n}", [sys.executable, "-c", TRAINING], f"[{n}]") for n in range(4)]
+with listening():
+    print(sorted(Runner([Place({}, None), Place({}, None)]).run(jobs)))
+"""
+
+
 def test_a_signal_stops_all_jobs_in_order_and_starts_no_more():
-    runner = Runner([HERE, HERE])
-    code = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-        "print('ready', flush=True)\n"
-        "time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    ready = threading.Semaphore(0)
-    jobs = [_job(number, code) for number in range(4)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "noah_jax.compare.running.note", lambda text: "ready" in text and ready.release()
-        )
-        # What noah_jax.interrupts calls in another thread when a signal comes.
-        threading.Thread(
-            target=lambda: (ready.acquire(), ready.acquire(), runner._stop(signal.SIGTERM))
-        ).start()
-        begin = time.monotonic()
-        codes = list(runner.run(jobs))
-    assert sorted(codes) == [(number, RESTARTABLE) for number in range(4)]
-    assert time.monotonic() - begin < 30
+    with process:
+        assert process.stderr is not None and process.stdout is not None
+        lines: list[str] = []
+        while sum("ready" in line for line in lines) < 2:
+            lines.append(process.stderr.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == f"{[(number, 75) for number in range(4)]}\n"
+        lines += process.stderr.readlines()
+    assert sorted(lines) == ["[0]\n", "[1]\n", "run0 | ready\n", "run1 | ready\n"]
 
 
 def test_a_caller_that_gives_up_leaves_no_job_behind():
