@@ -5,7 +5,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from site_pages import architecture, configuration, configurations, heads, programs
+from site_pages import architecture, configuration, configurations, heads, programs, tutorial
 from site_pages.links import FROM_ROOT, relinked
 from site_pages.navigation import expand
 from site_pages.text import ROOT
@@ -19,6 +19,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         configurations.PATH: configurations.page(),
         heads.PATH: heads.page(),
         architecture.PATH: architecture.page(),
+        **tutorial.page(),
         **{page: (ROOT / name).read_text(encoding="utf-8") for page, name in FROM_ROOT.items()},
     }
     for path, text in made.items():

@@ -5,7 +5,7 @@ import re
 
 from noah_jax.__main__ import PROGRAMS
 
-from . import architecture, configuration, configurations, heads
+from . import architecture, configuration, configurations, heads, tutorial
 from .programs import FOLDER
 
 # Pages that are files of the repository's root.
@@ -15,6 +15,7 @@ FROM_ROOT = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md
 PAGES = {
     **{name: page for page, name in FROM_ROOT.items()},
     "configs": configurations.PATH,
+    "docs/tutorial.ipynb": tutorial.PATH,
     "noah_jax": architecture.PATH,
     "noah_jax/__main__.py": f"{FOLDER}/index.md",
     "noah_jax/config.py": configuration.PATH,

@@ -6,7 +6,15 @@ import re
 import pytest
 import yaml
 
-from docs.site_pages import architecture, configuration, configurations, heads, links, programs
+from docs.site_pages import (
+    architecture,
+    configuration,
+    configurations,
+    heads,
+    links,
+    programs,
+    tutorial,
+)
 from docs.site_pages.navigation import expand
 from tests.helpers import ROOT
 
@@ -14,7 +22,7 @@ DOCS = ROOT / "docs"
 # Pages that exist in the site only.
 MADE = {
     *programs.pages(),
-    *(architecture.PATH, configuration.PATH, configurations.PATH, heads.PATH),
+    *(architecture.PATH, configuration.PATH, configurations.PATH, heads.PATH, tutorial.PATH),
     *("changelog.md", "contributing.md"),
 }
 FILES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]

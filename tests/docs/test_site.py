@@ -35,7 +35,7 @@ def site(tmp_path_factory):
 def test_every_page_is_in_the_site(site):
     for path in (ROOT / "docs").rglob("*.md"):
         assert (site / path.relative_to(ROOT / "docs")).with_suffix(".html").exists()
-    for name in ("architecture", "changelog", "reference/programs/train"):
+    for name in ("architecture", "changelog", "reference/programs/train", "tutorial"):
         assert (site / f"{name}.html").exists()
 
 
