@@ -32,7 +32,7 @@ def test_a_file_of_ones_own_comes_first(tmp_path, monkeypatch):
     [
         ("resnt.py:noah_resnet18", "there is no resnt.py, and the package has resnet.py"),
         ("mine/resnet.py", "there is no mine/resnet.py, and the package has resnet.py"),
-        ("zzz.py", "the package has deit.py, finetune.py, mlp.py"),
+        ("zzz.py", "the package has deit.py, fine_map.py, finetune.py"),
     ],
 )
 def test_a_wrong_name_lists_near_ones(config, words):
