@@ -126,7 +126,7 @@ class CSRAHead(PositionalHead):
           classes: Class indices, `[m]` for the same classes in every image or `[batch, m]`.
 
         Returns:
-          `(attention, contributions, bias)`, a named tuple of float32 arrays: two of
+          `(attention, contributions, bias)`, a named tuple of float32 arrays. Two are
           `[batch, num_heads, m, *spatial]` and the bias `[batch, num_heads, m]`, which is 0.
 
         Raises:

@@ -275,10 +275,10 @@ class Model:
           classes: Class indices, `[m]` or `[batch, m]`.
 
         Returns:
-          `(attention, contributions, bias)`, a named tuple of float32 arrays: where the head
-          looks, `[batch, head_num, m, *spatial]`, which sums to one over the spatial dimensions;
-          the attention times the value there, of the same shape; and `[batch, head_num, m]`, what
-          belongs to no position.
+          `(attention, contributions, bias)`, a named tuple of float32 arrays. Attention is
+          where the head looks, `[batch, head_num, m, *spatial]`, and sums to one over the spatial
+          dimensions. Contributions are the attention times the value there, of the same shape. Bias
+          is what belongs to no position, `[batch, head_num, m]`.
 
         Raises:
           InputError: If the head has no attention, or a class does not exist.

@@ -44,6 +44,7 @@ def test_the_api_shows_arguments_and_examples(site):
     for name in ("noah_jax.NOAH", "noah_jax.create_model", "noah_jax.models.base.Model.predict"):
         assert f'id="{name}"' in page
     assert "&gt;&gt;&gt;" in page and "<blockquote>" not in page
+    assert "<code>`" not in page  # A colon in the first line of Returns makes it a type.
 
 
 def test_keys_have_anchors(site):

@@ -249,7 +249,7 @@ class NOAH(nnx.Module):
           classes: Class indices, `[m]` for the same classes in every image or `[batch, m]`.
 
         Returns:
-          `(attention, contributions, bias)`, a named tuple of float32 arrays: two of
+          `(attention, contributions, bias)`, a named tuple of float32 arrays. Two are
           `[batch, head_num, m, *spatial]` and the bias `[batch, head_num, m]`.
 
         Raises:
