@@ -170,11 +170,15 @@ def default_config() -> ConfigDict:
     config.asymmetric.gamma_negative = 4.0  # The focusing parameter of absent classes.
     # The probability below which an absent class does not count at all.
     config.asymmetric.margin = 0.05
+    # Take the focusing factors for constants in the gradient, as the authors' own code does.
+    config.asymmetric.constant_focus = False
 
     # These run on the device, after the transforms in data; see noah_jax/train/mixing.py.
 
     config.smoothing = 0.0  # The fraction of the target that is spread over all classes.
     config.erase_prob = 0.0  # The probability of erasing a random rectangle of an image.
+    # Cutout: the side over the image's of a square that is filled with a random colour.
+    config.cutout = 0.0
     config.mixup = 0.0  # The alpha of Beta(alpha, alpha); 0 turns mixup off.
     config.cutmix = 0.0  # The alpha of Beta(alpha, alpha); 0 turns cutmix off.
     config.mix_prob = 1.0  # The probability of mixing the images of a mix_group at all.
@@ -189,7 +193,8 @@ def default_config() -> ConfigDict:
 
     # The optimizer and its learning rate.
     config.optim = ConfigDict()
-    config.optim.name = "sgd"  # The optimizer.
+    # sgd, adamw, or adam, which adds the weight decay to the gradient as PyTorch's Adam does.
+    config.optim.name = "sgd"
     config.optim.learning_rate = 0.1  # The peak of the learning rate.
     config.optim.schedule = "cosine"  # How the learning rate goes on after the warm-up.
     # Hold the learning rate during an epoch, as the original recipes do.
@@ -201,6 +206,14 @@ def default_config() -> ConfigDict:
     config.optim.lr_delay_epochs = 0
     config.optim.final_learning_rate = 0.0  # The rate where cosine and linear end.
     config.optim.step_epochs = (30.0, 60.0, 90.0)  # Each multiplies the rate by 0.1, for step.
+    # For schedule=one_cycle, which is PyTorch's OneCycleLR with half cosines and has no warm-up.
+    config.optim.one_cycle = ConfigDict()
+    config.optim.one_cycle.pct_start = 0.3  # The fraction of the run in which the rate rises.
+    config.optim.one_cycle.div_factor = 25.0  # The peak over the rate of the first step.
+    config.optim.one_cycle.final_div_factor = 1e4  # The first step's rate over that of the last.
+    # The momentum, beta1 for adam and adamw, at the peak, and at the start and the end; None leaves
+    # it as it is.
+    config.optim.one_cycle.momentum = (0.85, 0.95)
     config.optim.weight_decay = 1e-4  # The strength of the weight decay.
     # True decays every parameter; False spares biases, one-dimensional parameters and those the
     # model names; None does as the model's recipe does.
@@ -222,10 +235,10 @@ def default_config() -> ConfigDict:
     # 0.75. The final norm and the head have the whole rate, times their param_groups;
     # see noah_jax/train/layer_decay.py. None gives all layers the same rate.
     config.optim.layer_decay = placeholder(float)
-    config.optim.beta1 = 0.9  # The decay of the gradient's moving average, for adamw.
-    # The decay of the moving average of the gradient's square, for adamw.
+    config.optim.beta1 = 0.9  # The decay of the gradient's moving average, for adam and adamw.
+    # The decay of the moving average of the gradient's square, for adam and adamw.
     config.optim.beta2 = 0.999
-    config.optim.epsilon = 1e-8  # What adamw adds to the denominator.
+    config.optim.epsilon = 1e-8  # What adam and adamw add to the denominator.
 
     # Shard parameters, EMA and optimizer state over the devices instead of replicating them.
     config.shard_state = False

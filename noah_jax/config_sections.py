@@ -36,7 +36,7 @@ def task_section(config: ConfigDict) -> ConfigDict:
 def augmentation_section(config: ConfigDict) -> ConfigDict:
     """Returns the keys of what is done to images and labels on the device."""
     mixing = ("mixup", "cutmix", "mix_prob", "mix_switch_prob", "mix_group")
-    return _cut_out(config, "smoothing", "erase_prob", *mixing)
+    return _cut_out(config, "smoothing", "erase_prob", "cutout", *mixing)
 
 
 def plan_section(config: ConfigDict) -> ConfigDict:

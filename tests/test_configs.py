@@ -11,15 +11,20 @@ from flax.traverse_util import flatten_dict
 
 from noah_jax.config import default_config
 from noah_jax.config_flags import parse_config
+from noah_jax.config_values import check_values
 from noah_jax.errors import UsageError
 from noah_jax.models import get_architecture
 from noah_jax.models.published import published
+from noah_jax.recipes import multi_label_variants
 from noah_jax.train.schedules import make_schedule
 from noah_jax.train.setup import build
-from tests.helpers import GOLDEN, ROOT
+from tests.helpers import GOLDEN, ROOT, write_coco
 
 CONFIGS = ROOT / "configs"
 FAMILIES = ("resnet", "mobilenetv2", "mobilenetv3", "shufflenetv2", "deit", "pvt", "mlp")
+
+
+MULTI_LABEL = ("coco", "voc")
 
 
 def _load(family):
@@ -40,19 +45,27 @@ def _variants():
 
 
 def _text() -> str:
-    """The defaults, and of each variant what differs and what its model adds."""
+    """The defaults, and for each variant what differs and what its model adds."""
     defaults = flatten_dict(default_config().to_dict(), sep=".")
     lines = [f"default {key} = {value!r}" for key, value in defaults.items()]
     for family, variant, config in _variants():
-        lines.append(f"\n{family}:{variant}")
-        for key, value in flatten_dict(config.to_dict(), sep=".").items():
-            if value != defaults[key]:
-                lines.append(f"  {key} = {value!r}")
+        lines += [f"\n{family}:{variant}", *_differing(config, defaults)]
         facts = get_architecture(variant)
         own = ["image_size", "mean", "std", "decay_all", "no_decay"]
         own += ["head_num", "key_ratio"] if variant.startswith("noah_") else []
         lines += [f"  {key} is the model's {getattr(facts, key)!r}" for key in own]
+    for family in MULTI_LABEL:
+        for variant in multi_label_variants():
+            if variant.startswith(("noah_", "ml_decoder_")):
+                continue  # Only model.head differs.
+            config = _load(family).get_config(variant)
+            lines += [f"\n{family}:{variant}", *_differing(config, defaults)]
     return "\n".join(lines) + "\n"
+
+
+def _differing(config, defaults) -> list[str]:
+    values = flatten_dict(config.to_dict(), sep=".")
+    return [f"  {key} = {value!r}" for key, value in values.items() if value != defaults[key]]
 
 
 def test_nothing_has_changed(golden):
@@ -114,6 +127,29 @@ def test_a_variant_of_each_file_is_built(variant, class_folders, monkeypatch):
     config = parse_config(words)
     setup = build(config)
     assert setup.model.name == name and setup.model.num_classes == 3
+
+
+@pytest.mark.parametrize("variant", multi_label_variants())
+def test_multi_label_variants_fit(variant):
+    for family in MULTI_LABEL:
+        config = _load(family).get_config(variant)
+        check_values(config)
+        architecture = get_architecture(config.model.name)
+        assert architecture.head_num and str(config.model.image_size) in variant
+        assert config.model.head is None or variant.startswith(f"{config.model.head}_")
+        # A whole run of this recipe has a schedule, and ends low.
+        rate = make_schedule(config.optim, epochs=config.epochs, steps_per_epoch=100)
+        assert float(rate(round(100 * config.epochs) - 1)) < 1e-5 * config.optim.learning_rate * 3
+
+
+def test_a_multi_label_variant_is_built(tmp_path):
+    write_coco(tmp_path, "2014")
+    words = [f"--config={CONFIGS}/coco.py:noah_resnet101_576", f"--config.dataset=coco:{tmp_path}"]
+    setup = build(parse_config([*words, "--config.batch_size=8"]))
+    assert setup.model.image_size == (576, 576) and setup.model.num_classes == 3
+    assert setup.model.arguments["head"] == "noah" and setup.preprocessing.resize == "squash"
+    with pytest.raises(UsageError, match=r"resnet101_448, .* did you mean noah_res"):
+        parse_config([f"--config={CONFIGS}/coco.py:noah_resnet_448"])
 
 
 def test_a_variant_must_be_one(monkeypatch):

@@ -18,8 +18,10 @@ Of class folders that the training split, only the images that it did not train 
 The exit code is 0, or 1 after an error.
 
 Models that were trained for several labels an image (config.loss is sigmoid or asymmetric) are
-measured by mean average precision (mAP, and its variants in VOC 2010 and VOC 2007) and by the F1
-score over the classes (CF1) and over all decisions (OF1).
+measured by mean average precision (mAP, and its variants in VOC 2010 and VOC 2007) and by
+precision, recall and F1 score, averaged over the classes (CP, CR, CF1) and over all decisions (OP,
+OR, OF1). A class is predicted if its probability is above one half; --json also has the scores
+where only an image's three most likely classes may be predicted (cf1_top3, ...).
 """
 
 import argparse

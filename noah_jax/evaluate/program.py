@@ -28,7 +28,11 @@ _MULTI_LABEL = {
     "mAP": "map",
     "mAP-VOC": "map_voc",
     "mAP-VOC07": "map_voc07",
+    "CP": "cp",
+    "CR": "cr",
     "CF1": "cf1",
+    "OP": "op",
+    "OR": "or",
     "OF1": "of1",
 }
 

@@ -42,6 +42,7 @@ def asymmetric_loss(
     gamma_positive: float = 0.0,
     gamma_negative: float = 4.0,
     margin: float = 0.05,
+    constant_focus: bool = False,
 ) -> jax.Array:
     """Computes the asymmetric loss of each class.
 
@@ -55,6 +56,8 @@ def asymmetric_loss(
       gamma_negative: Focusing parameter of absent classes; a large value makes easy ones count
         little.
       margin: Probability below which an absent class does not count at all.
+      constant_focus: Whether gradients take the focusing factors for constants, as the authors'
+        own training does (`disable_torch_grad_focal_loss` in github.com/Alibaba-MIIL/ASL).
 
     Returns:
       The losses, of the same shape.
@@ -65,12 +68,15 @@ def asymmetric_loss(
     missing = jnp.maximum(jax.nn.sigmoid(-logits), tiny)
     # This is log(1 - shifted), without cancellation where the margin is 0.
     log_not = jax.nn.log_sigmoid(-logits) if margin == 0 else jnp.log1p(-shifted)
-    positive = missing**gamma_positive * jax.nn.log_sigmoid(logits)
-    negative = shifted**gamma_negative * log_not
+    positive_focus, negative_focus = missing**gamma_positive, shifted**gamma_negative
+    if constant_focus:
+        positive_focus, negative_focus = jax.lax.stop_gradient((positive_focus, negative_focus))
+    positive = positive_focus * jax.nn.log_sigmoid(logits)
+    negative = negative_focus * log_not
     return -(targets * positive + (1 - targets) * negative)
 
 
-def make_loss(loss: str, asymmetric: Mapping[str, float]) -> ClassLoss:
+def make_loss(loss: str, asymmetric: Mapping[str, Any]) -> ClassLoss:
     """Makes the loss of each class.
 
     Args:
@@ -239,31 +245,50 @@ def measure(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     Returns:
       `map`, `map_voc`, `map_voc07`: means of `average_precision` over the classes that some
       image has. `cp`, `cr`, `cf1`: precision and recall averaged over these classes, and their
-      harmonic mean. `op`, `or`, `of1`: the same over all decisions at once. `per_class`: list
+      harmonic mean. `op`, `or`, `of1`: the same over all decisions at once. The same names with
+      `_top3`: where only an image's three most likely classes may be predicted. `per_class`: list
       of the exact average precision of each class.
     """
     each = [
         average_precision(score, label) for score, label in zip(logits.T, labels.T, strict=True)
     ]
     predicted, present = (logits > 0) & (labels >= 0), labels == 1
-    correct = (predicted & present).sum(0)
-    classes = present.any(0)
-    precision = correct / np.maximum(predicted.sum(0), 1)
-    recall = correct / np.maximum(present.sum(0), 1)
     values = {
         "map": _mean([ap["exact"] for ap in each]),
         "map_voc": _mean([ap["voc"] for ap in each]),
         "map_voc07": _mean([ap["voc07"] for ap in each]),
-        "cp": _mean(precision[classes]),
-        "cr": _mean(recall[classes]),
+        **_precision_and_recall(predicted, present),
+    }
+    # What is ignored takes no place among an image's three.
+    scores = np.where(labels >= 0, logits, -np.inf)
+    among = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1) < 3
+    values |= {
+        f"{key}_top3": value
+        for key, value in _precision_and_recall(predicted & among, present).items()
+    }
+    values = {key: 100 * float(value) for key, value in values.items()}
+    return values | {"per_class": [100 * ap["exact"] for ap in each]}
+
+
+def _precision_and_recall(predicted: np.ndarray, present: np.ndarray) -> dict[str, float]:
+    """Returns precision, recall and their harmonic mean, by class and over all decisions.
+
+    Args:
+      predicted: bool `[images, num_classes]`.
+      present: Likewise.
+    """
+    correct = (predicted & present).sum(0)
+    classes = present.any(0)
+    values = {
+        "cp": _mean((correct / np.maximum(predicted.sum(0), 1))[classes]),
+        "cr": _mean((correct / np.maximum(present.sum(0), 1))[classes]),
         "op": correct.sum() / max(predicted.sum(), 1),
         "or": correct.sum() / max(present.sum(), 1),
     }
     for kind in "co":
         p, r = values[f"{kind}p"], values[f"{kind}r"]
         values[f"{kind}f1"] = 2 * p * r / (p + r) if p + r else 0.0
-    values = {key: 100 * float(value) for key, value in values.items()}
-    return values | {"per_class": [100 * ap["exact"] for ap in each]}
+    return values
 
 
 def _mean(values: Any) -> float:

@@ -143,7 +143,11 @@ def settle_by_size(config: ConfigDict, *, num_images: int, num_devices: int) -> 
         config.log_every = min(max(interval, 1), _LARGEST_LOG_INTERVAL)
     if config.optim.warmup_epochs is None:
         longest = _LONGEST_WARMUP / steps_per_epoch
-        config.optim.warmup_epochs = min(_WARMUP_FRACTION * config.epochs, longest)
+        config.optim.warmup_epochs = (
+            0.0  # The schedule has a rise of its own.
+            if config.optim.schedule == "one_cycle"
+            else min(_WARMUP_FRACTION * config.epochs, longest)
+        )
     if config.ema_decay is None and config.ema_span:
         span = config.ema_span * config.epochs * steps_per_epoch  # In steps.
         config.ema_decay = 1 - 1 / max(span, 2)

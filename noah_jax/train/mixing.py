@@ -7,7 +7,7 @@ whole mix groups, no image leaves it.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -93,14 +93,36 @@ def draw_erasing(key: jax.Array, batch: int, size: tuple[int, int], prob: float)
 
 
 def erase(images: jax.Array, boxes: jax.Array, noise: jax.Array) -> jax.Array:
-    """Replaces a rectangle of each image by noise.
+    """Replaces a rectangle of each image.
 
     Args:
       images: Normalised images `[batch, height, width, 3]`.
       boxes: The rectangles, see `draw_erasing`.
-      noise: Noise of the shape of `images`.
+      noise: What stands in the rectangles, of the shape of `images` or broadcast to it.
     """
     return jnp.where(_inside(boxes, _size(images))[..., None], noise, images)
+
+
+def draw_cutout(key: jax.Array, batch: int, size: tuple[int, int], side: float) -> jax.Array:
+    """Draws the square to cut out of each image (DeVries & Taylor, 2017).
+
+    Its centre is uniform over the image, which clips it.
+
+    Args:
+      key: Random key.
+      batch: Number of images.
+      size: `(height, width)` of the images in pixels.
+      side: Its sides over those of the image.
+
+    Returns:
+      int32 `[batch, 4]`: `top, bottom, left, right`, exclusive ends.
+    """
+    row, column = jax.random.uniform(key, (2, batch), jnp.float32)
+    ends = []
+    for length, centre in ((size[0], _below(size[0], row)), (size[1], _below(size[1], column))):
+        half = round(side * length) // 2
+        ends += [jnp.clip(centre - half, 0, length), jnp.clip(centre + half, 0, length)]
+    return jnp.stack(ends, axis=1)
 
 
 def draw_mixing(
@@ -190,6 +212,8 @@ def make_augment(
     num_classes: int,
     batch_size: int,
     size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
     replicate: Callable[[Mixing], Mixing] = lambda mixing: mixing,
 ) -> Augment:
     """Makes the function that augments normalised images and their labels, in the recipes' order.
@@ -199,6 +223,8 @@ def make_augment(
       num_classes: Number of classes.
       batch_size: Images per step over all devices.
       size: `(height, width)` of the images in pixels.
+      mean: Mean of the pixels in 0..1, by which the images are normalised.
+      std: Their standard deviation, likewise.
       replicate: Puts what is drawn on every device. Without it XLA may split the draws as it
         splits the images, and then gather some of them.
 
@@ -209,7 +235,7 @@ def make_augment(
     Raises:
       InputError: If a value is out of its range; the message names the key.
     """
-    for key in ("erase_prob", "mix_prob", "mix_switch_prob", "smoothing"):
+    for key in ("erase_prob", "cutout", "mix_prob", "mix_switch_prob", "smoothing"):
         if not 0 <= section[key] <= 1:
             raise InputError(f"{key} must be in 0..1, got {section[key]}")
     for key in ("mixup", "cutmix"):
@@ -235,6 +261,13 @@ def make_augment(
         key: jax.Array, images: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, jax.Array | None]:
         box_key, noise_key, mix_key = jax.random.split(key, 3)
+        if section["cutout"]:
+            # A fourth key, so that the other draws are what they are without.
+            square_key, colour_key = jax.random.split(jax.random.fold_in(key, 3))
+            squares = draw_cutout(square_key, batch_size, size, section["cutout"])
+            colours = jax.random.uniform(colour_key, (batch_size, 1, 1, 3), jnp.float32)
+            normalised = (colours - jnp.array(mean)) / jnp.array(std)
+            images = erase(images, squares, normalised.astype(images.dtype))
         if section["erase_prob"]:
             boxes = draw_erasing(box_key, batch_size, size, section["erase_prob"])
             noise = jax.random.normal(noise_key, images.shape, images.dtype)

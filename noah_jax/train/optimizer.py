@@ -2,10 +2,11 @@
 
 import fnmatch
 import functools
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from noah_jax.errors import InputError
@@ -49,12 +50,13 @@ def make_optimizer(
     no_decay: Collection[str] = (),
     never_decay: Collection[str] = (),
     factors: Mapping[str, float] | None = None,
+    momentum: optax.Schedule | None = None,
 ) -> optax.GradientTransformation:
-    """Makes SGD or AdamW as PyTorch computes them.
+    """Makes SGD, Adam or AdamW as PyTorch computes them.
 
     Clipping by the gradients' global norm comes first. SGD adds the decay to the gradient before
-    the momentum, and multiplies by the learning rate after it. AdamW's decay is decoupled and
-    scaled by the learning rate.
+    the momentum, and multiplies by the learning rate after it. Adam adds the decay to the gradient
+    too. AdamW's decay is decoupled and scaled by the learning rate.
 
     Args:
       section: The section `optim` of the configuration.
@@ -64,6 +66,7 @@ def make_optimizer(
       no_decay: Paths of more parameters that the recipe spares.
       never_decay: Paths of parameters that no recipe decays.
       factors: Factors of the learning rate of single parameters, by path.
+      momentum: The momentum by step, beta1 for Adam and AdamW; by default what the section says.
 
     Raises:
       InputError: If the optimizer's name is unknown, or the clipping leaves no gradient.
@@ -82,20 +85,46 @@ def make_optimizer(
     if factors:
         rate = optax.chain(rate, _scale_paths(factors))
     if section["name"] == "sgd":
-        return optax.chain(
-            clip,
-            decay,
-            optax.trace(section["momentum"], nesterov=section["nesterov"]),
-            rate,
-        )
-    if section["name"] == "adamw":
-        return optax.chain(
-            clip,
-            optax.scale_by_adam(section["beta1"], section["beta2"], section["epsilon"]),
-            decay,
-            rate,
-        )
-    raise InputError(f"optim.name must be sgd or adamw, got {section['name']!r}")
+        trace = functools.partial(optax.trace, nesterov=section["nesterov"])
+        return optax.chain(clip, decay, _by_momentum(trace, section["momentum"], momentum), rate)
+    if section["name"] in ("adam", "adamw"):
+        scale = functools.partial(optax.scale_by_adam, b2=section["beta2"], eps=section["epsilon"])
+        adam = _by_momentum(scale, section["beta1"], momentum)
+        if section["name"] == "adam":
+            return optax.chain(clip, decay, adam, rate)
+        return optax.chain(clip, adam, decay, rate)
+    raise InputError(f"optim.name must be sgd, adam or adamw, got {section['name']!r}")
+
+
+class _MomentumState(NamedTuple):
+    """The state of a transformation whose momentum changes with the step.
+
+    Attributes:
+      step: Number of steps so far, int32 `[]`.
+      inner: The state of the transformation.
+    """
+
+    step: jax.Array
+    inner: optax.OptState
+
+
+def _by_momentum(
+    make: Callable[[Any], optax.GradientTransformation],
+    constant: float,
+    schedule: optax.Schedule | None,
+) -> optax.GradientTransformation:
+    """Makes a transformation of its momentum, which is the same in each step or has a schedule."""
+    if schedule is None:
+        return make(constant)
+
+    def update(updates: Any, state: _MomentumState, params: Any = None) -> Any:
+        updates, inner = make(schedule(state.step)).update(updates, state.inner, params)
+        return updates, _MomentumState(state.step + 1, inner)
+
+    def init(params: Any) -> _MomentumState:
+        return _MomentumState(jnp.zeros((), jnp.int32), make(constant).init(params))
+
+    return optax.GradientTransformation(init, update)
 
 
 def _scale_paths(factors: Mapping[str, float]) -> optax.GradientTransformation:

@@ -11,7 +11,7 @@ import optax
 
 from noah_jax.errors import InputError
 
-_NAMES = ("cosine", "linear", "constant", "step")
+_NAMES = ("cosine", "linear", "constant", "step", "one_cycle")
 
 
 def make_schedule(
@@ -31,8 +31,8 @@ def make_schedule(
         epoch of its first image.
 
     Raises:
-      InputError: If the schedule is unknown, the warm-up is as long as the run, or there is a
-        delay without `per_epoch`.
+      InputError: If the schedule is unknown, the warm-up is as long as the run, there is a delay
+        without `per_epoch`, or "one_cycle" comes with a warm-up or `per_epoch`.
     """
     if section["schedule"] not in _NAMES:
         raise InputError(
@@ -51,9 +51,65 @@ def make_schedule(
         raise InputError(
             f"optim.lr_delay_epochs={delay} must be 0 or more, and 0 unless optim.per_epoch=True"
         )
+    if section["schedule"] == "one_cycle":
+        return _one_cycle_rate(section, total_steps, warmup)
     if section["per_epoch"]:
         return _by_epoch(section, epochs, steps_per_epoch)
     return _by_step(section, total_steps, steps_per_epoch, warmup)
+
+
+def make_momentum_schedule(
+    section: Mapping[str, Any], *, epochs: float, steps_per_epoch: float
+) -> optax.Schedule | None:
+    """Makes the function from a step to its momentum (Adam's beta1), where it changes.
+
+    "one_cycle" lowers the momentum while it raises the learning rate, as PyTorch's does.
+
+    Args:
+      section: The section `optim` of the configuration.
+      epochs: Epochs of the whole run.
+      steps_per_epoch: Steps of one epoch.
+
+    Returns:
+      The function; `None` if the momentum stays as it is.
+    """
+    cycle = section["one_cycle"]
+    if section["schedule"] != "one_cycle" or cycle["momentum"] is None:
+        return None
+    lowest, highest = cycle["momentum"]
+    total_steps = round(epochs * steps_per_epoch)
+    return _one_cycle(cycle["pct_start"], total_steps, highest, lowest, highest)
+
+
+def _one_cycle_rate(section: Mapping[str, Any], total_steps: int, warmup: int) -> optax.Schedule:
+    if warmup or section["per_epoch"]:
+        key = "warmup_epochs" if warmup else "per_epoch"
+        raise InputError(
+            f"optim.{key}={section[key]} does not go with optim.schedule=one_cycle, which rises"
+            " during optim.one_cycle.pct_start of the run, step by step"
+        )
+    cycle, peak = section["one_cycle"], section["learning_rate"]
+    first = peak / cycle["div_factor"]
+    last = first / cycle["final_div_factor"]
+    return _one_cycle(cycle["pct_start"], total_steps, first, peak, last)
+
+
+def _one_cycle(
+    pct_start: float, total_steps: int, first: float, peak: float, last: float
+) -> optax.Schedule:
+    """Goes from `first` to `peak` and then to `last`, each by half a cosine (Smith, 2018)."""
+    top = pct_start * total_steps - 1  # PyTorch's step of the peak, no whole number in general.
+
+    def between(start: float, end: float, fraction: jax.Array) -> jax.Array:
+        return end + (start - end) / 2 * (1 + jnp.cos(jnp.pi * jnp.clip(fraction, 0, 1)))
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        rise = between(first, peak, step / (top or 1))
+        fall = between(peak, last, (step - top) / (total_steps - 1 - top))
+        return jnp.where(step <= top, rise, fall)
+
+    return schedule
 
 
 def _by_step(

@@ -42,7 +42,7 @@ from noah_jax.train.mixing import Mixing, make_augment
 from noah_jax.train.optimizer import make_optimizer
 from noah_jax.train.param_groups import ParamGroups, find_param_groups
 from noah_jax.train.plan import Plan, make_plan
-from noah_jax.train.schedules import make_schedule
+from noah_jax.train.schedules import make_momentum_schedule, make_schedule
 from noah_jax.train.state import StateMaker
 
 
@@ -206,6 +206,8 @@ def build(
         num_classes=num_classes,
         batch_size=config.batch_size,
         size=model.image_size,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
         replicate=replicate,
     )
 
@@ -223,6 +225,9 @@ def build(
         no_decay=model.architecture.no_decay,
         never_decay=never_decay(model.arguments["head"]),
         factors=param_groups.rates,
+        momentum=make_momentum_schedule(
+            config.optim, epochs=config.epochs, steps_per_epoch=plan.steps_per_epoch
+        ),
     )
 
     # ---- State and steps.

@@ -31,6 +31,10 @@ OWN_COUNTS: dict[str, int] = {
     "noah_vit_small_patch14_reg4_dinov2": 22_449_344,
     "noah_vit_base_patch14_reg4_dinov2": 87_358_016,
     "noah_vit_large_patch14_reg4_dinov2": 305_402_688,
+    "vit_large_patch16_224": 304_326_632,  # timm's numbers
+    "vit_large_patch16_384": 304_715_752,
+    "noah_vit_large_patch16_224": 304_331_584,
+    "noah_vit_large_patch16_384": 304_720_704,
 }
 
 

@@ -60,6 +60,23 @@ def test_gradients_are_finite_everywhere():
                 assert np.isfinite(grads).all(), (gamma, margin, target)
 
 
+def test_constant_focusing_factors():
+    """Values stay; the gradient is that of the cross entropy, times the factor."""
+    logits = jnp.array([-2.0, 0.5, 3.0])
+
+    def loss(x, target, constant):
+        return asymmetric_loss(x, jnp.full(3, target), gamma_positive=1, constant_focus=constant)
+
+    p = jax.nn.sigmoid(logits)
+    for target in (0.0, 1.0):
+        assert (loss(logits, target, True) == loss(logits, target, False)).all()
+    gradient = jax.grad(lambda x: loss(x, 1.0, True).sum())(logits)
+    np.testing.assert_allclose(gradient, -((1 - p) ** 2), rtol=1e-5)
+    gradient = jax.grad(lambda x: loss(x, 0.0, True).sum())(logits)
+    shifted = p - 0.05
+    np.testing.assert_allclose(gradient, shifted**4 / (1 - shifted) * p * (1 - p), rtol=1e-4)
+
+
 def test_bad_losses():
     config = default_config()
     with pytest.raises(ValueError, match=r"one of sigmoid, asymmetric .* got 'softmax'"):
@@ -132,6 +149,20 @@ def test_metrics_by_hand():
     assert metrics["op"] == pytest.approx(100 * 2 / 5) and metrics["or"] == pytest.approx(50)
     assert metrics["of1"] == pytest.approx(100 * 2 * 0.4 * 0.5 / 0.9)
     assert np.isnan(metrics["per_class"][2]) and metrics["map"] == np.mean(metrics["per_class"][:2])
+
+
+def test_only_three_classes_of_an_image():
+    logits = np.array([[5, 4, 3, 2, 1], [5, -1, 3, 2, 1]], np.float32)
+    labels = np.array([[1, 1, 0, 1, 0], [-1, 1, 0, 1, 1]])
+    metrics = measure(logits, labels)
+    assert metrics["op"] == pytest.approx(100 * 5 / 8) and metrics["or"] == pytest.approx(500 / 6)
+    # The first three of each image that are not ignored; classes 0 to 2, and 2 to 4.
+    assert metrics["op_top3"] == metrics["or_top3"] == pytest.approx(100 * 4 / 6)
+    # Precision is 1, 1, 1 and 1 where a class is there and 0 for class 2, which does not count.
+    assert metrics["cp_top3"] == 100
+    assert metrics["cr_top3"] == pytest.approx(100 * (1 + 1 / 2 + 1 / 2 + 1) / 4)
+    # Classes below one half are not predicted, whatever their rank.
+    assert measure(logits - 10, labels)["op_top3"] == 0
 
 
 def _write_images(folder, count=6):

@@ -87,7 +87,8 @@ def test_report_has_average_precisions(multi_label_run, csv_folder, tmp_path, ca
 def test_both_tasks_in_one_table(multi_label_run, tiny_run, capsys):
     assert evaluate(["--checkpoint", multi_label_run, multi_label_run, tiny_run]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[0][2:] == ["mAP", "mAP-VOC", "mAP-VOC07", "CF1", "OF1", "loss", "images"]
+    scores = ["CP", "CR", "CF1", "OP", "OR", "OF1"]
+    assert rows[0][2:] == ["mAP", "mAP-VOC", "mAP-VOC07", *scores, "loss", "images"]
     assert rows[1] == rows[2] and rows[3][2:] == ["top-1", "loss", "images"]
     results = json.loads((pathlib.Path(multi_label_run) / "results.json").read_text())
     assert rows[1][2:4] == [f"{results['map']:.2f}%", f"{results['map_voc']:.2f}%"]

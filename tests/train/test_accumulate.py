@@ -58,7 +58,14 @@ def _states(kind, accumulate):
     model = create_model(num_classes=3, **MODELS[kind])
     schedule = make_schedule(config.optim, epochs=1.0, steps_per_epoch=STEPS)
     optimizer = make_optimizer(config.optim, schedule, decay_all=True)
-    augment = make_augment(config, num_classes=3, batch_size=BATCH, size=model.image_size)
+    augment = make_augment(
+        config,
+        num_classes=3,
+        batch_size=BATCH,
+        size=model.image_size,
+        mean=model.mean,
+        std=model.std,
+    )
     step = make_train_step(
         model,
         optimizer,

@@ -28,6 +28,7 @@ from tests.helpers import ROOT
 
 KEY = jax.random.key(0)
 DRAWS = 20_000
+NORMALISATION = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 
 
 def _jit(function, **arguments):
@@ -181,10 +182,35 @@ def test_one_kind_alone_is_always_used(mixup, cutmix):
     assert (np.asarray(drawn.weight) < 1).mean() > 0.95
 
 
+def test_cutout():
+    images = jnp.full((64, 20, 30, 3), 99.0)
+    cut = np.asarray(_augment(64, (20, 30), cutout=0.5)(KEY, images, jnp.zeros(64, int))[0])
+    colours = set()
+    for number, image in enumerate(cut):
+        rows, columns = ((image != 99).any(axes).nonzero()[0] for axes in ((1, 2), (0, 2)))
+        # The square is half as high and wide as the image, or less where the edge clips it.
+        assert 5 <= len(rows) <= 10 and len(columns) <= 14, number
+        assert len(rows) == 10 or rows[0] == 0 or rows[-1] == 19
+        inside = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert (inside == inside[0, 0]).all()
+        pixel = inside[0, 0] * NORMALISATION["std"] + NORMALISATION["mean"]
+        assert (pixel > -1e-6).all() and (pixel < 1 + 1e-6).all()
+        colours.add(tuple(pixel))
+    assert len(colours) == 64
+    # The other draws are what they are without.
+    plain, also = (
+        _augment(64, (20, 30), mixup=0.5, **more)(KEY, images, jnp.arange(64) % 10)[1]
+        for more in ({}, {"cutout": 0.5})
+    )
+    np.testing.assert_array_equal(plain, also)
+
+
 def _augment(batch_size=8, size=(4, 5), **values):
     config = default_config()
     config.update(values)
-    augment = make_augment(config, num_classes=10, batch_size=batch_size, size=size)
+    augment = make_augment(
+        config, num_classes=10, batch_size=batch_size, size=size, **NORMALISATION
+    )
     return jax.jit(augment, compiler_options=QUICK_COMPILE)
 
 

@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from noah_jax.config import default_config
 from noah_jax.train.optimizer import make_optimizer
+from noah_jax.train.schedules import make_momentum_schedule, make_schedule
 from noah_jax.train.setup import build
 from tests.helpers import make_tiny_config
 
@@ -64,6 +65,53 @@ def test_adamw_is_pytorchs(decay_all):
         np.testing.assert_allclose(got[key], p, atol=4 * 0.1 * 2.5e-5)
 
 
+def test_adam_is_pytorchs():
+    got = _run(_config(name="adam", weight_decay=0.3, decay_all=False, epsilon=1e-3))
+    for key, start in (("kernel", [[0.5, -1.5]]), ("bias", [2.0])):
+        p, m, v = np.array(start), 0.0, 0.0
+        for step in range(4):
+            g = np.sin(step + p) + (0.3 * p if key == "kernel" else 0)
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            rate = m / (1 - 0.9 ** (step + 1))
+            p = p - 0.1 * rate / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-3)
+        np.testing.assert_allclose(got[key], p, atol=4 * 0.1 * 2.5e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_one_cycle_is_pytorchs(name):
+    """Learning rate and momentum change in each step, the moments' correction with them."""
+    torch = pytest.importorskip("torch")
+    steps = 10
+    config = _config(
+        name=name, schedule="one_cycle", learning_rate=0.2, decay_all=True, weight_decay=0.03
+    )
+    config.one_cycle.update(pct_start=0.35, div_factor=10.0, final_div_factor=100.0)
+    length = {"epochs": 2.0, "steps_per_epoch": steps / 2}
+    schedule = make_schedule(config, **length)
+    optimizer = make_optimizer(
+        config, schedule, decay_all=True, momentum=make_momentum_schedule(config, **length)
+    )
+    params = {"x": jnp.array([0.5, -1.5])}
+    state = optimizer.init(params)
+    weight = torch.nn.Parameter(torch.tensor([0.5, -1.5]))
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    words = {"momentum": 0.9} if name == "sgd" else {}
+    theirs = kind([weight], lr=0.2, weight_decay=0.03, **words)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        theirs, 0.2, steps, pct_start=0.35, div_factor=10.0, final_div_factor=100.0
+    )
+    for step in range(steps):
+        grads = {"x": jnp.sin(step + params["x"])}
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        assert float(schedule(step)) == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-5)
+        weight.grad = torch.sin(step + weight.detach())
+        theirs.step()
+        if step + 1 < steps:
+            cycle.step()
+        np.testing.assert_allclose(params["x"], weight.detach().numpy(), rtol=2e-4)
+
+
 def _decayed(config):
     """Paths of the parameters that a configuration's weight decay moves."""
     setup = build(config)
@@ -103,7 +151,7 @@ def test_clipping_by_the_global_norm():
 
 
 def test_bad_values():
-    with pytest.raises(ValueError, match="sgd or adamw"):
+    with pytest.raises(ValueError, match="sgd, adam or adamw"):
         make_optimizer(_config(name="lion"), optax.constant_schedule(0.1), decay_all=True)
     with pytest.raises(ValueError, match="clip_grad_norm=0"):
         make_optimizer(_config(clip_grad_norm=0.0), optax.constant_schedule(0.1), decay_all=True)

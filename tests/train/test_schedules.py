@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from noah_jax.config import default_config
-from noah_jax.train.schedules import make_schedule
+from noah_jax.train.schedules import make_momentum_schedule, make_schedule
 
 # The original's recipes, and how many steps an epoch of theirs has here.
 IMAGENET = 1_281_167
@@ -70,6 +70,38 @@ def _rates(**values):
     return np.array(jax.vmap(schedule)(np.arange(100)))
 
 
+def test_one_cycle_is_its_formula():
+    """As PyTorch has it: from peak / 25 to the peak at step 0.2 * 100 - 1, then down."""
+    config = _config(schedule="one_cycle", learning_rate=0.4)
+    config.one_cycle.pct_start = 0.2
+    rates = jax.vmap(make_schedule(config, epochs=10.0, steps_per_epoch=10))(np.arange(103))
+    momentum = jax.vmap(make_momentum_schedule(config, epochs=10.0, steps_per_epoch=10))(
+        np.arange(103)
+    )
+
+    def expected(first, peak, last):
+        rise = [peak + (first - peak) / 2 * (1 + np.cos(np.pi * s / 19)) for s in range(20)]
+        fall = [last + (peak - last) / 2 * (1 + np.cos(np.pi * s / 80)) for s in range(1, 81)]
+        return np.array([*rise, *fall, last, last, last])
+
+    np.testing.assert_allclose(rates, expected(0.016, 0.4, 1.6e-6), rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(momentum, expected(0.95, 0.85, 0.95), rtol=1e-6)
+    config.one_cycle.momentum = None
+    assert make_momentum_schedule(config, epochs=10.0, steps_per_epoch=10) is None
+    for total in (1, 2, 5):  # the peak lies before the first step, or on it
+        rates = jax.vmap(make_schedule(config, epochs=1.0, steps_per_epoch=total))(np.arange(total))
+        assert np.isfinite(rates).all() and (rates > 0).all()
+
+
+def test_one_cycle_has_a_rise_of_its_own():
+    for values, words in (
+        ({"warmup_epochs": 1.0}, "optim.warmup_epochs=1.0 does not go with"),
+        ({"per_epoch": True}, "optim.per_epoch=True does not go with"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            _rates(schedule="one_cycle", **values)
+
+
 def test_smooth_schedules():
     np.testing.assert_allclose(_rates(schedule="constant"), 0.4)
     cosine = _rates(schedule="cosine", warmup_epochs=2, final_learning_rate=0.01)
@@ -95,7 +127,10 @@ def test_held_during_an_epoch():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"schedule": "cos"}, "optim.schedule must be cosine, linear, constant or step, got 'cos'"),
+        (
+            {"schedule": "cos"},
+            "optim.schedule must be cosine, linear, constant, step or one_cycle",
+        ),
         ({"warmup_epochs": 9.0}, "optim.warmup_epochs=9.0 are 9 steps"),
         ({"lr_delay_epochs": 1}, "0 unless optim.per_epoch=True"),
         ({"lr_delay_epochs": -1, "per_epoch": True}, "optim.lr_delay_epochs=-1"),
