@@ -133,6 +133,8 @@ def default_config() -> ConfigDict:
     config.data.rand_augment.magnitude_std = 0.5  # The magnitude's standard deviation.
     # The probability of applying an operation that was drawn.
     config.data.rand_augment.probability = 0.5
+    # Apply color_jitter and rand_augment in the training step instead of on the host's cores.
+    config.data.augment_on_device = False
     # How images of the evaluation are resized; None means the same as interpolation.
     config.data.eval_interpolation = placeholder(str)
     # The shorter side in pixels before the centre crop; None resizes the image to just cover it.

@@ -250,6 +250,7 @@ RULES: Mapping[str, Rule] = {
     "data.rand_augment.magnitude": Number(low=0, high=10),
     "data.rand_augment.magnitude_std": _NOT_NEGATIVE,
     "data.rand_augment.probability": _FRACTION,
+    "data.augment_on_device": _SWITCH,
     "data.eval_interpolation": Optional(Text(_INTERPOLATIONS)),
     "data.eval_resize": Optional(_COUNT),
     "data.squash": _SWITCH,

@@ -212,6 +212,10 @@ def _measure_recipe(
     variants = {"noah_jax": transform}
     if approximate:
         variants["noah_jax, approximate_decode"] = approximate
+    on_device = dataclasses.replace(transform, on_device=True)
+    if on_device.draw_shape is not None:
+        name = "noah_jax, augment_on_device"
+        contenders[name] = jax_batches(source, on_device, batch=batch, threads=cores)
     for name, variant in variants.items():
         contenders[name] = jax_batches(source, variant, batch=batch, threads=cores)
         contenders[f"  its transforms alone{name[8:]}"] = floor(

@@ -20,9 +20,10 @@ from grain.experimental import ThreadPrefetchIterDataset
 
 from noah_jax.data.batch import Batch
 from noah_jax.data.corrupt import CorruptImages
-from noah_jax.data.decoding import DecodedImage, DecodedSource
+from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.sampler import Sampler
-from noah_jax.data.transforms import EvalTransform, TrainTransform
+from noah_jax.data.source import Label
+from noah_jax.data.transforms import EvalTransform, TrainTransform, Transformed
 from noah_jax.errors import CorruptImageError, InputError
 
 Placed = TypeVar("Placed")  # what `put` makes of a batch
@@ -173,10 +174,11 @@ def _load_for_training(
 ) -> Loaded:
     image = np.empty((len(rows), *transform.size, 3), np.uint8)
     label = np.empty((len(rows), *source.label_shape), np.int32)
+    draws = np.empty((len(rows), *(transform.draw_shape or ())), np.float32)
     errors: list[CorruptImageError] = []
     tries = min(len(source), _MAX_CORRUPT_IN_A_ROW)
 
-    def start(row: int, offset: int = 0) -> Callable[[], DecodedImage]:
+    def start(row: int, offset: int = 0) -> Callable[[], tuple[Transformed, Label]]:
         # A generator that a failed image has used is not used again: each call makes a new one.
         _, index, random = sampler.at(step, first_row + row)
         return source.start((index + offset) % len(source), transform, random)
@@ -188,13 +190,19 @@ def _load_for_training(
         # that its replacement is always the same.
         for offset in range(tries):
             try:
-                image[i], label[i] = (start(row, offset) if offset else finish)()
+                drawn, label[i] = (start(row, offset) if offset else finish)()
+                image[i] = drawn.pixels
+                if drawn.draws is not None:
+                    draws[i] = drawn.draws
                 break
             except CorruptImageError as error:
                 errors.append(error)
         else:
             raise InputError(f"{tries} images in a row cannot be used; the last: {errors[-1]}")
-    return {"image": image, "label": label}, errors
+    batch: Batch = {"image": image, "label": label}
+    if transform.draw_shape is not None:
+        batch["draws"] = draws
+    return batch, errors
 
 
 def _load_for_evaluation(
@@ -302,4 +310,6 @@ def _join(loaded: Sequence[Loaded]) -> Loaded:
     }
     if "mask" in chunks[0]:
         batch["mask"] = np.concatenate([chunk["mask"] for chunk in chunks])
+    if "draws" in chunks[0]:
+        batch["draws"] = np.concatenate([chunk["draws"] for chunk in chunks])
     return batch, [error for _, errors in loaded for error in errors]

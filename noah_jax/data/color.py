@@ -10,6 +10,7 @@ _ADJUSTMENTS = {
     "contrast": ImageEnhance.Contrast,
     "saturation": ImageEnhance.Color,
 }
+NUM_ADJUSTMENTS = len(_ADJUSTMENTS)
 
 
 def draw_color_jitter(strength: float, random: np.random.Generator) -> tuple[Adjustment, ...]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from noah_jax.data.jpeg import decode_jpeg, read_header
 from noah_jax.data.source import Label, Source, check_label
-from noah_jax.data.transforms import TrainTransform
+from noah_jax.data.transforms import TrainTransform, Transformed
 from noah_jax.errors import CorruptImageError, one_line
 
 DecodedImage = tuple[np.ndarray, Label]  # uint8 `[height, width, 3]`, and the label
@@ -65,24 +65,24 @@ def decode_and_transform(
     Raises:
       CorruptImageError: See `decode`. `random` may have been used by then.
     """
-    return start_transform(data, transform, random, name)()
+    return start_transform(data, transform, random, name)().pixels
 
 
 def start_transform(
     data: bytes, transform: TrainTransform, random: np.random.Generator, name: str = "the image"
-) -> Callable[[], np.ndarray]:
+) -> Callable[[], Transformed]:
     """Draws a transform's random choices and returns the function that decodes and transforms."""
     header = read_header(data)
     if header is None:
-        return lambda: transform(_decode_by_pillow(data, name), random)
+        return lambda: transform.transform(_decode_by_pillow(data, name), random)
     choices = transform.draw((header.width, header.height), random)
 
-    def finish() -> np.ndarray:
+    def finish() -> Transformed:
         rows = None if choices.box is None else choices.box[3]
         pixels = decode_jpeg(data, header, rows=rows, approximate=transform.approximate)
         if pixels is None:
             pixels = _decode_by_pillow(data, name)
-        return transform.apply(pixels, choices)
+        return Transformed(transform.apply(pixels, choices), transform.encode(choices))
 
     return finish
 
@@ -141,7 +141,7 @@ class DecodedSource:
 
     def start(
         self, index: int, transform: TrainTransform, random: np.random.Generator
-    ) -> Callable[[], DecodedImage]:
+    ) -> Callable[[], tuple[Transformed, Label]]:
         """Reads an image and draws its transform's random choices, see `start_transform`.
 
         Returns:
@@ -151,9 +151,9 @@ class DecodedSource:
         """
         if self._cache is not None:
 
-            def finish_cached() -> DecodedImage:
+            def finish_cached() -> tuple[Transformed, Label]:
                 pixels, label = self[index]
-                return transform(pixels, random), label
+                return transform.transform(pixels, random), label
 
             return finish_cached
         try:
@@ -172,5 +172,5 @@ class DecodedSource:
         return data, label
 
 
-def _fail(error: CorruptImageError) -> DecodedImage:
+def _fail(error: CorruptImageError) -> tuple[Transformed, Label]:
     raise error

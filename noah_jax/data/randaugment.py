@@ -140,63 +140,86 @@ def _rotate(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image
     return image.rotate(degrees, _RESAMPLING[operation.interpolation], fillcolor=fill)
 
 
-def _posterize(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+def posterize_mask(operation: Operation) -> int:
+    """Returns the bits of a level that "PosterizeIncreasing" keeps."""
     bits = 4 - int(operation.magnitude / MAX_MAGNITUDE * 4)
     # ImageOps.posterize refuses to keep 0 bits (a black image), which magnitude 10 asks for.
-    mask = 0xFF & ~(0xFF >> bits)
+    return 0xFF & ~(0xFF >> bits)
+
+
+def solarize_threshold(operation: Operation) -> int:
+    """Returns the level from which on "SolarizeIncreasing" inverts."""
+    return 256 - int(operation.magnitude / MAX_MAGNITUDE * 256)
+
+
+def solarize_added(operation: Operation) -> int:
+    """Returns the levels that "SolarizeAdd" adds to dark pixels."""
+    return int(operation.magnitude / MAX_MAGNITUDE * _MAX_ADDED)
+
+
+def enhancement(operation: Operation) -> float:
+    """Returns the factor of the operations that enhance a property."""
+    return 1.0 + _signed(operation, _MAX_ENHANCEMENT)
+
+
+def affine_matrix(operation: Operation, size: tuple[int, int]) -> tuple[float, ...] | None:
+    """Returns where the pixels of an operation that moves them come from.
+
+    Args:
+      operation: The operation.
+      size: `(height, width)` of the image in pixels.
+
+    Returns:
+      `(a, b, c, d, e, f)`: the pixel at `(x, y)` comes from `(a x + b y + c, d x + e y + f)`, in
+      pixels from the upper left corner. `None` for operations that move none.
+    """
+    height, width = size
+    name = operation.name
+    if name == "Rotate":
+        angle = math.radians(_signed(operation, _MAX_DEGREES))
+        cos, sin = math.cos(angle), math.sin(angle)
+        x, y = width / 2, height / 2
+        return cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y
+    if name == "ShearX":
+        return 1, _signed(operation, _MAX_SHEAR), 0, 0, 1, 0
+    if name == "ShearY":
+        return 1, 0, 0, _signed(operation, _MAX_SHEAR), 1, 0
+    if name == "TranslateXRel":
+        return 1, 0, _signed(operation, _MAX_SHIFT) * width, 0, 1, 0
+    if name == "TranslateYRel":
+        return 1, 0, 0, 0, 1, _signed(operation, _MAX_SHIFT) * height
+    return None
+
+
+def _posterize(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
+    mask = posterize_mask(operation)
     return image.point([value & mask for value in range(256)] * 3)
 
 
 def _solarize(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    return ImageOps.solarize(image, 256 - int(operation.magnitude / MAX_MAGNITUDE * 256))
+    return ImageOps.solarize(image, solarize_threshold(operation))
 
 
 def _solarize_add(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    added = int(operation.magnitude / MAX_MAGNITUDE * _MAX_ADDED)
+    added = solarize_added(operation)
     return image.point([min(255, v + added) if v < 128 else v for v in range(256)] * 3)
 
 
 def _enhance(kind: type) -> Callable[[Image.Image, Operation, Fill], Image.Image]:
     def enhance(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-        return kind(image).enhance(1.0 + _signed(operation, _MAX_ENHANCEMENT))
+        return kind(image).enhance(enhancement(operation))
 
     return enhance
 
 
-def _affine(
-    image: Image.Image,
-    operation: Operation,
-    fill: Fill,
-    *,
-    shear: tuple[float, float] = (0.0, 0.0),
-    shift: tuple[float, float] = (0.0, 0.0),
-) -> Image.Image:
-    matrix = (1, shear[0], shift[0], shear[1], 1, shift[1])
+def _affine(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
     return image.transform(
         image.size,
         Image.Transform.AFFINE,
-        matrix,
+        affine_matrix(operation, (image.height, image.width)),
         _RESAMPLING[operation.interpolation],
         fillcolor=fill,
     )
-
-
-def _shear_x(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    return _affine(image, operation, fill, shear=(_signed(operation, _MAX_SHEAR), 0.0))
-
-
-def _shear_y(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    return _affine(image, operation, fill, shear=(0.0, _signed(operation, _MAX_SHEAR)))
-
-
-def _translate_x(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    pixels = _signed(operation, _MAX_SHIFT) * image.width
-    return _affine(image, operation, fill, shift=(pixels, 0.0))
-
-
-def _translate_y(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    pixels = _signed(operation, _MAX_SHIFT) * image.height
-    return _affine(image, operation, fill, shift=(0.0, pixels))
 
 
 # The keys are timm's names.
@@ -212,9 +235,9 @@ OPERATIONS: dict[str, Callable[[Image.Image, Operation, Fill], Image.Image]] = {
     "ContrastIncreasing": _enhance(ImageEnhance.Contrast),
     "BrightnessIncreasing": _enhance(ImageEnhance.Brightness),
     "SharpnessIncreasing": _enhance(ImageEnhance.Sharpness),
-    "ShearX": _shear_x,
-    "ShearY": _shear_y,
-    "TranslateXRel": _translate_x,
-    "TranslateYRel": _translate_y,
+    "ShearX": _affine,
+    "ShearY": _affine,
+    "TranslateXRel": _affine,
+    "TranslateYRel": _affine,
 }
 _NAMES = tuple(OPERATIONS)

@@ -108,6 +108,7 @@ def make_transforms(
         color_jitter=section.color_jitter,
         rand_augment=RandAugment(**augment) if augment.num_ops else None,
         fill=mean_color(section.mean or mean),
+        on_device=section.augment_on_device,
         approximate=section.approximate_decode,
     )
     eval_transform = make_eval_transform(

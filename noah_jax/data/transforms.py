@@ -9,12 +9,14 @@ import dataclasses
 import importlib.util
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from noah_jax.data import geometry
-from noah_jax.data.color import Adjustment, color_jitter, draw_color_jitter
+from noah_jax.data.color import NUM_ADJUSTMENTS, Adjustment, color_jitter, draw_color_jitter
+from noah_jax.data.device_draws import COLUMNS, encode_draws
 from noah_jax.data.interpolation import SQUASH, Resize
 from noah_jax.data.randaugment import Fill, Operation, RandAugment, rand_augment
 from noah_jax.data.resize import Box
@@ -46,6 +48,18 @@ class TrainChoices:
     operations: tuple[Operation, ...]
 
 
+class Transformed(NamedTuple):
+    """A training image.
+
+    Attributes:
+      pixels: uint8 `[height, width, 3]`.
+      draws: What is left to the device, see `TrainTransform.encode`; `None` if nothing is.
+    """
+
+    pixels: np.ndarray
+    draws: np.ndarray | None
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
     """The training transform: crop, flip half of the time, colour jitter or RandAugment.
@@ -64,6 +78,8 @@ class TrainTransform:
       color_jitter: Strength of the random brightness, contrast and saturation; 0 for none.
       rand_augment: Distribution of RandAugment's operations; `None` for none.
       fill: Colour of the pixels that RandAugment takes from beyond the image.
+      on_device: Whether the colour jitter and RandAugment are left to the device, which gets what
+        was drawn; see `noah_jax.data.device_draws`.
       approximate: Whether to decode approximately, and to crop and flip with OpenCV; only for
         crop="random_resized".
 
@@ -84,6 +100,7 @@ class TrainTransform:
     color_jitter: float = 0.0
     rand_augment: RandAugment | None = None
     fill: Fill = (0, 0, 0)
+    on_device: bool = False
     approximate: bool = False
 
     def __post_init__(self) -> None:
@@ -147,10 +164,24 @@ class TrainTransform:
                 pixels = geometry.center_crop(pixels, self.size)
             if choices.flip:
                 pixels = geometry.flip(pixels)
-        if not choices.adjustments and not choices.operations:
+        if self.on_device or not (choices.adjustments or choices.operations):
             return pixels
         image = color_jitter(Image.fromarray(pixels), choices.adjustments)
         return np.asarray(rand_augment(image, choices.operations, self.fill))
+
+    @property
+    def draw_shape(self) -> tuple[int, int] | None:
+        """The shape of what `encode` returns; `None` if nothing is left to the device."""
+        rows = self.rand_augment.num_ops if self.rand_augment else NUM_ADJUSTMENTS
+        left = self.on_device and (self.rand_augment or self.color_jitter)
+        return (rows, COLUMNS) if left else None
+
+    def encode(self, choices: TrainChoices) -> np.ndarray | None:
+        """Returns what is left to the device as float32 `[rows, columns]`, if anything is."""
+        if self.draw_shape is None:
+            return None
+        rows, _ = self.draw_shape
+        return encode_draws(choices.adjustments, choices.operations, rows=rows, size=self.size)
 
     def _resized_crop(self, pixels: np.ndarray, box: Box, choices: TrainChoices) -> np.ndarray:
         if self.approximate:
@@ -162,8 +193,13 @@ class TrainTransform:
         return resized_crop(pixels, box, self.size, choices.interpolation, flip=choices.flip)
 
     def __call__(self, pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """Draws the random choices and applies them."""
-        return self.apply(pixels, self.draw(pixels.shape[1::-1], random))
+        """Draws the random choices and applies those that are the host's."""
+        return self.transform(pixels, random).pixels
+
+    def transform(self, pixels: np.ndarray, random: np.random.Generator) -> Transformed:
+        """Draws the random choices, applies those that are the host's and encodes the others."""
+        choices = self.draw(pixels.shape[1::-1], random)
+        return Transformed(self.apply(pixels, choices), self.encode(choices))
 
 
 def make_eval_transform(

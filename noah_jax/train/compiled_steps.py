@@ -12,6 +12,7 @@ from noah_jax import distributed
 from noah_jax.compilation import train_step_options
 from noah_jax.data.batch import Batch
 from noah_jax.tasks.task import Task
+from noah_jax.train.device_augment import ApplyDraws
 from noah_jax.train.mixing import Augment
 from noah_jax.train.plan import Plan
 from noah_jax.train.state import State, StateMaker
@@ -30,6 +31,9 @@ class StepCompiler:
       plan: Sizes of the batches and intervals.
       schedule: The learning rate by step.
       task: Defines loss and metrics.
+      draw_shape: Shape of what the host draws for an image and the device applies; `None` if
+        nothing is left to the device.
+      apply_draws: Applies it.
       augment: Applied to the normalised images and their labels.
       ema_decay: Decay of the moving average; `None` keeps no average.
       mean: Mean of the pixels in 0..1, by which the images are normalised.
@@ -40,6 +44,8 @@ class StepCompiler:
     plan: Plan
     schedule: optax.Schedule
     task: Task
+    draw_shape: tuple[int, int] | None
+    apply_draws: ApplyDraws | None
     augment: Augment
     ema_decay: float | None
     mean: tuple[float, ...]
@@ -53,6 +59,7 @@ class StepCompiler:
             states.optimizer,
             self.schedule,
             seed=states.seed,
+            apply_draws=self.apply_draws,
             augment=self.augment,
             ema_decay=self.ema_decay,
             frozen=states.frozen,
@@ -113,6 +120,8 @@ class StepCompiler:
         }
         if mask:
             shapes["mask"] = ((size,), "bool")
+        elif self.draw_shape is not None:
+            shapes["draws"] = ((size, *self.draw_shape), "float32")
         sharding = distributed.batch_sharding(self.states.mesh)
         return {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

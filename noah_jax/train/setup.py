@@ -36,6 +36,7 @@ from noah_jax.tasks.task import Task, make_task
 from noah_jax.train.accumulation import check_accumulate
 from noah_jax.train.choices import settle_by_size, settle_model
 from noah_jax.train.compiled_steps import StepCompiler
+from noah_jax.train.device_augment import make_apply_draws
 from noah_jax.train.finetune import InitialWeights, check_initial_weights, load_initial_weights
 from noah_jax.train.input_pipeline import InputPipeline
 from noah_jax.train.mixing import Mixing, make_augment
@@ -245,6 +246,8 @@ def build(
         plan=plan,
         schedule=schedule,
         task=task,
+        draw_shape=train_transform.draw_shape,
+        apply_draws=make_apply_draws(train_transform, mesh),
         augment=augment,
         ema_decay=config.ema_decay,
         mean=preprocessing.mean,

@@ -22,6 +22,7 @@ from noah_jax.tasks.metrics import TrainMetrics
 from noah_jax.tasks.single_label import SingleLabel
 from noah_jax.tasks.task import Task
 from noah_jax.train.accumulation import make_cutter
+from noah_jax.train.device_augment import ApplyDraws
 from noah_jax.train.mixing import Augment
 from noah_jax.train.param_groups import trainable, with_frozen
 from noah_jax.train.state import State
@@ -56,6 +57,7 @@ def make_train_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     task: Task = _SINGLE_LABEL,
+    apply_draws: ApplyDraws | None = None,
     augment: Augment | None = None,
     ema_decay: float | None = None,
     frozen: Collection[str] = (),
@@ -79,6 +81,7 @@ def make_train_step(
       mean: Mean of the pixels in 0..1, by which the images are normalised.
       std: Standard deviation of the pixels in 0..1, likewise.
       task: Defines the loss of an image.
+      apply_draws: Applies the batch's `draws` to its images, see `noah_jax.train.device_augment`.
       augment: Applied to the normalised images, see `noah_jax.train.mixing`.
       ema_decay: Decay of the moving average; `None` keeps no average.
       frozen: Paths of the parameters that are not trained. Not a bit of them changes, and no
@@ -97,7 +100,10 @@ def make_train_step(
         root = jax.random.key(seed)
         key = jax.random.fold_in(root, state["step"])
         labels = jnp.asarray(batch["label"])
-        images, targets = normalise(jnp.asarray(batch["image"]), mean, std), None
+        pixels = jnp.asarray(batch["image"])
+        if apply_draws is not None:
+            pixels = apply_draws(pixels, jnp.asarray(batch["draws"]))
+        images, targets = normalise(pixels, mean, std), None
         if augment is not None:
             augment_root = jax.random.fold_in(root, _AUGMENTATION)
             augment_key = jax.random.fold_in(augment_root, state["step"])

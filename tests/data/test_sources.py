@@ -11,6 +11,7 @@ from PIL import Image
 from noah_jax.data.batches import eval_batches, train_batches
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource, decode
+from noah_jax.data.randaugment import RandAugment
 from noah_jax.data.sampler import Sampler, image_random, permutation
 from noah_jax.data.source import SAMPLE
 from noah_jax.data.sources import open_sources
@@ -34,7 +35,7 @@ class _Numbers:
 
     def start(self, index, transform, random):
         pixels, label = self[index]
-        pixels = transform(pixels, random)
+        pixels = transform.transform(pixels, random)
         return lambda: (pixels, label)
 
 
@@ -202,27 +203,32 @@ def test_a_small_dataset_can_be_repeated():
     assert Sampler(seed=3, length=200, batch_size=8, repeats=3).epoch_length == 200
 
 
-@pytest.mark.parametrize("start", [1, 4, 8])
-def test_a_resumed_stream_is_the_same(start):
-    transform = TrainTransform("pad", (4, 4), pad=2)
+_JITTER = {"rand_augment": RandAugment(num_ops=2), "on_device": True}
+
+
+@pytest.mark.parametrize(("start", "options"), [(1, {}), (4, _JITTER), (8, {})])
+def test_a_resumed_stream_is_the_same(start, options):
+    transform = TrainTransform("pad", (4, 4), pad=2, **options)
     whole = _take(_Numbers(21), transform)
     rest = _take(_Numbers(21), transform, start_step=start)
     assert len(rest) == 9 - start
     for a, b in zip(whole[start:], rest, strict=True):
-        np.testing.assert_array_equal(a["image"], b["image"])
-        np.testing.assert_array_equal(a["label"], b["label"])
+        assert a.keys() == b.keys() == {"image", "label", *(["draws"] if options else [])}
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_the_order_does_not_depend_on_the_hosts(hosts):
-    transform = TrainTransform("pad", (4, 4), pad=2)
+    transform = TrainTransform("pad", (4, 4), pad=2, **_JITTER)
     whole = _take(_Numbers(21), transform)
     per_host = [
         _take(_Numbers(21), transform, process_index=h, process_count=hosts) for h in range(hosts)
     ]
     for step, batch in enumerate(whole):
-        joined = np.concatenate([batches[step]["image"] for batches in per_host])
-        np.testing.assert_array_equal(joined, batch["image"])
+        for key in ("image", "draws"):
+            joined = np.concatenate([batches[step][key] for batches in per_host])
+            np.testing.assert_array_equal(joined, batch[key])
     with pytest.raises(ValueError, match="divisible by the 3 hosts"):
         _take(_Numbers(21), process_count=3)
 

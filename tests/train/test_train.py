@@ -145,6 +145,19 @@ def test_resuming_at_any_checkpoint_is_exact(finished, tmp_path):
             np.testing.assert_array_equal(a, b)
 
 
+def test_augmentation_on_the_device_resumes_exactly(tiny_config, tmp_path):
+    tiny_config.data.rand_augment.num_ops, tiny_config.data.augment_on_device = 2, True
+    tiny_config.epochs = tiny_config.epochs / 2
+    results = train(tiny_config, str(tmp_path / "whole"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    (tmp_path / "resumed/results.json").unlink()
+    shutil.rmtree(tmp_path / "resumed/checkpoints/6")
+    assert train(tiny_config, str(tmp_path / "resumed")) == results
+    weights = (_weights(tmp_path / name) for name in ("resumed", "whole"))
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_resuming_after_the_last_step_only_evaluates(finished):
     config, workdir, results = finished
     (workdir / "results.json").unlink()
@@ -269,6 +282,7 @@ def test_the_device_count_does_not_matter(tiny_config, tmp_path, group):
     # Mixup's images are float32: whether the compiler fuses its products decides their rounding.
     # Cutmix and erasing select pixels.
     tiny_config.mixup = 0.0
+    tiny_config.data.rand_augment.num_ops, tiny_config.data.augment_on_device = 2, True
     one = _three_steps(tiny_config, tmp_path, 1, group)
     four = _three_steps(tiny_config, tmp_path, 4, group)
     np.testing.assert_allclose(four["losses"], one["losses"], rtol=1e-7)
