@@ -1,1 +1,1 @@
-"""Shows where the NOAH head sees a class; `python -m noah_jax.explain --help` explains it."""
+"""Shows where a head sees a class; `python -m noah_jax.explain --help` explains it."""

@@ -1,4 +1,4 @@
-"""Where the NOAH head sees classes in images, and what each position contributes to the logits.
+"""Where a model's head sees classes in images, and what each position contributes to the logits.
 
     python -m noah_jax.explain --checkpoint runs/quickstart --image photo.png
     python -m noah_jax.explain --checkpoint runs/mine --image a.jpg b.jpg --classes tench 217 top3
@@ -9,7 +9,8 @@ attention times the value) plus the bias add up to the logit. The folder DIR (--
 `explanation` by default) gets index.html, a single file without external parts, which shows the
 contribution of the position under the mouse pointer or the arrow keys, and a PNG for each image,
 class and checkpoint. Every map has a colour bar, and all classes and checkpoints of an image share
-its scale. Only models with the NOAH head have such an attention.
+its scale. NOAH and csra have contributions; other heads that attend to positions, such as map, show
+their attention alone; those that do not, such as linear, are refused.
 
 The exit code is 0 if every image is explained. It is 1 if some images could not be read (they are
 named on standard error) and after an error.

@@ -2,15 +2,17 @@
 
 import numpy as np
 
-from noah_jax.explain.colours import KINDS, Kind
+from noah_jax.explain.colours import Kind
 from noah_jax.explain.explanation import ClassEvidence, Crop, ExplainedImage
 from noah_jax.explain.maps import (
-    CAPTIONS,
     Scale,
     blocks,
+    kinds_of,
+    logit_sum,
     merged,
     overlay,
     percent,
+    reading,
     scale_bar,
 )
 from noah_jax.explain.photo import describe_crops, framed
@@ -20,6 +22,7 @@ from noah_jax.pictures.text import PALE_INK
 _SIDE, _GAP, _MARGIN = 296, 16, 24
 _WIDTH = 3 * _SIDE + 2 * _GAP
 _BAR = 240
+_MANY_BLOCKS = 16  # more have smaller maps
 
 
 def draw_class(
@@ -54,31 +57,29 @@ def draw_class(
     def map_panel(kind: Kind) -> np.ndarray:
         largest = scale.merged[kind]
         drawn = overlay(pixels, merged(evidence, kind), largest, kind, side=_SIDE, cells=cells)
-        return panel(f"{CAPTIONS[kind]}, all blocks", drawn, scale_bar(kind, largest, _SIDE))
+        return panel(f"{kind}, all blocks", drawn, scale_bar(kind, largest, _SIDE))
 
     photo = below(
         [
             panel("image", framed(image.photo, crop, _SIDE)),
-            paragraph(_reading(crop), _SIDE, size=12, colour=PALE_INK),
+            paragraph(_reading(crop, evidence), _SIDE, size=12, colour=PALE_INK),
         ],
         4,
     )
     parts = [
         _heading(image, evidence, model_name),
-        beside([pad(photo, right=_SIDE - photo.shape[1]), *map(map_panel, KINDS)], _GAP),
+        beside(
+            [pad(photo, right=_SIDE - photo.shape[1]), *map(map_panel, kinds_of(evidence))], _GAP
+        ),
     ]
-    if len(evidence.bias) > 1:
+    if len(evidence.attention) > 1:
         parts += _block_rows(pixels, evidence, scale, cells=cells)
     return pad(below(parts, _GAP), top=_MARGIN, right=_MARGIN, bottom=_MARGIN, left=_MARGIN)
 
 
 def _heading(image: ExplainedImage, evidence: ClassEvidence, model_name: str | None) -> np.ndarray:
-    total = float(evidence.contributions.sum(dtype=np.float64))
-    bias = float(evidence.bias.sum(dtype=np.float64))
-    numbers = (
-        f"probability {percent(evidence.probability)}   logit {evidence.logit:.4f} ="
-        f" contributions {total:.4f} {'-' if bias < 0 else '+'} bias {abs(bias):.4f}"
-    )
+    sum_of_logit = " ".join(logit_sum(evidence, 4))
+    numbers = f"probability {percent(evidence.probability)}   {sum_of_logit}"
     lines = [
         line(evidence.name, _WIDTH, size=20, bold=True),
         line(numbers, _WIDTH),
@@ -89,9 +90,9 @@ def _heading(image: ExplainedImage, evidence: ClassEvidence, model_name: str | N
     return below(lines, 2)
 
 
-def _reading(crop: Crop) -> str:
+def _reading(crop: Crop, evidence: ClassEvidence) -> str:
     seen = describe_crops([crop])
-    legend = "Red adds to the logit, blue subtracts from it."
+    legend = reading([evidence])
     return f"{seen[:1].upper()}{seen[1:]}. {legend}" if seen else legend
 
 
@@ -99,10 +100,13 @@ def _block_rows(
     pixels: np.ndarray, evidence: ClassEvidence, scale: Scale, *, cells: bool
 ) -> list[np.ndarray]:
     """The maps of every block, in rows as wide as the picture, each kind with its colour bar."""
-    count = len(evidence.bias)
+    count, kinds = len(evidence.attention), kinds_of(evidence)
     # Two blocks fill a row with both kinds; others have rows of their own.
-    columns = 2 if count == 2 else next((n for n in (4, 3, 5) if count % n == 0), 4)
-    width = (_WIDTH - _GAP) // 2 if count == 2 else _WIDTH
+    paired = count == 2 and len(kinds) == 2
+    columns = next((n for n in (4, 3, 5) if count % n == 0), 4) if count > 2 else 2
+    if count > _MANY_BLOCKS:
+        columns = 8
+    width = (_WIDTH - _GAP) // 2 if paired else _WIDTH
     side = (width - (columns - 1) * _GAP) // columns
 
     def tile(number: int, values: np.ndarray, kind: Kind) -> np.ndarray:
@@ -113,10 +117,10 @@ def _block_rows(
     def of_kind(kind: Kind) -> np.ndarray:
         tiles = [tile(i + 1, values, kind) for i, values in enumerate(blocks(evidence, kind))]
         rows = [beside(tiles[i : i + columns], _GAP) for i in range(0, count, columns)]
-        title = line(f"{CAPTIONS[kind]} of each block", width - _BAR - _GAP)
+        title = line(f"{kind} of each block", width - _BAR - _GAP)
         bar = scale_bar(kind, scale.blocks[kind], _BAR)
         heading = beside([title, bar], _GAP)
         return below([pad(heading, right=width - heading.shape[1]), *rows], 4)
 
-    kinds = [of_kind(kind) for kind in KINDS]
-    return [beside(kinds, _GAP)] if count == 2 else kinds
+    drawn = [of_kind(kind) for kind in kinds]
+    return [beside(drawn, _GAP)] if paired else drawn

@@ -1,4 +1,4 @@
-"""Computes what a model's NOAH head sees in one image."""
+"""Computes what a model's head sees in one image."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from noah_jax.data.decoding import decode
 from noah_jax.data.geometry import evaluation_crop
 from noah_jax.errors import InputError
 from noah_jax.heads.evidence import Contributions
+from noah_jax.heads.registry import HEADS, heads_that_draw
 from noah_jax.inference.device_memory import raise_if_out_of_memory
 from noah_jax.inference.trained import TrainedModel
 from noah_jax.models.base import Tree
@@ -21,18 +22,20 @@ PHOTO_SIDE = 800  # of the whole image in pixels
 
 @dataclasses.dataclass(frozen=True)
 class ClassEvidence:
-    """The parts that one image's logit of one class is made of.
+    """What a head sees of one class in one image.
 
-    `contributions` and `bias` add up to `logit`, apart from float32 rounding.
+    `contributions` and `bias` add up to `logit`, apart from float32 rounding. Both are `None` if
+    the head's logits are no sum over positions.
 
     Attributes:
       class_index: Index of the class.
       name: Name of the class.
       logit: The logit, as the model computes it.
       probability: Probability of the class, see `TrainedModel.probabilities`.
-      attention: float32 `[head_num, rows, columns]`; each block sums to one.
-      contributions: float32 `[head_num, rows, columns]`.
-      bias: float32 `[head_num]`.
+      attention: float32 `[blocks, rows, columns]`; each block sums to one.
+      contributions: float32 `[blocks, rows, columns]`.
+      bias: float32 `[blocks]`.
+      shared_attention: Whether every other class has this attention too.
     """
 
     class_index: int
@@ -40,18 +43,16 @@ class ClassEvidence:
     logit: float
     probability: float
     attention: np.ndarray
-    contributions: np.ndarray
-    bias: np.ndarray
+    contributions: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    shared_attention: bool = False
 
     @property
-    def merged_attention(self) -> np.ndarray:
-        """`[rows, columns]`, the mean over the blocks; sums to one."""
-        return self.attention.mean(0)
-
-    @property
-    def merged_contributions(self) -> np.ndarray:
-        """`[rows, columns]`, the sum over the blocks."""
-        return self.contributions.sum(0)
+    def sums(self) -> tuple[float, float] | None:
+        """The sums of the contributions and of the bias, whose sum is the logit."""
+        if self.contributions is None or self.bias is None:
+            return None
+        return float(self.contributions.sum(dtype=np.float64)), float(self.bias.sum(dtype=float))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,31 +93,34 @@ class Explainer:
       class_names: Names of its classes.
 
     Raises:
-      InputError: If the model has no NOAH head.
+      InputError: If the model's head has no attention over positions.
     """
 
     def __init__(self, trained: TrainedModel, class_names: Sequence[str]):
         model, preprocessing = trained.model, trained.preprocessing
         head = model.arguments["head"]
-        if head != "noah":
+        if head not in HEADS or "attention" not in HEADS[head].draws:
             raise InputError(
                 f"{trained.path} is a {model.name} with a {head} head, which pools or reads a"
-                " class token and has no attention over positions for each class; only models"
-                " with the NOAH head can be explained"
+                " class token and has no attention over positions; the heads that can be"
+                f" explained are {heads_that_draw('attention')}"
             )
+        self._kind = HEADS[head]
         params, stats = jax.device_put((trained.params, trained.stats))
         self._trained = dataclasses.replace(trained, params=params, stats=stats)
         self._class_names = class_names
         self._preprocessing = preprocessing
         self._transform = preprocessing.transform()
 
-        def contributions(
+        def evidence(
             params: Tree, stats: Tree, images: jax.Array, classes: jax.Array
-        ) -> Contributions:
+        ) -> Contributions | jax.Array:
             images = normalise(images, preprocessing.mean, preprocessing.std)
-            return model.contributions(params, stats, images, classes)
+            if "contributions" in self._kind.draws:
+                return model.contributions(params, stats, images, classes)
+            return model.attention(params, stats, images, classes)
 
-        self._contributions = jax.jit(contributions, compiler_options=model.evaluation_options())
+        self._evidence = jax.jit(evidence, compiler_options=model.evaluation_options())
 
     @property
     def path(self) -> str:
@@ -167,13 +171,14 @@ class Explainer:
           classes: Indices of the classes.
         """
         with jax.default_matmul_precision("float32"), raise_if_out_of_memory("an image"):
-            computed = self._contributions(
+            computed = self._evidence(
                 self._trained.params,
                 self._trained.stats,
                 pixels[None],
                 np.array(classes, np.int32),
             )
-            attention, contributions, bias = (np.asarray(x)[0] for x in computed)
+            # The class is the second axis of each, behind the blocks.
+            parts = [np.asarray(x)[0] for x in jax.tree.leaves(computed)]
         probabilities = np.asarray(self._trained.probabilities(logits))
         return Explanation(
             pixels,
@@ -183,9 +188,11 @@ class Explainer:
                     name=self._class_names[class_index],
                     logit=float(logits[class_index]),
                     probability=float(probabilities[class_index]),
-                    attention=attention[:, i],
-                    contributions=contributions[:, i],
-                    bias=bias[:, i],
+                    shared_attention=self._kind.shared_attention,
+                    **{
+                        key: part[:, i]
+                        for key, part in zip(Contributions._fields, parts, strict=False)
+                    },
                 )
                 for i, class_index in enumerate(classes)
             ),

@@ -10,12 +10,12 @@ from noah_jax.explain.explanation import ClassEvidence
 from noah_jax.pictures.colour_bar import colour_bar
 from noah_jax.pictures.layout import fit_into
 
-CAPTIONS: dict[Kind, str] = {"contributions": "contributions", "attention": "attention"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
     """The values that are drawn in the strongest colours; colours are linear from 0 to them.
+
+    A kind of which there is no map has none.
 
     Attributes:
       merged: The largest value (contributions: by absolute value) with all blocks merged.
@@ -36,22 +36,60 @@ def common_scale(evidence: Sequence[ClassEvidence]) -> Scale:
     def largest(maps: Sequence[np.ndarray]) -> float:
         return max(float(np.abs(values).max()) for values in maps) or 1.0
 
+    by_kind = {kind: [x for x in evidence if kind in kinds_of(x)] for kind in KINDS}
+    drawn = {kind: own for kind, own in by_kind.items() if own}
     return Scale(
-        merged={kind: largest([merged(x, kind) for x in evidence]) for kind in KINDS},
-        blocks={kind: largest([blocks(x, kind) for x in evidence]) for kind in KINDS},
+        merged={kind: largest([merged(x, kind) for x in own]) for kind, own in drawn.items()},
+        blocks={kind: largest([blocks(x, kind) for x in own]) for kind, own in drawn.items()},
     )
 
 
+def kinds_of(evidence: ClassEvidence) -> tuple[Kind, ...]:
+    """Returns the kinds of maps that a head has: some have an attention alone."""
+    return KINDS if evidence.contributions is not None else ("attention",)
+
+
 def merged(evidence: ClassEvidence, kind: Kind) -> np.ndarray:
-    """Returns the map of all blocks, `[rows, columns]`."""
-    if kind == "contributions":
-        return evidence.merged_contributions
-    return evidence.merged_attention
+    """Returns the map of all blocks, `[rows, columns]`: the mean attention, or the sum."""
+    maps = blocks(evidence, kind)
+    return maps.mean(0) if kind == "attention" else maps.sum(0)
 
 
 def blocks(evidence: ClassEvidence, kind: Kind) -> np.ndarray:
-    """Returns the maps of the single blocks, `[head_num, rows, columns]`."""
-    return evidence.contributions if kind == "contributions" else evidence.attention
+    """Returns the maps of the single blocks, `[blocks, rows, columns]`."""
+    if kind == "attention":
+        return evidence.attention
+    assert evidence.contributions is not None
+    return evidence.contributions
+
+
+def caption(evidence: ClassEvidence, kind: Kind) -> str:
+    """Names a kind of maps, and says where all classes share one."""
+    shared = kind == "attention" and evidence.shared_attention
+    return f"{kind}, the same for all classes" if shared else kind
+
+
+def reading(evidence: Sequence[ClassEvidence]) -> str:
+    """Says in a sentence or two how to read the maps of one or several heads."""
+    parts = []
+    if any(x.contributions is not None for x in evidence):
+        parts.append("Contributions: red adds to the logit, blue subtracts from it.")
+    parts.append("Attention: the brighter, the more.")
+    if any(x.shared_attention for x in evidence):
+        all_heads = all(x.shared_attention for x in evidence)
+        head = "This head has" if all_heads else "A head without contributions has"
+        parts.append(f"{head} the same attention for all classes.")
+    return " ".join(parts)
+
+
+def logit_sum(evidence: ClassEvidence, digits: int) -> list[str]:
+    """Returns the parts of a line that says what the logit is the sum of, if it is one."""
+    logit = f"logit {evidence.logit:.{digits}f}"
+    if (sums := evidence.sums) is None:
+        return [logit]
+    total, bias = sums
+    sign = "-" if bias < 0 else "+"
+    return [logit, f"= contributions {total:.{digits}f}", f"{sign} bias {abs(bias):.{digits}f}"]
 
 
 def overlay(

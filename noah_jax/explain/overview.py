@@ -5,9 +5,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from noah_jax.explain.colours import KINDS, Kind
+from noah_jax.explain.colours import Kind
 from noah_jax.explain.explanation import ClassEvidence, ExplainedImage
-from noah_jax.explain.maps import CAPTIONS, Scale, common_scale, merged, overlay, percent, scale_bar
+from noah_jax.explain.maps import (
+    Scale,
+    common_scale,
+    kinds_of,
+    merged,
+    overlay,
+    percent,
+    reading,
+    scale_bar,
+)
 from noah_jax.explain.photo import framed
 from noah_jax.pictures.layout import below, beside, line, pad, paragraph
 from noah_jax.pictures.text import PALE_INK
@@ -43,7 +52,7 @@ def draw_overview(
     *,
     cells: bool = False,
 ) -> np.ndarray:
-    """Draws each image and, for every class, the merged contributions and attention.
+    """Draws each image and, for every class, the merged maps that its head has.
 
     Args:
       images: The images.
@@ -64,10 +73,8 @@ def draw_overview(
             headings = (name, model if len(models) > 1 else "")
             rows.append(_draw_row(image, i, headings, scale, layout, cells=cells))
     width = max(row.shape[1] for row in rows)
-    legend = (
-        "Contributions: red adds to the logit, blue subtracts from it. Attention: the brighter,"
-        " the more. Colours are linear, and each image has its own scale."
-    )
+    classes = [x for image in images for one in image.by_model for x in one.classes]
+    legend = f"{reading(classes)} Colours are linear, and each image has its own scale."
     picture = below([*rows, paragraph(legend, width, size=12, colour=PALE_INK)], _WIDE_GAP)
     return pad(picture, top=_MARGIN, right=_MARGIN, bottom=_MARGIN, left=_MARGIN)
 
@@ -88,10 +95,10 @@ def _draw_row(
         drawn = overlay(pixels, values, largest, kind, side=layout.side, cells=cells)
         if layout.beside:
             drawn = below([drawn, scale_bar(kind, largest, layout.side)], 4)
-        return _captioned(CAPTIONS[kind], drawn, layout)
+        return _captioned(kind, drawn, layout)
 
     def column(evidence: ClassEvidence) -> np.ndarray:
-        tiles = [tile(evidence, kind) for kind in KINDS]
+        tiles = [tile(evidence, kind) for kind in kinds_of(evidence)]
         maps = beside(tiles, _GAP) if layout.beside else below(tiles, _GAP // 2)
         numbers = f"{percent(evidence.probability)}, logit {evidence.logit:.2f}"
         width = maps.shape[1]
@@ -114,9 +121,9 @@ def _side_column(
     photo = pad(photo, right=side - photo.shape[1], bottom=side - photo.shape[0])
     parts = [_captioned("image", photo, layout)]
     if not layout.beside:
-        for kind in KINDS:
+        for kind in kinds_of(image.by_model[model].classes[0]):
             bar = scale_bar(kind, scale.merged[kind], side)
-            parts.append(_captioned(f"scale of {CAPTIONS[kind]}", bar, layout))
+            parts.append(_captioned(f"scale of {kind}", bar, layout))
     name, model_name = headings
     heading = below([line(name, side, bold=True), line(model_name, side, size=12, keep_end=True)])
     return below([heading, *parts], _GAP // 2)

@@ -15,10 +15,12 @@ from PIL import Image
 from noah_jax.explain.colours import KINDS, MIDDLE_GREY, TABLES, Kind, greyed
 from noah_jax.explain.explanation import ClassEvidence, Crop, ExplainedImage
 from noah_jax.explain.maps import (
-    CAPTIONS,
     Scale,
     blocks,
+    caption,
     common_scale,
+    kinds_of,
+    logit_sum,
     percent,
     short_number,
 )
@@ -69,6 +71,7 @@ def render_page(
     parts = {
         "IMAGES": "\n".join([*styles, *map(_gradient, KINDS)]),
         "MODELS": _model_names(models),
+        "READING": _reading(images),
         "CELLS": " checked" if cells else "",
         "BODY": "\n".join(body),
         "COLOURS": json.dumps({kind: TABLES[kind].tolist() for kind in KINDS}),
@@ -82,6 +85,21 @@ def render_page(
 def _model_names(models: Sequence[str]) -> str:
     names = " and ".join(f"<span class='path'>{html.escape(model)}</span>" for model in models)
     return f"Model{'s' if len(models) > 1 else ''}: {names}."
+
+
+def _reading(images: Sequence[ExplainedImage]) -> str:
+    """Says what the maps are that the heads on the page have."""
+    kinds = {kinds_of(x) for image in images for one in image.by_model for x in one.classes}
+    summed = (
+        "A contribution is what the head adds to the logit at a position; NOAH adds its attention"
+        " times the value there. The contributions of all positions plus the bias add up to the"
+        " logit: <b>red</b> adds to it, <b>blue</b> subtracts from it."
+    )
+    alone = (
+        "The logits of a head without contributions are no sum over positions, so its maps show"
+        " the attention alone: the brighter, the more."
+    )
+    return " ".join(([summed] if KINDS in kinds else []) + ([alone] if kinds != {KINDS} else []))
 
 
 def _whole(image: ExplainedImage) -> str:
@@ -141,30 +159,28 @@ def _heading(evidence: ClassEvidence) -> str:
 
 
 def _model(evidence: ClassEvidence, scale: Scale, number: int, background: int) -> str:
-    total = float(evidence.contributions.sum(dtype=np.float64))
-    bias = float(evidence.bias.sum(dtype=np.float64))
-    words = (
-        f"<span class='number probability'>{percent(evidence.probability)}</span>"
-        f" <span class='number'>logit {evidence.logit:.6f}</span>"
-        f" <span class='number'>= contributions {total:.6f}</span>"
-        f" <span class='number'>{'-' if bias < 0 else '+'} bias {abs(bias):.6f}</span>"
+    words = f"<span class='number probability'>{percent(evidence.probability)}</span>"
+    for part in logit_sum(evidence, 6):
+        words += f" <span class='number'>{part}</span>"
+    figures = "".join(
+        _figure(kind, caption(evidence, kind), scale, number, background)
+        for kind in kinds_of(evidence)
     )
-    figures = "".join(_figure(kind, scale, number, background) for kind in KINDS)
     return (
         f"<div class='model' data-evidence='{number}'><p>{words}</p>"
         f"<div class='maps'>{figures}</div>{_block_choice(evidence)}</div>"
     )
 
 
-def _figure(kind: Kind, scale: Scale, number: int, background: int) -> str:
+def _figure(kind: Kind, name: str, scale: Scale, number: int, background: int) -> str:
     largest = scale.merged[kind]
     low = short_number(-largest, kind) if kind == "contributions" else "0"
     middle = "<span>0</span>" if kind == "contributions" else ""
     return (
-        f"<figure><figcaption>{CAPTIONS[kind]}</figcaption>"
+        f"<figure><figcaption>{name}</figcaption>"
         f"<div class='map i{background}' data-evidence='{number}' data-kind='{kind}'"
         f" data-block='merged' tabindex='0' role='application'"
-        f" aria-label='{CAPTIONS[kind]}; arrow keys go from position to position'></div>"
+        f" aria-label='{name}; arrow keys go from position to position'></div>"
         f"<div class='bar {kind}'></div><div class='ticks'><span>{low}</span>{middle}"
         f"<span>{short_number(largest, kind)}</span></div></figure>"
     )
@@ -172,7 +188,7 @@ def _figure(kind: Kind, scale: Scale, number: int, background: int) -> str:
 
 def _block_choice(evidence: ClassEvidence) -> str:
     """The choice of the block that the maps show; nothing if the head has a single one."""
-    count = len(evidence.bias)
+    count = len(evidence.attention)
     if count == 1:
         return ""
     choices = [("merged", "all blocks"), *((str(n), f"block {n + 1}") for n in range(count))]
@@ -190,11 +206,11 @@ def _numbers(evidence: ClassEvidence, scale: Scale) -> dict[str, Any]:
     rows, columns = evidence.attention.shape[1:]
     maps: dict[str, Any] = {
         kind: [[float(str(x)) for x in block.ravel()] for block in blocks(evidence, kind)]
-        for kind in KINDS
+        for kind in kinds_of(evidence)
     }
     return {
         "rows": rows,
         "columns": columns,
         **maps,
-        "scale": {kind: [scale.merged[kind], scale.blocks[kind]] for kind in KINDS},
+        "scale": {kind: [scale.merged[kind], scale.blocks[kind]] for kind in kinds_of(evidence)},
     }

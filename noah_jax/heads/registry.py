@@ -42,34 +42,65 @@ class HeadKind:
         (NOAH's stand in `config.head` itself).
       never_decay: Paths of its parameters, without `head/`, that weight decay spares in every
         recipe, as the head was published; patterns as in a shell.
+      draws: What its module computes for chosen classes: "attention" and, where the logits are
+        sums over positions, "contributions", each a method of that name.
+      shared_attention: Whether all classes have the same attention.
     """
 
     make: Callable[[HeadSpec, int, HeadInit, nnx.Rngs], nnx.Module]
     count_params: Callable[[HeadSpec, int], int]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     never_decay: tuple[str, ...] = ()
+    draws: tuple[str, ...] = ()
+    shared_attention: bool = False
+
+
+_ATTENTION, _BOTH = ("attention",), ("attention", "contributions")
 
 
 # A new head is a file beside this one, a row here, and a section of `config.head`.
 HEADS: dict[str, HeadKind] = {
     "linear": HeadKind(make_linear_head, count_linear_params),
-    "noah": HeadKind(make_noah_head, count_noah_params, NOAH_OPTIONS),
+    "noah": HeadKind(make_noah_head, count_noah_params, NOAH_OPTIONS, draws=_BOTH),
     "gem": HeadKind(make_gem_head, count_gem_params, GEM_OPTIONS, never_decay=("p",)),
-    "map": HeadKind(make_map_head, count_map_params, MAP_OPTIONS, never_decay=("latent",)),
-    "csra": HeadKind(make_csra_head, count_csra_params, CSRA_OPTIONS),
-    "simpool": HeadKind(make_simpool_head, count_simpool_params, SIMPOOL_OPTIONS),
-    "ep": HeadKind(make_ep_head, count_ep_params, EP_OPTIONS, never_decay=("queries",)),
+    "map": HeadKind(
+        make_map_head,
+        count_map_params,
+        MAP_OPTIONS,
+        never_decay=("latent",),
+        draws=_ATTENTION,
+        shared_attention=True,
+    ),
+    "csra": HeadKind(make_csra_head, count_csra_params, CSRA_OPTIONS, draws=_BOTH),
+    "simpool": HeadKind(
+        make_simpool_head,
+        count_simpool_params,
+        SIMPOOL_OPTIONS,
+        draws=_ATTENTION,
+        shared_attention=True,
+    ),
+    "ep": HeadKind(
+        make_ep_head,
+        count_ep_params,
+        EP_OPTIONS,
+        never_decay=("queries",),
+        draws=_ATTENTION,
+        shared_attention=True,
+    ),
     "ml_decoder": HeadKind(
         make_ml_decoder_head,
         count_ml_decoder_params,
         ML_DECODER_OPTIONS,
         never_decay=("query_embed",),
+        draws=_ATTENTION,
     ),
     "class_attention": HeadKind(
         make_class_attention_head,
         count_class_attention_params,
         CLASS_ATTENTION_OPTIONS,
         never_decay=("cls_token", "blocks/*/gamma_*"),
+        draws=_ATTENTION,
+        shared_attention=True,
     ),
 }
 
@@ -104,6 +135,11 @@ def complete_options(head: str | nnx.Module, given: Mapping[str, Any] | None) ->
             known = f"it takes {', '.join(options)}" if options else "it takes none"
             raise InputError(f"{what} takes no option {key!r}{did_you_mean(key, options)}; {known}")
     return options | dict(given or {})
+
+
+def heads_that_draw(what: str) -> str:
+    """Lists the names of the heads whose rows say that they draw "attention" or "contributions"."""
+    return ", ".join(name for name, kind in HEADS.items() if what in kind.draws)
 
 
 def never_decay(head: str) -> tuple[str, ...]:

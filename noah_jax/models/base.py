@@ -15,6 +15,7 @@ from flax import nnx
 
 from noah_jax.errors import InputError
 from noah_jax.heads.evidence import Contributions
+from noah_jax.heads.registry import heads_that_draw
 from noah_jax.models.backbone import Backbone
 from noah_jax.models.family import Architecture
 from noah_jax.models.images import check_images, check_shape, normalise
@@ -243,7 +244,7 @@ class Model:
     def attention(
         self, params: Tree, stats: Tree, images: jax.Array, classes: jax.Array
     ) -> jax.Array:
-        """Computes where the NOAH head looks for chosen classes, in evaluation mode.
+        """Computes where the head looks for chosen classes, in evaluation mode.
 
         Args:
           params: The parameters.
@@ -252,12 +253,13 @@ class Model:
           classes: Class indices, `[m]` or `[batch, m]`.
 
         Returns:
-          float32 `[batch, head_num, m, *spatial]`, which sums to one over the spatial dimensions.
+          float32 `[batch, blocks, m, *spatial]`, which sums to one over the spatial dimensions. The
+          blocks are NOAH's, or the attention heads of another head.
 
         Raises:
           InputError: If the head has no attention, or a class does not exist.
         """
-        head, features = self._attentive_head(params, stats, images)
+        head, features = self._head_that_draws("attention", params, stats, images)
         return head.attention(features, classes)
 
     def contributions(
@@ -276,14 +278,15 @@ class Model:
 
         Returns:
           `(attention, contributions, bias)`, a named tuple of float32 arrays. Attention is
-          where the head looks, `[batch, head_num, m, *spatial]`, and sums to one over the spatial
-          dimensions. Contributions are the attention times the value there, of the same shape. Bias
-          is what belongs to no position, `[batch, head_num, m]`.
+          where the head looks, `[batch, blocks, m, *spatial]`, and sums to one over the spatial
+          dimensions. Contributions are what each position adds (in NOAH, the attention times the
+          value there), of the same shape. Bias is what belongs to no position, `[batch, blocks, m]`.
 
         Raises:
-          InputError: If the head has no attention, or a class does not exist.
+          InputError: If the logits of the head are no sum over positions, or a class does not
+            exist.
         """
-        head, features = self._attentive_head(params, stats, images)
+        head, features = self._head_that_draws("contributions", params, stats, images)
         return head.contributions(features, classes)
 
     def portable(self) -> "Model":
@@ -297,15 +300,15 @@ class Model:
         other._graphdef = split_module(module)[0]
         return other
 
-    def _attentive_head(
-        self, params: Tree, stats: Tree, images: jax.Array
+    def _head_that_draws(
+        self, what: str, params: Tree, stats: Tree, images: jax.Array
     ) -> tuple[Any, jax.Array]:
         module = self._merge(params, stats)
-        if not hasattr(module.head, "attention"):
-            what = f"a {type(module.head).__name__}" if module.head is not None else "no"
+        if not hasattr(module.head, what):
+            kind = f"a {type(module.head).__name__}" if module.head is not None else "no"
             raise InputError(
-                f"{self.name} has {what} head, which has no attention;"
-                " create the model with head='noah'"
+                f"{self.name} has {kind} head, which has no {what} over positions; heads that have:"
+                f" {heads_that_draw(what)}"
             )
         return module.head, self.features(params, stats, images)
 

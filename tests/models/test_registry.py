@@ -218,7 +218,7 @@ def test_features_only_gives_what_the_head_takes():
     backbone = create_model("noah_resnet18", features_only=True, **arguments)
     head = params.pop("head")
     features, _ = backbone.apply(params, stats, images, train=False)
-    with pytest.raises(ValueError, match="has no head, which has no attention"):
+    with pytest.raises(ValueError, match="has no head, which has no attention over"):
         backbone.attention(params, stats, images, jnp.array([0]))
     params["head"] = head
     assert jnp.array_equal(features, whole.features(params, stats, images))
