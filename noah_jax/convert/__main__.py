@@ -76,13 +76,13 @@ def _parser() -> Parser:
     add("--model", metavar="NAME", help="registered name of the model; by default it is found")
     parser.add_several(
         "--set",
-        lambda word: re.match("[a-z_]+=", word) is not None,
+        lambda word: re.match("[a-z_.]+=", word) is not None,
         metavar="KEY=VALUE",
         type=_setting,
         default=[],
         help="an argument of create_model that overrides what the file tells, such as"
-        " image_size=64, or how images are prepared for the weights: mean, std, resize, crop,"
-        " interpolation; several may follow",
+        " image_size=64, an option of its head by its key, such as head.csra.lam=0.2, or how images"
+        " are prepared for the weights: mean, std, resize, crop, interpolation; several may follow",
     )
     downloads = "folder for the downloads of --released; by default ~/.cache/noah_jax/released"
     add("--cache", metavar="DIR", type=local_path, help=downloads)

@@ -145,7 +145,7 @@ def convert_to_torch(source: str, destination: str, *, overwrite: bool = False) 
     counters = metadata.get("source", {}).get(COUNTER, 0)
     state_dict = make_state_dict(model, params, stats, counters=counters)
     with working(f"writing {destination}"), whole(target) as path:
-        write(state_dict, path, model.name)
+        write(state_dict, path, model)
     say(f"{model.name}: {len(state_dict)} tensors in {destination}")
 
 

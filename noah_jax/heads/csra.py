@@ -83,11 +83,8 @@ class CSRAHead(PositionalHead):
             raise InputError(f"lam must be at least 0, got {lam}")
         self.temperatures = TEMPERATURES[num_heads]
         self.lam = lam
-        bound = 1 / math.sqrt(self.in_features)
         shape = (num_heads, self.in_features, self.num_classes)
-        self.kernel = nnx.Param(
-            jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
-        )
+        self.classifier = _Classifiers(shape, rngs)
 
     def logits(self, positions: jax.Array, key: Key | None) -> jax.Array:
         """See `PositionalHead.logits`."""
@@ -150,12 +147,22 @@ class CSRAHead(PositionalHead):
 
     def _scores(self, positions: jax.Array, classes: jax.Array | None = None) -> jax.Array:
         """Returns the scores of all or of chosen classes, `[batch, num_heads, m, positions]`."""
-        kernel = self.kernel[...]
+        kernel = self.classifier.kernel[...]
         kernel = kernel / jnp.linalg.norm(kernel, axis=1, keepdims=True)
         if classes is None:
             return wide_einsum("bld,ndk->bnkl", positions, kernel)
         chosen = "ndk" if classes.ndim == 1 else "ndbk"
         return wide_einsum(f"bld,{chosen}->bnkl", positions, kernel[..., classes])
+
+
+class _Classifiers(nnx.Module):
+    """Owns the kernel of all heads, `[num_heads, in_features, num_classes]`."""
+
+    def __init__(self, shape: tuple[int, int, int], rngs: nnx.Rngs):
+        bound = 1 / math.sqrt(shape[1])
+        self.kernel = nnx.Param(
+            jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
+        )
 
 
 def _attention(scores: jax.Array, temperature: int) -> jax.Array:

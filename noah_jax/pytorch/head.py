@@ -3,7 +3,7 @@
 import fractions
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,39 +14,46 @@ from noah_jax.models.family import Family
 from noah_jax.models.registry import NOAH_PREFIX
 from noah_jax.models.shapes import ratio
 from noah_jax.pytorch.mapping import expected_shapes
+from noah_jax.pytorch.other_heads import create_with_other_head, other_head, take_options
 
 StateDict = Mapping[str, np.ndarray]
-HeadKind = Literal["linear", "noah"]
 
 # The arguments of `create_model` that concern the head alone.
 HEAD_ARGUMENTS = ("num_classes", "head_num", "key_ratio", "head_split", "kv_split")
 
-_LINEAR, _QUERY = "params/head/linear/kernel", "params/head/query/kernel"
+_LINEAR, _QUERY, _VALUE = (f"params/head/{layer}/kernel" for layer in ("linear", "query", "value"))
 
 
-def model_name(base: str, kind: HeadKind | None) -> str:
+def model_name(base: str, kind: str | None) -> str:
     """Returns the registered name of an architecture with a kind of head."""
     return NOAH_PREFIX + base if kind == "noah" else base
 
 
-def head_kind(state_dict: StateDict, family: Family) -> HeadKind | None:
+def head_kind(state_dict: StateDict, family: Family) -> str | None:
     """Returns the kind of head that a state dict has; `None` if it has none."""
-    linear, query = head_keys(family)
-    if query in state_dict:
+    if (kind := other_head(state_dict)) is not None:
+        return kind
+    linear, _, value = _head_keys(family)
+    if value in state_dict:  # without the attention there is no query
         return "noah"
     return "linear" if linear in state_dict else None
 
 
 def head_keys(family: Family) -> tuple[str, str]:
     """Returns the PyTorch keys of a linear head's kernel and of a NOAH head's query kernel."""
+    return _head_keys(family)[:2]
+
+
+def _head_keys(family: Family) -> tuple[str, str, str]:
+    """Returns the keys of a linear head's kernel and of a NOAH head's kernels, query and value."""
     keys = {row.path: row.torch for row in family.table}
-    return keys[_LINEAR], keys[_QUERY]
+    return keys[_LINEAR], keys[_QUERY], keys[_VALUE]
 
 
 def create_with_head(
     state_dict: StateDict,
     base: str,
-    kind: HeadKind | None,
+    kind: str | None,
     backbone: dict[str, Any],
     given: dict[str, Any],
 ) -> Model:
@@ -69,6 +76,12 @@ def create_with_head(
     if kind == "linear":
         head = _linear_arguments(state_dict, get_family(base)) | given
         return create_model(base, **backbone, **head)
+    if kind != "noah":
+        return create_with_other_head(state_dict, base, kind, backbone, given)
+    given = dict(given)
+    options = take_options("noah", given)
+    if head_keys(get_family(base))[1] not in state_dict:
+        options.setdefault("attention", "uniform")
     num_classes = _published_num_classes(state_dict, base)
     try:
         model = create_model(NOAH_PREFIX + base, **backbone, num_classes=num_classes)
@@ -76,10 +89,15 @@ def create_with_head(
         # The published N does not divide the channels. A linear head takes any number of them.
         model = create_model(base, **backbone, num_classes=num_classes)
     else:
-        if not given and _fits(state_dict, model):
-            return model
+        published = model
+        if options:
+            published = create_model(
+                model.name, **backbone, num_classes=num_classes, head_options=options
+            )
+        if not given and _fits(state_dict, published):
+            return published
     head = _noah_arguments(state_dict, base, _channels(model), given) | given
-    return create_model(NOAH_PREFIX + base, **backbone, **head)
+    return create_model(NOAH_PREFIX + base, **backbone, **head, head_options=options)
 
 
 def _linear_arguments(state_dict: StateDict, family: Family) -> dict[str, Any]:
@@ -91,7 +109,7 @@ def _linear_arguments(state_dict: StateDict, family: Family) -> dict[str, Any]:
 
 def _published_num_classes(state_dict: StateDict, base: str) -> int:
     """Returns the number of classes if N is the published one."""
-    rows = state_dict[head_keys(get_family(base))[1]].shape[:1] or (0,)
+    rows = state_dict[_head_keys(get_family(base))[2]].shape[:1] or (0,)
     return max(rows[0] // get_architecture(base).head_num, 1)
 
 
@@ -122,8 +140,9 @@ def _noah_arguments(
       The arguments, or `{}` if the head belongs to another backbone or has other switches. The
       published head then serves to list the differences.
     """
-    query_key = head_keys(get_family(base))[1]
-    value_key = query_key.replace("query", "value")
+    _, query_key, value_key = _head_keys(get_family(base))
+    if query_key not in state_dict:
+        return _arguments_without_query(_shape(state_dict, value_key), base, channels, given)
     query, value = _shape(state_dict, query_key), _shape(state_dict, value_key)
     if len(query) != 4 or len(value) != 4 or not query[1] or not value[1]:
         raise ConversionError(
@@ -145,10 +164,36 @@ def _noah_arguments(
     arguments: dict[str, Any] = {"head_num": head_num, "num_classes": query[0] // head_num}
     if kv_split:
         query_channels = query[1] * (head_num if head_split else 1)
-        published = get_architecture(base).key_ratio
-        fits = int(channels * published) == query_channels
-        arguments["key_ratio"] = published if fits else ratio(channels, query_channels)
+        arguments["key_ratio"] = _key_ratio(base, channels, query_channels)
     return arguments
+
+
+def _arguments_without_query(
+    value: tuple[int, ...], base: str, channels: int, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Computes r and the number of classes of a NOAH head that has no attention, from a given N.
+
+    The channels that the value does not have would be the query's.
+    """
+    if "head_num" not in given:
+        raise ConversionError(
+            "without the query of a NOAH head the shapes do not tell N; give --set head_num=N"
+        )
+    head_num = given["head_num"]
+    if len(value) != 4 or head_num < 1 or value[0] % head_num:
+        return {}
+    arguments: dict[str, Any] = {"num_classes": value[0] // head_num}
+    if given.get("kv_split", True):
+        value_channels = value[1] * (head_num if given.get("head_split", True) else 1)
+        arguments["key_ratio"] = _key_ratio(base, channels, channels - value_channels)
+    return arguments
+
+
+def _key_ratio(base: str, channels: int, query_channels: int) -> float:
+    """Returns the r with which the query has so many channels: the published one if it fits."""
+    published = get_architecture(base).key_ratio
+    fits = int(channels * published) == query_channels
+    return published if fits else ratio(channels, query_channels)
 
 
 def _shape(state_dict: StateDict, key: str) -> tuple[int, ...]:

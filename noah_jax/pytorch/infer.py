@@ -36,7 +36,6 @@ from noah_jax.pytorch.dimensions import attention_heads, nearest
 from noah_jax.pytorch.foreign import foreign_kind
 from noah_jax.pytorch.head import (
     HEAD_ARGUMENTS,
-    HeadKind,
     StateDict,
     create_with_head,
     head_keys,
@@ -44,6 +43,7 @@ from noah_jax.pytorch.head import (
     model_name,
 )
 from noah_jax.pytorch.mapping import expected_shapes, match
+from noah_jax.pytorch.other_heads import options_not_told, table_of
 from noah_jax.pytorch.renames import rename
 
 _HEADLESS = (
@@ -85,7 +85,7 @@ class _Candidate:
 
     state_dict: dict[str, np.ndarray]
     base: str
-    kind: HeadKind | None
+    kind: str | None
     sizes: Mapping[str, Any]
     given: Mapping[str, Any]
     notes: tuple[str, ...] = ()
@@ -184,8 +184,10 @@ def _named_model(state_dict: StateDict, name: str, given: Mapping[str, Any]) -> 
     if kind is None and not family.headless:
         kind = "linear"
     candidate = _resized(_Candidate(renamed, base, kind, sizes={}, given=given))
-    notes = candidate.notes if candidate.kind else (_HEADLESS, *candidate.notes)
-    return ModelMatch(_create(candidate), candidate.state_dict, notes)
+    model = _create(candidate)
+    untold = options_not_told(model, given) if candidate.kind else _HEADLESS
+    notes = (*filter(None, [untold]), *candidate.notes)
+    return ModelMatch(model, candidate.state_dict, notes)
 
 
 def _families(state_dict: StateDict) -> list[Family]:
@@ -197,7 +199,8 @@ def _families(state_dict: StateDict) -> list[Family]:
             any(match(row.torch, key) is not None for row in family.table) for key in keys
         )
     most = max(known.values(), default=0)
-    if most < _MIN_KNOWN * len(state_dict):
+    backbone = sum(not key.startswith("head.") for key in state_dict)
+    if most < max(_MIN_KNOWN * backbone, 1):
         return []
     families = [FAMILIES[name] for name, count in known.items() if count == most]
     return [family for family in families if _is_any_kind(state_dict, family)] or families
@@ -260,8 +263,8 @@ def _create(candidate: _Candidate) -> Model:
     """
     state_dict, base, given = candidate.state_dict, candidate.base, candidate.given
     family = get_family(base)
-    given_head = {key: value for key, value in given.items() if key in HEAD_ARGUMENTS}
-    given_backbone = {key: value for key, value in given.items() if key not in HEAD_ARGUMENTS}
+    given_head = {key: value for key, value in given.items() if _is_heads(key)}
+    given_backbone = {key: value for key, value in given.items() if not _is_heads(key)}
     backbone = {
         **attention_heads(base, candidate.sizes),
         **candidate.sizes,
@@ -271,6 +274,10 @@ def _create(candidate: _Candidate) -> Model:
         **given_backbone,
     }
     return create_with_head(state_dict, base, candidate.kind, backbone, given_head)
+
+
+def _is_heads(key: str) -> bool:
+    return key in HEAD_ARGUMENTS or key.startswith("head.")
 
 
 def _create_of_own_sizes(candidate: _Candidate) -> Model:
@@ -307,7 +314,7 @@ def _image_size(state_dict: StateDict, positions: Positions | None) -> dict[str,
 
 def _differences(state_dict: StateDict, model: Model) -> list[str]:
     """Lists where the backbones of a state dict and a model differ."""
-    table = get_family(model.name).table
+    table = table_of(model)
     params, stats = model.abstract()
     backbone = {key: value for key, value in params.items() if key != "head"}
     expected = expected_shapes({"params": backbone, "stats": stats}, table)
@@ -366,6 +373,8 @@ def _notes(
     sizes, given = candidate.sizes, candidate.given
     if candidate.kind is None:
         yield _HEADLESS
+    elif untold := options_not_told(model, given):
+        yield untold
     yield from candidate.notes
     best = model.name.removeprefix(NOAH_PREFIX)
     is_hinted = best == _bare_name(hint)

@@ -8,12 +8,12 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from noah_jax.errors import ConversionError, InputError
-from noah_jax.models import get_family
 from noah_jax.models.base import Model, Tree
 from noah_jax.models.finite import check_finite
 from noah_jax.pytorch.files.layouts import Weights, load_weights
 from noah_jax.pytorch.infer import find_model, name_in_metadata
 from noah_jax.pytorch.mapping import to_jax
+from noah_jax.pytorch.other_heads import options_in_metadata, table_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +64,10 @@ def load_torch(
     """
     weights = load_weights(path, ema=ema)
     hint = hint or name_in_metadata(weights.metadata)
+    arguments = {**options_in_metadata(weights.metadata), **(arguments or {})}
     match = find_model(weights.state_dict, name=name, hint=hint, arguments=arguments)
     params, stats = match.model.abstract()
-    table = get_family(match.model.name).table
+    table = table_of(match.model)
     check_finite(match.state_dict, os.fspath(path))
     try:
         tree = to_jax(match.state_dict, table, {"params": params, "stats": stats})

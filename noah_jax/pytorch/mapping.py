@@ -45,8 +45,8 @@ _TRANSFORMS = {
     "same": _Transform(lambda x, _: x, lambda x: x),
     # OIHW <-> HWIO
     "conv": _Transform(lambda x, _: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
-    # OI <-> IO
-    "linear": _Transform(lambda x, _: x.transpose(1, 0), lambda x: x.transpose(1, 0)),
+    # OI <-> IO, of one kernel or of several with other axes in front
+    "linear": _Transform(lambda x, _: x.swapaxes(-1, -2), lambda x: x.swapaxes(-1, -2)),
     # [N*K, D, 1, 1] <-> [N, D, K]
     "poca_kernel": _Transform(_poca_to_jax, _poca_to_torch),
     # [N*K] <-> [N, K]

@@ -7,14 +7,14 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from noah_jax.errors import InputError, MissingPackageError
-from noah_jax.models import get_family
 from noah_jax.models.base import Model, Tree
 from noah_jax.pytorch.mapping import to_torch
+from noah_jax.pytorch.other_heads import options_for_metadata, table_of
 
 # BatchNorm's counter of batches. Nothing here needs it, but the original's strict loading does.
 COUNTER = "num_batches_tracked"
 
-Writer = Callable[[dict[str, np.ndarray], pathlib.Path, str], None]
+Writer = Callable[[dict[str, np.ndarray], pathlib.Path, Model], None]
 
 
 def make_state_dict(
@@ -35,8 +35,7 @@ def make_state_dict(
     Returns:
       Contiguous arrays by the original's keys, the counters included.
     """
-    table = get_family(model.name).table
-    state_dict = to_torch({"params": params, "stats": stats}, table)
+    state_dict = to_torch({"params": params, "stats": stats}, table_of(model))
     mean = "running_mean"
     keys = [key.removesuffix(mean) + COUNTER for key in state_dict if key.endswith(f".{mean}")]
     by_key = counters if isinstance(counters, Mapping) else dict.fromkeys(keys, counters)
@@ -59,8 +58,8 @@ def state_dict_writer(destination: str) -> Writer:
       destination: Name of the file, `.safetensors` or, with PyTorch installed, `.pth`.
 
     Returns:
-      `write(state_dict, path, model_name)`, which writes to a local path of any name. Only a
-      safetensors file says the model's name.
+      `write(state_dict, path, model)`, which writes to a local path of any name. Only a
+      safetensors file says the model's name, and what the weights do not tell of its head.
 
     Raises:
       InputError: If the name ends in neither.
@@ -68,9 +67,14 @@ def state_dict_writer(destination: str) -> Writer:
     """
     suffix = pathlib.PurePath(destination).suffix
     if suffix == ".safetensors":
-        return lambda state_dict, path, model_name: save_file(
-            state_dict, path, metadata={"format": "pt", "model": model_name}
-        )
+
+        def write_safetensors(
+            state_dict: dict[str, np.ndarray], path: pathlib.Path, model: Model
+        ) -> None:
+            metadata = {"format": "pt", "model": model.name} | options_for_metadata(model)
+            save_file(state_dict, path, metadata=metadata)
+
+        return write_safetensors
     if suffix != ".pth":
         raise InputError(f"{destination} must end in .safetensors or .pth")
     try:
@@ -81,7 +85,7 @@ def state_dict_writer(destination: str) -> Writer:
             " write .safetensors, which PyTorch reads with safetensors.torch.load_file"
         ) from None
 
-    def write(state_dict: dict[str, np.ndarray], path: pathlib.Path, model_name: str) -> None:
+    def write(state_dict: dict[str, np.ndarray], path: pathlib.Path, model: Model) -> None:
         # PyTorch wants arrays that it may write to, so these are copies.
         torch.save({key: torch.tensor(value) for key, value in state_dict.items()}, path)
 

@@ -28,7 +28,7 @@ def _published(features, kernel, temperature, lam):
 @pytest.mark.parametrize("num_heads", TEMPERATURES)
 def test_the_published_formula(num_heads):
     head = _head(num_heads=num_heads, lam=0.3)
-    kernels = np.asarray(head.kernel[...], np.float64)
+    kernels = np.asarray(head.classifier.kernel[...], np.float64)
     assert len(kernels) == len(TEMPERATURES[num_heads]) == num_heads
     features = np.asarray(FEATURES, np.float64)
     expected = sum(

@@ -7,10 +7,15 @@ import re
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from noah_jax import create_model
+from noah_jax import create_model, load_model
+from noah_jax.convert.__main__ import main as convert
+from noah_jax.errors import ConversionError
 from noah_jax.explain.__main__ import main as explain
 from noah_jax.heads.registry import HEADS
+from noah_jax.pytorch.load import load_torch
+from noah_jax.pytorch.save import make_state_dict, state_dict_writer
 from noah_jax.runs.checkpoints import save_model
 from tests.helpers import GOLDEN
 
@@ -83,3 +88,100 @@ def test_explain_refuses_heads_without_attention_in_one_line(head, folder_of, tm
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"a {head} head" in said and "noah, map, csra, simpool, ep" in said
     assert not (tmp_path / "out").exists()
+
+
+def _same_weights(folder, other):
+    for left, right in zip(load_model(str(folder))[1:], load_model(str(other))[1:], strict=True):
+        assert jax.tree.structure(left) == jax.tree.structure(right)
+        for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def _to_torch(folder, path):
+    """Converts a folder to PyTorch's names; returns the state dict."""
+    assert convert(["--to-torch", str(folder), str(path)]) == 0
+    return load_file(path)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_to_pytorchs_names_and_back(head, folder_of, tmp_path, capsys):
+    _to_torch(folder_of(head), tmp_path / "model.safetensors")
+    back = str(tmp_path / "back")
+    source = str(tmp_path / "model.safetensors")
+    assert convert([source, back, "--set", "image_size=32"]) == 0
+    assert "head's options" not in capsys.readouterr().out
+    expected, model = (load_model(str(x))[0] for x in (folder_of(head), back))
+    differing = {"name", "head_num", "key_ratio"} if head != "noah" else set()
+    for key in expected.arguments.keys() - differing:
+        assert model.arguments[key] == expected.arguments[key], key
+    _same_weights(folder_of(head), back)
+
+
+def test_the_names_are_pytorchs(folder_of, tmp_path):
+    shapes = {
+        head: {
+            key.removeprefix("head."): x.shape
+            for key, x in _to_torch(folder_of(head), tmp_path / f"{head}.safetensors").items()
+            if key.startswith("head.")
+        }
+        for head in ("csra", "map")
+    }
+    assert shapes["csra"] == {"classifier.weight": (2, 3, 32)}
+    assert shapes["map"] == {
+        "latent": (1, 1, 32),
+        **{"q.weight": (32, 32), "q.bias": (32,), "kv.weight": (64, 32), "kv.bias": (64,)},
+        **{"proj.weight": (32, 32), "proj.bias": (32,), "norm.weight": (32,), "norm.bias": (32,)},
+        **{"mlp.fc1.weight": (128, 32), "mlp.fc1.bias": (128,)},
+        **{"mlp.fc2.weight": (32, 128), "mlp.fc2.bias": (32,)},
+        **{"linear.weight": (3, 32), "linear.bias": (3,)},
+    }
+
+
+def test_a_bare_state_dict_tells_its_head_and_the_caller_its_options(folder_of, tmp_path, capsys):
+    for head in ("csra", "map"):
+        state = _to_torch(folder_of(head), tmp_path / f"{head}.safetensors")
+        save_file(state, tmp_path / f"{head}.safetensors")
+    source, out = str(tmp_path / "map.safetensors"), str(tmp_path / "map")
+    assert convert([source, out, "--set", "head.map.num_heads=2"]) == 0
+    assert "the map head's options: taken as mlp_ratio=4.0" in capsys.readouterr().out
+    assert load_model(out)[0].arguments["head_options"] == {"num_heads": 2, "mlp_ratio": 4.0}
+    source, out = str(tmp_path / "csra.safetensors"), str(tmp_path / "csra")
+    assert convert([source, out]) == 1
+    said = capsys.readouterr().err
+    assert "head.classifier.weight has shape (2, 3, 32), and a csra head with num_heads=1" in said
+    assert "--set head.csra.num_heads=... head.csra.lam=..." in said
+    assert convert([source, out, "--set", "head.csra.num_heads=2", "head.csra.lam=0.3"]) == 0
+    assert load_model(out)[0].arguments["head_options"] == {"num_heads": 2, "lam": 0.3}
+    assert convert([source, f"{out}2", "--model", "noah_resnet18"]) == 1
+    assert "the file has a csra head" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ({"attention": "uniform"}, {}),
+        ({"attention": "uniform", "merge": "max"}, {"head_num": 2, "key_ratio": 0.25}),
+        ({"merge": "mean"}, {"head_num": 2}),
+    ],
+)
+def test_noahs_ablations_to_pytorchs_names_and_back(options, arguments, tmp_path):
+    model = create_model("noah_resnet18", head_options=options, **TINY, **arguments)
+    params, stats = jax.tree.map(_draw, model.abstract())
+    state, path = make_state_dict(model, params, stats), tmp_path / "model.safetensors"
+    assert ("head.query.weight" in state) == ("attention" not in options)
+    state_dict_writer(str(path))(state, path, model)
+    given = {"image_size": 32} | ({"head_num": 2} if arguments else {})
+    loaded = load_torch(path, arguments=given)
+    for key in ("head_options", "head_num", "key_ratio"):
+        assert loaded.model.arguments[key] == model.arguments[key], key
+    for a, b in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_without_query_n_must_be_given(tmp_path):
+    arguments = {"head_num": 2, "head_options": {"attention": "uniform"}}
+    model = create_model("noah_resnet18", **TINY, **arguments)
+    state = make_state_dict(model, *jax.tree.map(_draw, model.abstract()))
+    save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(ConversionError, match=r"without the query .* give --set head_num=N"):
+        load_torch(tmp_path / "a.safetensors")

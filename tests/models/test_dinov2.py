@@ -213,7 +213,7 @@ def test_a_file_there_and_back(name, tmp_path):
     path = tmp_path / "model.safetensors"
     for name_, head in ((name, "linear"), (f"noah_{name}", "noah")):
         model, state = _state(name_, image_size=28)
-        state_dict_writer(str(path))(state, path, name_)
+        state_dict_writer(str(path))(state, path, model)
         loaded = load_torch(path, arguments={"num_heads": 3})
         assert loaded.model.name == name_ and loaded.model.arguments["head"] == head
         assert loaded.model.abstract() == model.abstract()
