@@ -20,7 +20,11 @@ from noah_jax.runs.checkpoints import save_model
 from tests.helpers import GOLDEN
 
 TINY = dict(num_classes=3, image_size=32, stem="small", width=4, depths=(1, 1, 1, 1))
-OPTIONS = {"csra": {"num_heads": 2}, "map": {"num_heads": 2}}
+OPTIONS = {
+    "csra": {"num_heads": 2},
+    "map": {"num_heads": 2},
+    "ml_decoder": {"width": 16, "hidden": 12, "num_heads": 2},
+}
 
 
 def _model(head):
@@ -60,9 +64,10 @@ def test_the_row_says_what_the_module_draws(head):
     assert tuple(methods) == HEADS[head].draws
 
 
-@pytest.mark.parametrize("head", ["csra", "map"])
+@pytest.mark.parametrize("head", ["csra", "map", "ml_decoder"])
 def test_explain_draws_what_the_head_has(head, folder_of, tmp_path):
     both = HEADS[head].draws == ("attention", "contributions")
+    shared = HEADS[head].shared_attention
     arguments = ["--checkpoint", str(folder_of(head)), "--classes", "0", "1"]
     arguments += ["--image", str(GOLDEN / "images/china.jpg"), "--output", str(tmp_path)]
     assert explain([*arguments, "--overview", str(tmp_path / "all.png")]) == 0
@@ -75,8 +80,8 @@ def test_explain_draws_what_the_head_has(head, folder_of, tmp_path):
         assert list(own["scale"]) == kinds
         assert np.sum(own["attention"], 1) == pytest.approx(1, abs=1e-5)
     assert ("red</b> adds" in text) == both
-    assert text.count("the same for all classes</figcaption>") == (0 if both else 2)
-    assert (data[0]["attention"] == data[1]["attention"]) == (not both)
+    assert text.count("the same for all classes</figcaption>") == (2 if shared else 0)
+    assert (data[0]["attention"] == data[1]["attention"]) == shared
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pictures == ["001_china_class0.png", "001_china_class1.png", "all.png"]
 
