@@ -14,6 +14,7 @@ from noah_jax.console import say, working
 from noah_jax.data.preprocessing import ARCHITECTURE, SETTINGS
 from noah_jax.errors import InputError
 from noah_jax.files import whole
+from noah_jax.heads.registry import unpublished_options
 from noah_jax.inference.loading import describe_weights, load_model, read_description
 from noah_jax.models.published import published
 from noah_jax.pytorch.load import LoadedModel, load_torch
@@ -164,6 +165,8 @@ def _summary(source: str, loaded: LoadedModel, hint: str | None) -> Iterator[str
     head = f"{arguments['head']} head, {model.num_classes} classes"
     if arguments["head"] == "noah":
         head += f", N = {arguments['head_num']}, r = {arguments['key_ratio']:g}"
+    if options := unpublished_options(arguments["head"], arguments["head_options"]):
+        head += f", {options}"
     if "pre_logits" in arguments:
         head += f", {'with' if arguments['pre_logits'] else 'without'} pre_logits"
     yield f"  head     {head}"

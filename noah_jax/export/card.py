@@ -8,6 +8,7 @@ from etils import epath
 
 from noah_jax.data.interpolation import SQUASH
 from noah_jax.data.preprocessing import Preprocessing
+from noah_jax.heads.registry import unpublished_options
 from noah_jax.inference.trained import TrainedModel
 from noah_jax.models.published import published
 from noah_jax.runs.run_dir import CHECKPOINTS
@@ -34,11 +35,13 @@ def model_card(trained: TrainedModel, description: dict[str, Any]) -> str:
 def _introduction(trained: TrainedModel) -> Iterator[str]:
     model = trained.model
     head = model.arguments["head"]
+    options = unpublished_options(head, model.arguments["head_options"])
+    named = ("NOAH" if head == "noah" else head) + " head" + (f" ({options})" if options else "")
     yield f"# {model.name}"
     yield ""
     yield (
         f"An image classifier with {model.num_classes} classes, {model.num_params:,} parameters"
-        f" and the {'NOAH' if head == 'noah' else head} head, exported from noah_jax."
+        f" and the {named}, exported from noah_jax."
     )
 
 

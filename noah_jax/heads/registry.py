@@ -137,6 +137,17 @@ def complete_options(head: str | nnx.Module, given: Mapping[str, Any] | None) ->
     return options | dict(given or {})
 
 
+def unpublished_options(head: str, options: Mapping[str, Any]) -> str:
+    """Returns the options of a head that are not the published ones, such as "lam=0.2".
+
+    Args:
+      head: A registered name, or the name of the class of a head of one's own, which has none.
+      options: All options of the head.
+    """
+    published = HEADS[head].options if head in HEADS else {}
+    return ", ".join(f"{key}={x}" for key, x in options.items() if x != published.get(key))
+
+
 def heads_that_draw(what: str) -> str:
     """Lists the names of the heads whose rows say that they draw "attention" or "contributions"."""
     return ", ".join(name for name, kind in HEADS.items() if what in kind.draws)

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from noah_jax.data.preprocessing import Preprocessing
 from noah_jax.errors import CheckpointError, InputError
-from noah_jax.heads.registry import complete_options
+from noah_jax.heads.registry import unpublished_options
 from noah_jax.inference.loading import load_with_step
 from noah_jax.models import create_model, get_family
 from noah_jax.models.base import Model
@@ -228,9 +228,8 @@ def _describe_head(model: Model) -> str:
         kind += "".join(
             f", {key}=False" for key in ("head_split", "kv_split") if not arguments[key]
         )
-    options = arguments["head_options"]
-    published = complete_options(arguments["head"], {}) if options else {}
-    kind += "".join(f", {key}={x}" for key, x in options.items() if x != published[key])
+    if options := unpublished_options(arguments["head"], arguments["head_options"]):
+        kind += f", {options}"
     return f"{kind} of {model.num_classes} classes"
 
 

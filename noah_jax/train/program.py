@@ -13,6 +13,7 @@ from noah_jax import console, distributed
 from noah_jax.cli import as_typed, load_config
 from noah_jax.console import say
 from noah_jax.errors import JoinError, NoahError
+from noah_jax.heads.registry import HEADS
 from noah_jax.inference.loading import read_description
 from noah_jax.interrupts import advising
 from noah_jax.runs.run_dir import CHECKPOINTS, RESULTS_FILE
@@ -72,7 +73,8 @@ def closing_words(workdir: str, results: Mapping[str, Any]) -> str:
     if (epath.Path(workdir) / EXAMPLES).exists():
         examples = _inside(workdir, EXAMPLES)
         commands.append(f"predict {examples} --checkpoint {run}{ema}")
-        if read_description(epath.Path(workdir))["arguments"]["head"] == "noah":
+        head = read_description(epath.Path(workdir))["arguments"]["head"]
+        if head in HEADS and HEADS[head].draws:
             output = _inside(workdir, "explanation")
             commands.append(f"explain --checkpoint {run}{ema} --image {examples} --output {output}")
     return "\n".join(

@@ -11,7 +11,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 
+from noah_jax.heads.csra import CSRAHead
 from noah_jax.heads.linear import LinearHead
+from noah_jax.heads.map import MAPHead
 from noah_jax.heads.noah import NOAH
 from noah_jax.heads.noah.poca import ROWS
 from noah_jax.nn.dropout import MicroBatchKey
@@ -36,7 +38,8 @@ _TWO = [axes for axes in AXES if axes[0] in ("Explicit", "Manual")]
 def make_heads(words):
     """Makes every head, by name, with the `words` that choose an implementation of NOAH."""
     common = dict(in_features=16, num_classes=9, dropout=0.4)
-    heads = {"linear": LinearHead(**common, rngs=nnx.Rngs(params=0))}
+    others = {"linear": LinearHead, "csra": CSRAHead, "map": MAPHead}
+    heads = {name: head(**common, rngs=nnx.Rngs(params=0)) for name, head in others.items()}
     compiled = {name for name, row in ROWS.items() if row.platform in ("tpu", "cuda")}
     for name in (*words, *(name for name in ROWS if name not in compiled)):
         heads[name] = NOAH(
@@ -103,10 +106,11 @@ def main(few):
     exact = {}
     for name, head in make_heads(() if few else ("auto", "xla", "pallas")).items():
         graphdef, weights = nnx.split(head)
-        definition = name if name == "linear" else head.dropout
+        definition = head.dropout if isinstance(head, NOAH) else name
         if definition not in exact:
             head = nnx.merge(graphdef, weights)
-            head.implementation = "reference"
+            if isinstance(head, NOAH):
+                head.implementation = "reference"
             exact[definition] = _quick_jit(make_step(nnx.split(head)[0], ()))(weights, features)
         for axes_name, *axes in _TWO if few else AXES:
             outputs = run(name, graphdef, weights, features, *axes)

@@ -10,13 +10,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from noah_jax import create_model, load_model
+from noah_jax.config import default_config
 from noah_jax.convert.__main__ import main as convert
 from noah_jax.errors import ConversionError
 from noah_jax.explain.__main__ import main as explain
+from noah_jax.export.__main__ import main as export
 from noah_jax.heads.registry import HEADS
 from noah_jax.pytorch.load import load_torch
 from noah_jax.pytorch.save import make_state_dict, state_dict_writer
 from noah_jax.runs.checkpoints import save_model
+from noah_jax.train.finetune import load_initial_weights
+from noah_jax.train.param_groups import find_param_groups, trainable
 from tests.helpers import GOLDEN
 
 TINY = dict(num_classes=3, image_size=32, stem="small", width=4, depths=(1, 1, 1, 1))
@@ -190,3 +194,62 @@ def test_without_query_n_must_be_given(tmp_path):
     save_file(state, tmp_path / "a.safetensors")
     with pytest.raises(ConversionError, match=r"without the query .* give --set head_num=N"):
         load_torch(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_training_in_bfloat16_with_rematerialisation(head):
+    arguments = {"head_num": 2} if head == "noah" else {}
+    model = create_model(
+        "resnet18",
+        **TINY,
+        head=head,
+        head_options=OPTIONS.get(head),
+        head_drop_rate=0.5,
+        dtype="bfloat16",
+        remat=True,
+        **arguments,
+    )
+
+    def loss(params, stats, images, key):
+        logits, _ = model.apply(params, stats, images, train=True, key=key)
+        assert logits.shape == (2, 3) and logits.dtype == np.float32
+        return logits.sum()
+
+    params, stats = model.abstract()
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
+    gradients = jax.eval_shape(jax.grad(loss), params, stats, images, jax.random.key(0))
+    assert gradients == params
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_freezing_the_backbone_leaves_the_head(head):
+    params, _ = _model(head).abstract()
+    section = default_config().optim.to_dict() | {"freeze": ("^(?!head/)",)}
+    groups = find_param_groups(section, params)
+    assert trainable(params, groups.frozen) == {"head": params["head"]}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_fine_tuning_takes_the_same_head_and_starts_another_afresh(head, folder_of):
+    same = load_initial_weights(str(folder_of(head)), _model(head))
+    assert not [line for line in same.lines if "fresh" in line]
+    assert any(path.startswith("head/") for path in same.params)
+    other = create_model("resnet18", head="gem" if head != "gem" else "linear", **TINY)
+    fresh = load_initial_weights(str(folder_of(head)), other)
+    assert not [path for path in fresh.params if path.startswith("head/")]
+    assert [line for line in fresh.lines if line.startswith("the head is fresh: ")]
+
+
+def test_a_head_with_other_options_is_fresh(folder_of):
+    options = {"num_heads": 2, "lam": 0.3}
+    model = create_model("resnet18", head="csra", head_options=options, **TINY)
+    fresh = load_initial_weights(str(folder_of("csra")), model)
+    assert not [path for path in fresh.params if path.startswith("head/")]
+    there, here = "csra, num_heads=2 of 3 classes", "csra, num_heads=2, lam=0.3 of 3 classes"
+    assert f"the head is fresh: {there} there, {here} here" in fresh.lines
+
+
+def test_the_card_of_an_exported_model_names_the_options(folder_of, tmp_path):
+    out = tmp_path / "exported"
+    assert export(["--checkpoint", str(folder_of("csra")), "--output", str(out)]) == 0
+    assert "and the csra head (num_heads=2), exported" in (out / "README.md").read_text()

@@ -14,6 +14,10 @@ def test_table(capsys):
     assert header.split() == ["model", "parameters/M", "FLOPs/G", "top-1", "source", "N", "r"]
     assert " ".join(noah.split()) == "noah_resnet18 11.697 1.839 71.81 NOAH README 4 1/2"
     assert " ".join(linear.split()) == "resnet18 11.690 1.814 70.25 NOAH README - -"
+    assert main(["*resnet18", "--head", "csra"]) == 0
+    _, csra = capsys.readouterr().out.splitlines()
+    # A class's score at each of 7 x 7 positions, and no bias.
+    assert " ".join(csra.split()) == "resnet18 11.689 1.839 - - - -"
     assert main(["noah_resmlp_12_dist*"]) == 0
     _, row = capsys.readouterr().out.splitlines()
     assert row.split()[3:5] == ["-", "-"]
