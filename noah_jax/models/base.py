@@ -280,7 +280,8 @@ class Model:
           `(attention, contributions, bias)`, a named tuple of float32 arrays. Attention is
           where the head looks, `[batch, blocks, m, *spatial]`, and sums to one over the spatial
           dimensions. Contributions are what each position adds (in NOAH, the attention times the
-          value there), of the same shape. Bias is what belongs to no position, `[batch, blocks, m]`.
+          value there), of the same shape. Bias is what belongs to no position,
+          `[batch, blocks, m]`.
 
         Raises:
           InputError: If the logits of the head are no sum over positions, or a class does not
