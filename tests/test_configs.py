@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from noah_jax.config import default_config
 from noah_jax.config_flags import parse_config
 from noah_jax.config_values import check_values
+from noah_jax.data.prepare_labelled import absent_labelled
 from noah_jax.errors import UsageError
 from noah_jax.models import get_architecture
 from noah_jax.models.published import published
@@ -140,6 +141,22 @@ def test_multi_label_variants_fit(variant):
         # A whole run of this recipe has a schedule, and ends low.
         rate = make_schedule(config.optim, epochs=config.epochs, steps_per_epoch=100)
         assert float(rate(round(100 * config.epochs) - 1)) < 1e-5 * config.optim.learning_rate * 3
+
+
+@pytest.mark.parametrize(
+    "variant", ["coco:csra_resnet101_448", "coco:ml_decoder_resnet101_448", "voc:vit_large_224_sgd"]
+)
+def test_multi_label_variants_are_built_without_the_images(variant):
+    family, _, name = variant.partition(":")
+    config = parse_config([f"--config={CONFIGS}/{family}.py:{name}", "--config.batch_size=8"])
+    setup = build(config, sources=absent_labelled(config.dataset))
+    head, options = (setup.model.arguments[key] for key in ("head", "head_options"))
+    assert name.startswith(head) or head == "linear"
+    if head == "csra":
+        assert options == {"num_heads": 4, "lam": 0.5}
+    assert setup.model.num_classes == {"coco": 80, "voc": 20}[family]
+    assert setup.task.label_shape == (setup.model.num_classes,)
+    assert (setup.param_groups.rates == {}) == ("_sgd" not in name)
 
 
 def test_a_multi_label_variant_is_built(tmp_path):

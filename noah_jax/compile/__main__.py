@@ -3,7 +3,8 @@
     python -m noah_jax.compile --config FILE[:VARIANT] --topology v5e:16x16 [--config.KEY=VALUE]
     python -m noah_jax.compile --all [--models 'noah_*'] --topology v5e:4x4,h100:8
 
-It needs no accelerator, and of the data only the classes and their number; ImageNet's are known.
+It needs no accelerator, and of the data only the classes and their number; those of imagenet2012,
+coco2014, coco2017 and voc2007 are known.
 Every figure is per device. A batch that does not fit is compiled again, smaller, until one does.
 The exit code is 0 if everything fits and 1 if something does not. Large models take minutes.
 """

@@ -17,6 +17,7 @@ from noah_jax.aot.kernel_cycles import kernel_calls, kernel_cycles
 from noah_jax.aot.targets import Target
 from noah_jax.console import working
 from noah_jax.data import imagenet
+from noah_jax.data.prepare_labelled import absent_labelled
 from noah_jax.errors import CompileError, InputError
 from noah_jax.train.param_groups import trainable
 from noah_jax.train.setup import TrainSetup, build
@@ -219,7 +220,8 @@ def smaller_batch(config: ConfigDict, target: Target, unfit: Report) -> Report |
 
 
 def _build(config: ConfigDict, devices: list[jax.Device]) -> TrainSetup:
-    absent = imagenet.absent_imagenet() if config.dataset == imagenet.NAME else None
+    known = config.dataset == imagenet.NAME
+    absent = imagenet.absent_imagenet() if known else absent_labelled(config.dataset)
     # The evaluation is not compiled, so its batch need not fit the machine.
     config = copy.deepcopy(config)
     if config.eval_batch_size is not None:

@@ -8,12 +8,40 @@ from etils import epath
 from noah_jax.data.coco import CocoSource, coco_splits
 from noah_jax.data.prepare import Split, check_name, describe_labelled_images, file_split
 from noah_jax.data.record import fingerprint
-from noah_jax.data.source import ImageFiles
+from noah_jax.data.source import AbsentSource, ImageFiles
 from noah_jax.data.voc import VocSource, voc_folder, voc_splits
 from noah_jax.errors import InputError
 from noah_jax.paths import expand_home
 
+# The classes and the images of both splits, by the default names of what `plan_coco` and `plan_voc`
+# plan.
+_SIZES = {
+    "coco2014": (80, {"train": 82_081, "val": 40_137}),
+    "coco2017": (80, {"train": 117_266, "val": 4_952}),
+    "voc2007": (20, {"trainval": 5_011, "test": 4_952}),
+}
+
 Plan = tuple[tfds.core.DatasetInfo, list[Split]]
+
+
+def absent_labelled(name: str) -> tuple[AbsentSource, AbsentSource] | None:
+    """Makes both splits of COCO or VOC for a machine without the images; their classes are numbers.
+
+    Args:
+      name: Name of the dataset.
+
+    Returns:
+      The training and the evaluation split; `None` if the dataset's sizes are not known.
+    """
+    if name not in _SIZES:
+        return None
+    num_classes, splits = _SIZES[name]
+    classes = [str(index) for index in range(num_classes)]
+    train, evaluation = (
+        AbsentSource(f"{name}:{split}", classes, length, multi_label=True)
+        for split, length in splits.items()
+    )
+    return train, evaluation
 
 
 def plan_coco(path: str, *, name: str | None = None, year: str | None = None) -> Plan:

@@ -65,12 +65,14 @@ class AbsentSource:
       name: Name of the split, for messages.
       class_names: Names of the classes.
       length: Number of images.
+      multi_label: Whether an image has any number of labels.
     """
 
-    multi_label = False
-
-    def __init__(self, name: str, class_names: Sequence[str], length: int):
+    def __init__(
+        self, name: str, class_names: Sequence[str], length: int, *, multi_label: bool = False
+    ):
         self.name = name
+        self.multi_label = multi_label
         self.class_names = list(class_names)
         self._length = length
 
