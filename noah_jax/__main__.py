@@ -21,6 +21,7 @@ PROGRAMS = {
     "export": "write a model as one artifact that runs with JAX alone",
     "convert": "convert weights from PyTorch's files, and back",
     "compare": "train several heads on the same data and compare them over seeds",
+    "probe": "train heads on the frozen features of a backbone, and classify by neighbours",
     "prepare": "prepare ImageNet or other images for training",
     "parity": "check models against numbers that PyTorch computed",
     "benchmark": "measure the speed of models, heads, input, evaluation or the loop",

@@ -21,7 +21,7 @@ GROUND = {
     "config_values",
 }
 PROGRAMS = {
-    *("convert", "evaluate", "predict", "explain", "export", "compare", "prepare"),
+    *("convert", "evaluate", "predict", "explain", "export", "compare", "prepare", "probe"),
     *("parity", "benchmark", "compile", "autotune"),
 }
 # What a room may import, besides the ground and itself.

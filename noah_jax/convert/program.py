@@ -1,7 +1,6 @@
 """Does the work of the converter: PyTorch's files to folders of this package, and back."""
 
 import collections
-import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,9 +19,8 @@ from noah_jax.models.published import published
 from noah_jax.pytorch.load import LoadedModel, load_torch
 from noah_jax.pytorch.released import fetch, sha256
 from noah_jax.pytorch.save import COUNTER, batch_counters, make_state_dict, state_dict_writer
-from noah_jax.runs.checkpoints import save_model
 from noah_jax.runs.destination import free_destination
-from noah_jax.runs.run_dir import CHECKPOINTS, MODEL_FILE
+from noah_jax.runs.model_folder import write_model_folder
 
 
 def convert(
@@ -88,13 +86,8 @@ def convert(
             COUNTER: batch_counters(loaded.weights.state_dict),
         },
     }
-    with (
-        working(f"writing {destination}"),
-        whole(target, overwrite=overwrite, last=MODEL_FILE) as folder,
-    ):
-        folder.mkdir()
-        save_model(folder / CHECKPOINTS, {"params": loaded.params, "stats": loaded.stats})
-        (folder / MODEL_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
+    tree = {"params": loaded.params, "stats": loaded.stats}
+    write_model_folder(target, metadata, tree, overwrite=overwrite)
     say(f"saved in {destination}: noah_jax.load_model({destination!r})")
     return loaded
 

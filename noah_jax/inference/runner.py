@@ -3,6 +3,7 @@
 import collections
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,9 @@ from noah_jax.inference.step import make_predict_step
 from noah_jax.inference.trained import Preprocessing, TrainedModel
 from noah_jax.models.base import Model, Tree
 
-# From the logits [batch, num_classes] and the labels [batch] to values of each image; every
-# array is [batch, ...].
-Compute = Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
+# From the logits [batch, num_classes], or what else the forward pass gives, and the labels [batch]
+# to values of each image; every array is [batch, ...].
+Compute = Callable[[Any, jax.Array], dict[str, jax.Array]]
 
 _IN_FLIGHT = 2  # batches on the devices while the host waits for an earlier one
 
@@ -33,6 +34,7 @@ class Inference:
       model: The model.
       preprocessing: How its images are prepared.
       compute: What to compute from the logits and labels of a batch.
+      make_forward: Makes the forward pass; `make_encode_step` gives features in place of logits.
       batch_size: Images at a time; it is rounded up to a multiple of the number of devices.
       devices: Devices to use; `None` uses all there are.
     """
@@ -43,19 +45,20 @@ class Inference:
         preprocessing: Preprocessing,
         compute: Compute,
         *,
+        make_forward: Callable[..., Callable[[Tree, Tree, jax.Array], Any]] = make_predict_step,
         batch_size: int,
         devices: list[jax.Device] | None = None,
     ):
         self._mesh = distributed.make_mesh(devices)
         self._transform = preprocessing.transform()
         self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
-        predict = make_predict_step(
+        forward = make_forward(
             model, mean=preprocessing.mean, std=preprocessing.std, mesh=self._mesh
         )
 
         def step(params: Tree, stats: Tree, batch: Batch) -> dict[str, jax.Array]:
-            logits = predict(params, stats, jnp.asarray(batch["image"]))
-            return compute(logits, jnp.asarray(batch["label"]))
+            outputs = forward(params, stats, jnp.asarray(batch["image"]))
+            return compute(outputs, jnp.asarray(batch["label"]))
 
         self._step = jax.jit(step, compiler_options=model.evaluation_options())
 

@@ -52,3 +52,20 @@ def make_predict_step(
         return model.logits(params, stats, images, mean=mean, std=std)
 
     return traced_on(mesh, predict_step)
+
+
+def make_encode_step(
+    model: Model,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mesh: Mesh | None = None,
+) -> Callable[[Tree, Tree, jax.Array], tuple[jax.Array, jax.Array | None]]:
+    """Makes `(params, stats, images) -> (map, class token)`, see `make_predict_step`."""
+
+    def encode_step(
+        params: Tree, stats: Tree, images: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        return model.encode(params, stats, images, mean=mean, std=std)
+
+    return traced_on(mesh, encode_step)

@@ -29,6 +29,14 @@ class Backbone(Protocol):
           key: Random key of dropout and stochastic depth; needed to train with them.
         """
 
+    def encode(
+        self, images: jax.Array, *, train: bool, key: Key | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the last feature map, and the class token `[batch, channels]` if there is one.
+
+        A backbone that never has a class token need not have this method.
+        """
+
     def __call__(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         """float32 logits `[batch, num_classes]`, or the last feature map if there is no head."""
 

@@ -223,15 +223,7 @@ class Model:
         std: Sequence[float] | None = None,
     ) -> jax.Array:
         """Computes what `predict` computes, without `jit`, as a part of larger jitted functions."""
-        if images.dtype == jnp.uint8:
-            mean = self.mean if mean is None else mean
-            std = self.std if std is None else std
-            images = normalise(check_shape(images), mean, std)
-        elif not jnp.issubdtype(images.dtype, jnp.floating):
-            raise InputError(
-                f"images must be uint8 pixels or normalised floats, got {images.dtype}"
-            )
-        return self.apply(params, stats, images, train=False)[0]
+        return self.apply(params, stats, self._normalised(images, mean, std), train=False)[0]
 
     def features(self, params: Tree, stats: Tree, images: jax.Array) -> jax.Array:
         """Computes the last feature map in evaluation mode, `[batch, *spatial, channels]`."""
@@ -240,6 +232,78 @@ class Model:
             return self._merge(params, stats).features(images, train=False)
 
         return on_auto_axes(compute, check_images(images), params, stats)
+
+    def encode(
+        self,
+        params: Tree,
+        stats: Tree,
+        images: jax.Array,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Computes what heads can read, in evaluation mode.
+
+        Args:
+          params: The parameters.
+          stats: BatchNorm's running statistics.
+          images: uint8 pixels or normalised floats, see `predict`.
+          mean: See `predict`.
+          std: See `predict`.
+
+        Returns:
+          The last feature map `[batch, *spatial, channels]`, and the class token
+          `[batch, channels]`, or `None` if the backbone has none.
+        """
+
+        def compute(
+            images: jax.Array, params: Tree, stats: Tree
+        ) -> tuple[jax.Array, jax.Array | None]:
+            module = self._merge(params, stats)
+            if hasattr(module, "encode"):
+                return module.encode(images, train=False)
+            return module.features(images, train=False), None
+
+        images = check_images(self._normalised(images, mean, std))
+        return on_auto_axes(compute, images, params, stats)
+
+    def init_head(self, key: jax.Array) -> tuple[Tree, Tree]:
+        """Draws fresh weights as `init` does, and returns those of the head.
+
+        Under `jax.jit` the backbone's weights are not computed.
+        """
+        params, stats = self.init(key)
+        return params["head"], stats.get("head", {})
+
+    def apply_head(
+        self,
+        params: Tree,
+        stats: Tree,
+        features: jax.Array,
+        *,
+        train: bool,
+        key: Key | None = None,
+    ) -> tuple[jax.Array, Tree]:
+        """Computes the logits of features by the head alone, and the head's new statistics.
+
+        Args:
+          params: The head's parameters, `params["head"]` of the model's.
+          stats: The head's statistics; `{}` for a head without any.
+          features: What the head reads, see `encode`: the map, or the class token.
+          train: See `apply`.
+          key: See `apply`.
+
+        Returns:
+          float32 logits `[batch, num_classes]`, and the statistics (unchanged unless training).
+        """
+        graphdef, abstract_params, abstract_stats = split_module(self._abstract_module().head)
+        head = nnx.merge(
+            graphdef,
+            tree_to_state(abstract_params, params, "the head's params"),
+            tree_to_state(abstract_stats, stats, "the head's stats"),
+        )
+        logits = head(features, train=train, key=key)
+        return logits, state_to_tree(nnx.state(head, nnx.BatchStat)) if train else stats
 
     def attention(
         self, params: Tree, stats: Tree, images: jax.Array, classes: jax.Array
@@ -312,6 +376,20 @@ class Model:
                 f" {heads_that_draw(what)}"
             )
         return module.head, self.features(params, stats, images)
+
+    def _normalised(
+        self, images: jax.Array, mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> jax.Array:
+        """Normalises uint8 pixels, by the model's own mean and std unless others are given."""
+        if images.dtype == jnp.uint8:
+            mean = self.mean if mean is None else mean
+            std = self.std if std is None else std
+            return normalise(check_shape(images), mean, std)
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(
+                f"images must be uint8 pixels or normalised floats, got {images.dtype}"
+            )
+        return images
 
     def _merge(self, params: Tree, stats: Tree) -> Backbone:
         abstract_params, abstract_stats = self._abstract

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from noah_jax.errors import InputError
+from noah_jax.heads.spec import HeadSpec
+from noah_jax.nn.arguments import check_flag
 from noah_jax.nn.attention import attend, project
 from noah_jax.nn.dropout import Key, fold_in, split_key
 from noah_jax.nn.layers import (
@@ -34,6 +36,19 @@ normal_002 = nnx.initializers.normal(0.02)
 def class_token(features: int, rngs: nnx.Rngs) -> nnx.Param[jax.Array]:
     """Draws a class token, `[1, 1, features]`."""
     return nnx.Param(normal_002(rngs.params(), (1, 1, features), jnp.float32))
+
+
+def optional_class_token(
+    wanted: bool | None, head: HeadSpec, features: int, rngs: nnx.Rngs
+) -> nnx.Param[jax.Array] | None:
+    """Draws a class token if it is wanted; `None` wants it for a linear head only.
+
+    Raises:
+      InputError: If `wanted` is something else.
+    """
+    if wanted is None:
+        wanted = head.kind == "linear"
+    return class_token(features, rngs) if check_flag("class_token", wanted) else None
 
 
 def patch_grid(size: tuple[int, int], patch_size: int, what: str = "image_size") -> tuple[int, int]:

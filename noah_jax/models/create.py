@@ -86,8 +86,9 @@ def create_model(
       dtype: Compute dtype, such as "bfloat16". Parameters, statistics, softmax and logits are
         float32. ("float64" is for parity, and needs JAX_ENABLE_X64=1.)
       **family_arguments: Arguments that only some families have: ResNet's `stem` ("imagenet" or
-        "small", for images of some 32 pixels), DeiT's `pre_logits`, and dimensions in place of
-        the published ones (`get_architecture(name).dimensions`):
+        "small", for images of some 32 pixels), DeiT's `pre_logits`, DeiT's and PVT's `class_token`
+        (whether there is one; by default with a linear head only), and dimensions in place of the
+        published ones (`get_architecture(name).dimensions`):
         `width` (ResNet, DeiT, MLP), `widths` (PVT, ShuffleNetV2), `width_mult` (MobileNets),
         `depth` (DeiT, MLP), `depths` (ResNet, PVT, ShuffleNetV2), `patch_size` (DeiT, MLP),
         `num_heads` (DeiT, PVT), hidden sizes over the width: `mlp_ratio` (DeiT), `mlp_ratios`

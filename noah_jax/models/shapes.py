@@ -50,6 +50,12 @@ class Shapes:
         return ratio(width, self.channels(layer)) if width else 0
 
 
+def class_token_argument(shapes: Shapes) -> dict[str, bool]:
+    """Returns `{"class_token": True}` for a class token beside a head that does not read it."""
+    beside = "cls_token" in shapes and "head.weight" not in shapes
+    return {"class_token": True} if beside else {}
+
+
 def ratio(whole: int, part: int) -> float:
     """Returns the fraction for which `int(whole * fraction)` is `part`."""
     fraction = part / whole

@@ -12,12 +12,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from noah_jax import load_model
-from noah_jax.convert import program
 from noah_jax.convert.__main__ import main
 from noah_jax.models import create_model, get_family
 from noah_jax.pytorch.golden import golden_state_dict
 from noah_jax.pytorch.load import load_torch
 from noah_jax.pytorch.mapping import to_torch
+from noah_jax.runs import model_folder
 from tests.helpers import original_models
 from tests.pytorch.files import torch_files as files
 
@@ -162,7 +162,7 @@ def test_a_failure_leaves_nothing(small_file, tmp_path, capsys, monkeypatch):
         (directory / "half").write_text("")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(program, "save_model", fail)
+    monkeypatch.setattr(model_folder, "save_model", fail)
     assert "No space left" in _error(capsys, small_file, tmp_path / "folder")
     assert not list(tmp_path.iterdir())
 

@@ -16,6 +16,7 @@ from safetensors.numpy import load, load_file
 from noah_jax import load_model
 from noah_jax.convert import program
 from noah_jax.convert.__main__ import main
+from noah_jax.runs import model_folder
 from tests.pytorch.files import torch_files as files
 
 CLASSES = (5, 6)
@@ -67,7 +68,7 @@ def test_a_failure_while_writing_leaves_the_old_one(sources, tmp_path, capsys, m
         directory.mkdir()
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(program, "save_model", fail)
+    monkeypatch.setattr(model_folder, "save_model", fail)
     assert "No space left" in _error(capsys, sources[1], folder, "--overwrite")
     assert _classes(folder) == CLASSES[0] and _names(tmp_path) == ["folder"]
 

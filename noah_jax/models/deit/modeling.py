@@ -1,7 +1,7 @@
 """DeiT (Touvron et al., 2021), the plain vision transformer, in timm's layout.
 
-With a linear head a class token carries the image. With any other head there is no class token,
-and the head gets all tokens as the map they were cut from.
+With a linear head a class token carries the image. With any other head there is no class token
+unless it is asked for, and the head gets all other tokens as the map they were cut from.
 """
 
 import jax
@@ -19,9 +19,9 @@ from noah_jax.models.blocks import (
     any_rate,
     check_heads,
     check_image_size,
-    class_token,
     linear_rates,
     normal_002,
+    optional_class_token,
     patch_grid,
     run_blocks,
     training_key,
@@ -38,7 +38,7 @@ class DeiT(nnx.Module):
     Images must have the size in `settings`, whose sides are multiples of the patch.
 
     Args:
-      head: Which head; "linear" comes with a class token.
+      head: Which head; "linear" comes with a class token, which it reads.
       settings: Image size, rematerialisation and compute dtype.
       width: Channels.
       num_heads: Attention heads.
@@ -49,6 +49,8 @@ class DeiT(nnx.Module):
         the number given. `None` is the original's choice: they are there if `width` is below 192.
         (The published parameter counts of the x0.5 and x0.75 models are those without, so a
         checkpoint may lack them.)
+      class_token: Whether the tokens have a class token in front. `None` is the original's choice:
+        with a linear head only. Without it, a linear head reads the mean of the map.
       drop_rate: Dropout rate after the position embedding, after the attention and in the MLPs.
       drop_path_rate: Rate of stochastic depth in the last block; it rises linearly from 0.
       rngs: Source of the initial weights.
@@ -68,6 +70,7 @@ class DeiT(nnx.Module):
         patch_size: int,
         mlp_ratio: float,
         pre_logits: bool | int | None = None,
+        class_token: bool | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         rngs: nnx.Rngs,
@@ -79,7 +82,8 @@ class DeiT(nnx.Module):
         self.remat = settings.remat
         dtype = settings.dtype
 
-        self.cls_token = class_token(width, rngs) if head.kind == "linear" else None
+        self.cls_token = optional_class_token(class_token, head, width, rngs)
+        self.head_reads_token = head.kind == "linear" and not head.features_only
         tokens = self.grid[0] * self.grid[1] + (self.cls_token is not None)
         self.pos_embed = nnx.Param(normal_002(rngs.params(), (1, tokens, width), jnp.float32))
         self.pos_drop = Dropout(drop_rate)
@@ -135,13 +139,19 @@ class DeiT(nnx.Module):
         patches = tokens if self.cls_token is None else tokens[:, 1:]
         return patches.reshape(tokens.shape[0], *self.grid, -1)
 
+    def encode(
+        self, images: jax.Array, *, train: bool, key: Key | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The last feature map, `[batch, rows, columns, channels]`, and the class token, if any."""
+        tokens = self._tokens(images, train=train, key=key)
+        return self._map(tokens), None if self.cls_token is None else tokens[:, 0]
+
     def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         """The last feature map, `[batch, rows, columns, channels]`, without the class token."""
-        return self._map(self._tokens(images, train=train, key=key))
+        return self.encode(images, train=train, key=key)[0]
 
     def __call__(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         features_key, head_key = split_key(key, 2)
-        tokens = self._tokens(images, train=train, key=features_key)
-        by_token = self.cls_token is not None and self.head is not None
-        features = tokens[:, 0] if by_token else self._map(tokens)
+        features, token = self.encode(images, train=train, key=features_key)
+        features = token if token is not None and self.head_reads_token else features
         return apply_head(self.head, features, train=train, key=head_key)

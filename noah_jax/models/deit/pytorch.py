@@ -6,7 +6,7 @@ from typing import Any
 from noah_jax.models.conversion import Row, conv, layer_norm, linear, noah_head
 from noah_jax.models.deit.modeling import PRE_LOGITS_WIDTH
 from noah_jax.models.family import Positions
-from noah_jax.models.shapes import Shapes, likely_heads
+from noah_jax.models.shapes import Shapes, class_token_argument, likely_heads
 
 TABLE = (
     Row("cls_token", "params/cls_token"),
@@ -35,12 +35,14 @@ def infer_dimensions(shapes: Shapes) -> dict[str, Any]:
 
 
 def infer_arguments(shapes: Shapes) -> dict[str, Any]:
-    """Returns whether a state dict has the layer before the head, and its channels if not 192."""
+    """Returns what the shapes tell of the class token and of the layer before the head.
+
+    `pre_logits` is whether there is such a layer, or its channels if these are not 192.
+    """
     key = "pre_logits.fc.weight"
     features = shapes.length(key) if shapes.rank(key) == 2 else 0
-    if features in (0, PRE_LOGITS_WIDTH):
-        return {"pre_logits": key in shapes}
-    return {"pre_logits": features}
+    usual = features in (0, PRE_LOGITS_WIDTH)
+    return {"pre_logits": key in shapes if usual else features, **class_token_argument(shapes)}
 
 
 def likely_num_heads(published: Mapping[str, Any], sizes: Mapping[str, Any]) -> int | None:

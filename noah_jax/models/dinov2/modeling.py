@@ -119,8 +119,8 @@ class DinoV2(nnx.Module):
         """Rows and columns of each position embedding, by its name."""
         return {"pos_embed": self.grid}
 
-    def _encode(
-        self, images: jax.Array, *, train: bool, key: Key | None
+    def encode(
+        self, images: jax.Array, *, train: bool, key: Key | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """The last map, `[batch, rows, columns, channels]`, and the class token."""
         key = training_key(key, train=train, needed=self.needs_key)
@@ -143,11 +143,11 @@ class DinoV2(nnx.Module):
 
     def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         """The last feature map, `[batch, rows, columns, channels]`: the patches alone."""
-        return self._encode(images, train=train, key=key)[0]
+        return self.encode(images, train=train, key=key)[0]
 
     def __call__(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         features_key, head_key = split_key(key, 2)
-        patches, token = self._encode(images, train=train, key=features_key)
+        patches, token = self.encode(images, train=train, key=features_key)
         features = token if self.by_token else patches
         return apply_head(self.head, features, train=train, key=head_key)
 

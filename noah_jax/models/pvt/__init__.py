@@ -5,6 +5,7 @@ import functools
 from noah_jax.models.family import Architecture, Family
 from noah_jax.models.pvt import pytorch
 from noah_jax.models.pvt.modeling import PVT
+from noah_jax.models.shapes import class_token_argument
 
 Stages = tuple[int, int, int, int]
 
@@ -50,5 +51,6 @@ FAMILY = Family(
     ),
     positions=pytorch.POSITIONS,
     infer_dimensions=pytorch.infer_dimensions,
+    infer_arguments=class_token_argument,
     likely_num_heads=pytorch.likely_num_heads,
 )

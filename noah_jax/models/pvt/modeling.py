@@ -20,9 +20,9 @@ from noah_jax.models.blocks import (
     TransformerBlock,
     any_rate,
     check_heads,
-    class_token,
     linear_rates,
     normal_002,
+    optional_class_token,
     patch_grid,
     run_blocks,
     training_key,
@@ -99,6 +99,8 @@ class PVT(nnx.Module):
       depths: Blocks of the stages.
       mlp_ratios: Hidden channels of the stages' MLPs over their `widths`.
       reductions: Height and width over those of the map that keys and values come from.
+      class_token: Whether a class token joins the last stage's. `None` is the original's choice:
+        with a linear head only. Without it, a linear head reads the mean of the map.
       drop_rate: Dropout rate after the position embeddings, after the attention and in the MLPs.
       drop_path_rate: Rate of stochastic depth in the last block; it rises linearly from 0.
       rngs: Source of the initial weights.
@@ -117,6 +119,7 @@ class PVT(nnx.Module):
         depths: tuple[int, int, int, int],
         mlp_ratios: tuple[float, float, float, float],
         reductions: tuple[int, int, int, int],
+        class_token: bool | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         rngs: nnx.Rngs,
@@ -127,7 +130,8 @@ class PVT(nnx.Module):
         self.remat = settings.remat
         dtype = settings.dtype
 
-        self.cls_token = class_token(widths[3], rngs) if head.kind == "linear" else None
+        self.cls_token = optional_class_token(class_token, head, widths[3], rngs)
+        self.head_reads_token = head.kind == "linear" and not head.features_only
         self.pos_drop = Dropout(drop_rate)
         rates = iter(linear_rates(drop_path_rate, sum(depths)))
         in_features = 3
@@ -175,8 +179,8 @@ class PVT(nnx.Module):
         """Rows and columns of each position embedding, by its name."""
         return {f"pos_embed{stage}": grid for stage, grid in enumerate(self.grids, start=1)}
 
-    def _encode(
-        self, images: jax.Array, *, train: bool, key: Key | None
+    def encode(
+        self, images: jax.Array, *, train: bool, key: Key | None = None
     ) -> tuple[jax.Array, jax.Array | None]:
         """The last map, `[batch, height/32, width/32, channels]`, and the class token, if any."""
         _, height, width, _ = images.shape
@@ -202,13 +206,12 @@ class PVT(nnx.Module):
 
     def features(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         """Returns the last feature map, `[batch, height/32, width/32, channels]`."""
-        return self._encode(images, train=train, key=key)[0]
+        return self.encode(images, train=train, key=key)[0]
 
     def __call__(self, images: jax.Array, *, train: bool, key: Key | None = None) -> jax.Array:
         features_key, head_key = split_key(key, 2)
-        features, token = self._encode(images, train=train, key=features_key)
-        if token is not None and self.head is not None:
-            features = token
+        features, token = self.encode(images, train=train, key=features_key)
+        features = token if token is not None and self.head_reads_token else features
         return apply_head(self.head, features, train=train, key=head_key)
 
     def _join_token(self, token: jax.Array, x: jax.Array, pos_embed: jax.Array) -> jax.Array:
