@@ -162,7 +162,7 @@ def _summary(source: str, loaded: LoadedModel, hint: str | None) -> Iterator[str
         head += f", {options}"
     if "pre_logits" in arguments:
         head += f", {'with' if arguments['pre_logits'] else 'without'} pre_logits"
-    yield f"  head     {head}"
+    yield f"  head     {'none' if arguments['features_only'] else head}"
     yield f"  images   {model.image_size[0]} x {model.image_size[1]} pixels"
     if model.preprocessing is not None:
         yield f"  prepared {model.preprocessing.describe()}"

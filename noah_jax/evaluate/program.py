@@ -76,6 +76,7 @@ def evaluate_all(
         try:
             with working(f"loading {path.name}"):
                 trained = load_trained(*path, ema=ema, settings=settings)
+            trained.check_head()
             with working("opening the data"):
                 source = open_dataset(choice, trained)
         except NoahError as error:

@@ -94,6 +94,8 @@ def _load(
     if len(checkpoints) > 2:
         raise UsageError(f"--checkpoint can be given twice, not {len(checkpoints)} times")
     models = [load_one(path, ema=ema, settings=settings) for path in checkpoints]
+    for model in models:
+        model.check_head()
     if len({model.model.num_classes for model in models}) > 1:
         counts = " and ".join(str(model.model.num_classes) for model in models)
         raise InputError(f"the checkpoints have {counts} classes and cannot be compared")

@@ -54,6 +54,7 @@ def export(
     target = free_destination(destination, folder=True)
     with working(f"loading {source}"):
         trained = load_one(source, ema=ema, settings=settings)
+    trained.check_head()
     trained.say_preprocessing()
     with working(f"exporting {trained.model.name}"):
         exported = export_forward(trained)

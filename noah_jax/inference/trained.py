@@ -60,6 +60,15 @@ class TrainedModel:
         assert self.model.preprocessing is not None  # `load_with_step` found it
         return self.model.preprocessing
 
+    def check_head(self) -> None:
+        """Raises an InputError if the model has no head, so that it gives features, not logits."""
+        if self.model.arguments["features_only"]:
+            raise InputError(
+                f"{self.path} holds a {self.model.name} without a head, which gives features and"
+                " knows no classes; train a head on it with noah-jax train"
+                f" --config.init_from={self.path}"
+            )
+
     def say_preprocessing(self) -> None:
         """Says on standard error, in one line, how images are prepared and who says so."""
         console.note(f"{self.path}: {self.preprocessing.describe()}{self._advice()}")

@@ -38,6 +38,8 @@ def check_checkpoint(checkpoint: str, reference: str, *, batch_size: int = 32) -
     images = arrays["images"].astype(np.float32).transpose(0, 2, 3, 1)
     logits = arrays["logits"].astype(np.float64)
     model, params, stats = load_model(checkpoint)
+    if model.arguments["features_only"]:
+        raise InputError(f"{checkpoint} holds a {model.name} without a head, so it has no logits")
     if logits.shape[1] != model.num_classes:
         raise InputError(
             f"{reference} has logits of {logits.shape[1]} classes, {model.name} of {checkpoint}"

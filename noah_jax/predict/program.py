@@ -119,6 +119,7 @@ def predict_all(
         raise InputError("there are no paths on stdin")
     with working(f"loading {checkpoint}"):
         trained = load_one(checkpoint, ema=ema, settings=settings)
+    trained.check_head()
     names = trained.display_names(class_names)
     trained.say_preprocessing()
     enable_compilation_cache(DEFAULT_CACHE)

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import pathlib
 import sys
 
@@ -13,7 +14,12 @@ from safetensors.numpy import load_file, save_file
 
 from noah_jax import load_model
 from noah_jax.convert.__main__ import main
+from noah_jax.evaluate.__main__ import main as evaluate_main
+from noah_jax.explain.__main__ import main as explain_main
+from noah_jax.export.__main__ import main as export_main
 from noah_jax.models import create_model, get_family
+from noah_jax.parity.__main__ import main as parity_main
+from noah_jax.predict.__main__ import main as predict_main
 from noah_jax.pytorch.golden import golden_state_dict
 from noah_jax.pytorch.load import load_torch
 from noah_jax.pytorch.mapping import to_torch
@@ -29,6 +35,7 @@ SMALL = {
     "mobilenetv3_small": dict(num_classes=5),
     "noah_shufflenetv2_050": dict(num_classes=5),
     "deit_tiny_050_patch16_224": dict(num_classes=5, image_size=64, pre_logits=True),
+    "vit_small_patch14_reg4_dinov2": dict(width=64, depth=1, num_heads=1, num_classes=5),
     "noah_pvt_tiny_050": dict(num_classes=5, image_size=64),
     "noah_gmlp_ti16_050_224": dict(num_classes=5, image_size=64),
     "resmlp_12_224": dict(num_classes=5, image_size=32),
@@ -224,3 +231,37 @@ def test_files_that_pytorch_reads_and_writes(small_file, tmp_path):
     loaded = load_torch(out)
     found = _torch_state(loaded.model, loaded.params, loaded.stats)
     _assert_same(found, _without_counters(expected))
+
+
+def test_weights_without_a_head(tmp_path, capsys, golden):
+    """DINOv2 as its authors publish it gives features, and other programs say what it lacks."""
+    sizes = dict(width=64, depth=1, num_heads=1, image_size=56)
+    state = files.golden_state("vit_small_patch14_dinov2", **sizes)
+    state = {key: value for key, value in state.items() if not key.startswith("head.")}
+    source, folder = str(tmp_path / "dinov2.safetensors"), str(tmp_path / "folder")
+    save_file(state | {"mask_token": np.zeros((1, 64), np.float32)}, source)
+    assert main([source, folder, "--set", "image_size=28"]) == 0
+    said = capsys.readouterr().out
+    assert "head     none" in said and "the file has no head: the model gives the last" in said
+    assert "pos_embed is resized from 4x4 to 2x2 positions" in said
+    model, params, stats = load_model(folder)
+    assert model.predict(params, stats, np.zeros((1, 28, 28, 3), np.uint8)).shape == (1, 2, 2, 64)
+    back = str(tmp_path / "back.safetensors")
+    assert main(["--to-torch", folder, back]) == 0
+    assert load_file(back).keys() == state.keys()
+
+    photo, out = str(golden / "images" / "china.jpg"), str(tmp_path / "out")
+    reference = str(tmp_path / "reference.npz")
+    np.savez(reference, images=np.zeros((1, 3, 28, 28)), logits=np.zeros((1, 1000)))
+    for program_main, words in (
+        (evaluate_main, ["--checkpoint", folder, "--dataset", "fashion_mnist_sample"]),
+        (predict_main, ["--checkpoint", folder, photo]),
+        (explain_main, ["--checkpoint", folder, "--image", photo, "--output", out]),
+        (export_main, ["--checkpoint", folder, "--output", out]),
+        (parity_main, ["--checkpoint", folder, "--reference", reference]),
+    ):
+        capsys.readouterr()
+        assert program_main(words) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and "without a head" in error
+    assert not os.path.exists(out)
