@@ -72,9 +72,10 @@ def create_model(
       head_options: Options of the chosen kind of head by name, such as `{"p": 4.0}` for "gem" or
         `{"merge": "max"}` for "noah"; those that are missing have their published defaults, see
         `noah_jax.heads.registry.HEADS`.
-      drop_rate: Dropout rate in the backbone while training. DeiT, PVT and the MLP family have it.
-      drop_path_rate: Rate of stochastic depth while training. In DeiT and PVT it is the last
-        block's, and rises linearly from 0; in the MLP family it is every block's.
+      drop_rate: Dropout rate in the backbone while training. DeiT, DINOv2, PVT and the MLP family
+        have it.
+      drop_path_rate: Rate of stochastic depth while training. In DeiT, DINOv2 and PVT it is the
+        last block's, and rises linearly from 0; in the MLP family it is every block's.
       head_drop_rate: Dropout rate in the head while training.
       features_only: Whether to leave the head out. Then `apply` gives the last feature map,
         `[batch, *spatial, channels]`, in place of the logits. A backbone named without `noah_`
@@ -89,10 +90,11 @@ def create_model(
         "small", for images of some 32 pixels), DeiT's `pre_logits`, DeiT's and PVT's `class_token`
         (whether there is one; by default with a linear head only), and dimensions in place of the
         published ones (`get_architecture(name).dimensions`):
-        `width` (ResNet, DeiT, MLP), `widths` (PVT, ShuffleNetV2), `width_mult` (MobileNets),
-        `depth` (DeiT, MLP), `depths` (ResNet, PVT, ShuffleNetV2), `patch_size` (DeiT, MLP),
-        `num_heads` (DeiT, PVT), hidden sizes over the width: `mlp_ratio` (DeiT), `mlp_ratios`
-        (PVT), `channel_ratio` (MLP) and `token_ratio` (Mixer, gMixer), and PVT's `reductions`.
+        `width` (ResNet, DeiT, DINOv2, MLP), `widths` (PVT, ShuffleNetV2), `width_mult`
+        (MobileNets), `depth` (DeiT, DINOv2, MLP), `depths` (ResNet, PVT, ShuffleNetV2),
+        `patch_size` (DeiT, DINOv2, MLP), `num_heads` (DeiT, DINOv2, PVT), hidden sizes over the
+        width: `mlp_ratio` (DeiT, DINOv2), `mlp_ratios` (PVT), `channel_ratio` (MLP) and
+        `token_ratio` (Mixer, gMixer), PVT's `reductions` and DINOv2's `registers`.
 
     Returns:
       The model.

@@ -17,7 +17,8 @@ from flax.traverse_util import flatten_dict
 from noah_jax import create_model, list_models
 from noah_jax.models import create
 
-# Exact parameter counts of the registered models that the original does not have.
+# Exact parameter counts of the registered models that the original does not have. Those with a
+# linear head are timm's too.
 OWN_COUNTS: dict[str, int] = {
     "vit_small_patch14_dinov2": 22_441_192,
     "vit_base_patch14_dinov2": 87_348_712,
