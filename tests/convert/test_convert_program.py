@@ -252,7 +252,7 @@ def test_weights_without_a_head(tmp_path, capsys, golden):
 
     photo, out = str(golden / "images" / "china.jpg"), str(tmp_path / "out")
     reference = str(tmp_path / "reference.npz")
-    np.savez(reference, images=np.zeros((1, 3, 28, 28)), logits=np.zeros((1, 1000)))
+    np.savez(reference, images=np.zeros((1, 3, 28, 28)), logits=np.arange(1000.0)[None])
     for program_main, words in (
         (evaluate_main, ["--checkpoint", folder, "--dataset", "fashion_mnist_sample"]),
         (predict_main, ["--checkpoint", folder, photo]),
