@@ -261,3 +261,43 @@ class TransformerBlock(nnx.Module):
 
 def _scaled(x: jax.Array, factors: nnx.Param[jax.Array] | None) -> jax.Array:
     return x if factors is None else x * factors[...].astype(x.dtype)
+
+
+def vit_blocks(
+    width: int,
+    num_heads: int,
+    depth: int,
+    mlp_ratio: float,
+    *,
+    drop_rate: float,
+    drop_path_rate: float,
+    layer_scale: float | None = None,
+    dtype: Any,
+    rngs: nnx.Rngs,
+) -> nnx.List:
+    """Makes the blocks of a plain vision transformer.
+
+    Args:
+      width: Channels.
+      num_heads: Attention heads.
+      depth: Number of blocks.
+      mlp_ratio: Hidden channels of the MLPs over `width`.
+      drop_rate: Dropout rate after the attention and in the MLPs.
+      drop_path_rate: Rate of stochastic depth in the last block; it rises linearly from 0.
+      layer_scale: See `TransformerBlock`.
+      dtype: Compute dtype.
+      rngs: Source of the initial weights.
+    """
+    return nnx.List(
+        TransformerBlock(
+            Attention(width, num_heads, drop_rate=drop_rate, dtype=dtype, rngs=rngs),
+            width,
+            mlp_ratio,
+            drop_rate=drop_rate,
+            drop_path_rate=rate,
+            layer_scale=layer_scale,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        for rate in linear_rates(drop_path_rate, depth)
+    )

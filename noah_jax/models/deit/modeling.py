@@ -13,18 +13,16 @@ from noah_jax.heads.registry import apply_head, make_head
 from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.models.backbone import BackboneSettings
 from noah_jax.models.blocks import (
-    Attention,
     PatchEmbed,
-    TransformerBlock,
     any_rate,
     check_heads,
     check_image_size,
-    linear_rates,
     normal_002,
     optional_class_token,
     patch_grid,
     run_blocks,
     training_key,
+    vit_blocks,
 )
 from noah_jax.nn.dropout import Key, split_key
 from noah_jax.nn.layers import Dropout, LayerNorm
@@ -88,17 +86,15 @@ class DeiT(nnx.Module):
         self.pos_embed = nnx.Param(normal_002(rngs.params(), (1, tokens, width), jnp.float32))
         self.pos_drop = Dropout(drop_rate)
         self.patch_embed = PatchEmbed(3, width, patch_size, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List(
-            TransformerBlock(
-                Attention(width, num_heads, drop_rate=drop_rate, dtype=dtype, rngs=rngs),
-                width,
-                mlp_ratio,
-                drop_rate=drop_rate,
-                drop_path_rate=rate,
-                dtype=dtype,
-                rngs=rngs,
-            )
-            for rate in linear_rates(drop_path_rate, depth)
+        self.blocks = vit_blocks(
+            width,
+            num_heads,
+            depth,
+            mlp_ratio,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.norm = LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         if pre_logits is None:

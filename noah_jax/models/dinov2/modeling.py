@@ -17,16 +17,14 @@ from noah_jax.heads.registry import apply_head, make_head
 from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.models.backbone import BackboneSettings
 from noah_jax.models.blocks import (
-    Attention,
     PatchEmbed,
-    TransformerBlock,
     any_rate,
     check_heads,
-    linear_rates,
     normal_002,
     patch_grid,
     run_blocks,
     training_key,
+    vit_blocks,
 )
 from noah_jax.models.positions import bicubic_weights
 from noah_jax.nn.arguments import check_count
@@ -97,18 +95,16 @@ class DinoV2(nnx.Module):
         self.pos_embed = draw(normal_002, patches if registers else 1 + patches)
         self.pos_drop = Dropout(drop_rate)
         self.patch_embed = PatchEmbed(3, width, patch_size, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List(
-            TransformerBlock(
-                Attention(width, num_heads, drop_rate=drop_rate, dtype=dtype, rngs=rngs),
-                width,
-                mlp_ratio,
-                drop_rate=drop_rate,
-                drop_path_rate=rate,
-                layer_scale=LAYER_SCALE,
-                dtype=dtype,
-                rngs=rngs,
-            )
-            for rate in linear_rates(drop_path_rate, depth)
+        self.blocks = vit_blocks(
+            width,
+            num_heads,
+            depth,
+            mlp_ratio,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            layer_scale=LAYER_SCALE,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.norm = LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.head = make_head(head, width, init={"linear": HeadInit(normal_002)}, rngs=rngs)
