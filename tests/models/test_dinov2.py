@@ -47,6 +47,9 @@ def test_numbers_are_timms(name, size, golden):
             actual = quick_jit(getattr(model, what))(params, stats, images)
             assert actual.shape == expected.shape
             np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * expected.std())
+    # What a probe caches for heads, the class token beside the map.
+    patches, token = jax.eval_shape(model.encode, params, stats, images)
+    assert token.shape == (2, 24) and patches.shape == (2, size[0] // 14, size[1] // 14, 24)
 
 
 def test_gradients_reach_the_positions_of_another_size():
