@@ -12,6 +12,7 @@ from noah_jax.cli import show_help
 if __name__ == "__main__":
     show_help(__doc__)  # before the imports that take seconds
 
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -76,6 +77,12 @@ CASES: dict[str, Callable[[], torch.nn.Module]] = {
     "ml_decoder": lambda: small_ml_decoder(CLASSES, 3),  # groups of 3, 3 and 1 class
     "ml_decoder_all": lambda: small_ml_decoder(CLASSES, -1),  # a group for each class
     "class_attention": ClassAttention,
+    "map": lambda: timm.layers.AttentionPoolLatent(
+        CHANNELS,
+        num_heads=2,
+        mlp_ratio=3.0,
+        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+    ),
 }
 
 

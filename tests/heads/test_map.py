@@ -1,4 +1,4 @@
-"""The MAP head against timm's layer on the same weights."""
+"""The MAP head: its attention, its initial weights and its limits; test_timm.py has its numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,6 @@ from flax import nnx
 
 from noah_jax.errors import InputError
 from noah_jax.heads.map import MAPHead, published_num_heads
-from tests.helpers import GOLDEN
 
 FEATURES = jax.random.normal(jax.random.key(0), (2, 3, 4, 8))
 
@@ -17,37 +16,14 @@ def _head(**arguments):
     return MAPHead(8, 5, **({"num_heads": 2} | arguments), rngs=nnx.Rngs(0))
 
 
-def _timm_head():
-    """The head with the weights of timm's layer, and timm's features and output."""
-    with np.load(GOLDEN / "timm_map.npz") as file:
-        arrays = dict(file)
-    head = MAPHead(8, 8, num_heads=2, mlp_ratio=3.0, rngs=nnx.Rngs(0))
-    head.latent[...] = arrays["weights/latent"]
-    for name in ("q", "kv", "proj", "mlp.fc1", "mlp.fc2"):
-        layer = head.mlp if "mlp" in name else head
-        layer = getattr(layer, name.removeprefix("mlp."))
-        layer.kernel[...] = arrays[f"weights/{name}.weight"].T
-        layer.bias[...] = arrays[f"weights/{name}.bias"]
-    head.norm.scale[...] = arrays["weights/norm.weight"]
-    head.norm.bias[...] = arrays["weights/norm.bias"]
-    head.linear.kernel[...] = np.eye(8)
-    return head, arrays["features"], arrays["output"]
-
-
-def test_timms_layer_on_the_same_weights():
-    head, features, output = _timm_head()
-    logits = head(features.reshape(2, 2, 3, 8), train=False)
-    np.testing.assert_allclose(logits, output, rtol=1e-5, atol=1e-5)
-
-
 def test_the_attention_is_that_of_the_keys():
-    head, features, _ = _timm_head()
+    head = _head()
     query = np.float64(head.q(head.latent[0, 0])).reshape(2, 4)
-    keys = np.float64(head.kv(features))[..., :8].reshape(2, 6, 2, 4)
+    keys = np.float64(head.kv(FEATURES))[..., :8].reshape(2, 12, 2, 4)
     scores = np.exp(np.einsum("hc,blhc->bhl", query, keys) / 2)
-    expected = (scores / scores.sum(-1, keepdims=True)).reshape(2, 2, 1, 2, 3)
-    actual = head.attention(features.reshape(2, 2, 3, 8), jnp.array([7, 0, 3]))
-    assert actual.shape == (2, 2, 3, 2, 3)
+    expected = (scores / scores.sum(-1, keepdims=True)).reshape(2, 2, 1, 3, 4)
+    actual = head.attention(FEATURES, jnp.array([4, 0, 3]))
+    assert actual.shape == (2, 2, 3, 3, 4)
     np.testing.assert_allclose(actual, np.repeat(expected, 3, 2), atol=1e-5)
 
 

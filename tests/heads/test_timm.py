@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from noah_jax.heads.class_attention import ClassAttentionHead
+from noah_jax.heads.map import MAPHead
 from noah_jax.heads.ml_decoder import MLDecoderHead
 from noah_jax.heads.simpool import SimPoolHead
 from tests.heads.timm_weights import load
@@ -29,6 +30,7 @@ HEADS = {
     "class_attention": lambda **own: ClassAttentionHead(
         8, 7, head_width=4, mlp_ratio=2.0, rngs=RNGS, **own
     ),
+    "map": lambda **own: MAPHead(8, 8, num_heads=2, mlp_ratio=3.0, rngs=RNGS, **own),
 }
 
 
