@@ -10,11 +10,12 @@
 `--what NAME --help` shows the options of one benchmark alone.
 """
 
+import argparse
 import importlib
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from noah_jax.cli import Parser, as_typed, positive, run
 from noah_jax.errors import InputError, UsageError
@@ -44,6 +45,19 @@ def _folder(text: str) -> pathlib.Path:
 
 def _names(text: str) -> list[str]:
     return text.split(",")
+
+
+class _Names(argparse.Action):
+    """Takes names that commas or spaces part."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, [name for value in values for name in _names(value)])
 
 
 def _batches(text: str) -> list[int]:
@@ -95,14 +109,19 @@ def _host_options(parser: Parser) -> None:
 
 def _head_options(parser: Parser) -> None:
     parser.add_argument(
-        "--models", type=_names, metavar="NAME,NAME...", help="models whose heads are measured"
+        "--models",
+        nargs="+",
+        action=_Names,
+        metavar="NAME",
+        help="models on whose maps the heads are measured",
     )
     parser.add_argument(
         "--heads",
-        type=_names,
-        metavar="NAME,NAME...",
-        help="implementations of the NOAH head, measured beside a linear head; those that do not"
-        " run here are named",
+        nargs="+",
+        action=_Names,
+        metavar="NAME",
+        help="kinds of heads such as noah csra map, or implementations of the NOAH head, measured"
+        " beside a linear head; those that do not run here are named",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the features; by default float32")
     parser.add_argument(
@@ -122,16 +141,18 @@ def _head_options(parser: Parser) -> None:
 def _step_options(parser: Parser) -> None:
     parser.add_argument(
         "--models",
-        type=_names,
-        metavar="NAME,NAME...",
+        nargs="+",
+        action=_Names,
+        metavar="NAME",
         help="backbones; by default one of each kind",
     )
     parser.add_argument(
         "--heads",
-        type=_names,
+        nargs="+",
+        action=_Names,
         default=["linear", "noah"],
-        metavar="NAME,NAME...",
-        help="linear, noah, or implementations of the NOAH head such as pallas (linear,noah)",
+        metavar="NAME",
+        help="kinds of heads, or implementations of the NOAH head such as pallas (linear noah)",
     )
     parser.add_argument("--batch", type=positive, default=256, help="images a step (%(default)s)")
     parser.add_argument(

@@ -1,9 +1,9 @@
-"""Compiles train steps for TPUs and H100s that are not here, with each form of the NOAH head.
+"""Compiles train steps for TPUs and H100s that are not here, with each head.
 
 The step is the training program's own, in bfloat16 with SGD and without augmentation, once with a
-linear head and once with the NOAH head in each implementation. It needs `pip install libtpu`, or
-`pip install 'jax[cuda13]'`. XLA estimates the cycles of every operation for TPUs but those of the
-head's kernels, which `noah_jax.aot.kernel_cycles` counts.
+linear head, and once with each other kind of head or implementation of the NOAH head. It needs
+`pip install libtpu`, or `pip install 'jax[cuda13]'`. XLA estimates the cycles of every operation
+for TPUs but those of the NOAH head's kernels, which `noah_jax.aot.kernel_cycles` counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from noah_jax.aot.head_shape import HeadShape, noah_head
 from noah_jax.aot.kernel_cycles import kernel_calls, kernel_cycles
 from noah_jax.benchmark.train_step import PlainStep
 from noah_jax.console import working
+from noah_jax.heads.registry import HEADS
 from noah_jax.models import create_model
 
 _HEADS = ("auto", "xla", "reference")
@@ -52,7 +53,8 @@ def print_table(
       mesh: Devices of the machine.
       topology: Name of the machine, such as "v5e:1x1".
       shapes: Shapes of the heads, by the names of their models.
-      heads: Implementations to compile beside a linear head; by default all that differ.
+      heads: Kinds of heads, and implementations of the NOAH head, to compile beside a linear head;
+        by default all implementations that differ.
       batch: Images on each device.
       depth: Number of blocks of the backbones, to compile faster; by default the published number.
 
@@ -61,7 +63,7 @@ def print_table(
     """
     print(f"train steps for {topology}, {batch} images a chip, bfloat16, SGD; over linear")
     print(f"{'':20}{'Mcycles':>10}{'':>9}{'temporary GB':>14}{'':>9}{'accessed GB':>13}")
-    heads = heads or _HEADS
+    heads = [head for head in heads or _HEADS if head != "linear"]
     for name, shape in shapes.items():
         print(name, flush=True)
         linear = None
@@ -93,11 +95,11 @@ def compile_step(
       mesh: Devices of the machine.
       name: Name of the model with the NOAH head.
       shape: Shape of its head.
-      kind: "linear", or an implementation of the NOAH head.
+      kind: A kind of head, or an implementation of the NOAH head.
       batch: Images on each device.
       depth: Number of blocks of the backbone; `None` is the published number.
     """
-    head = "linear" if kind == "linear" else noah_head(shape, kind, jnp.bfloat16)
+    head = kind if kind in HEADS else noah_head(shape, kind, jnp.bfloat16)
     dimensions = {} if depth is None else {"depth": depth}
     model = create_model(name.removeprefix("noah_"), head=head, dtype="bfloat16", **dimensions)
     compiled = PlainStep(model, mesh, batch).compile()

@@ -1,4 +1,4 @@
-"""Measures what the NOAH head costs beside a linear one.
+"""Measures what heads cost beside a linear one.
 
 Without a topology it times heads alone on this process's device, on the feature maps of published
 models: the forward pass, and the forward pass with the gradients of all operands, where the
@@ -24,11 +24,13 @@ from noah_jax.aot.head_shape import HeadShape, head_shape
 from noah_jax.aot.hlo import memory_stats
 from noah_jax.aot.targets import topology_mesh
 from noah_jax.benchmark import compiled_steps, pytorch_here
+from noah_jax.benchmark.head_kinds import head_size, registered_head
 from noah_jax.benchmark.pytorch_here import TORCH_IS_MISSING, torch_is_installed
 from noah_jax.benchmark.tables import print_columns, print_heading, print_row
 from noah_jax.console import working
 from noah_jax.errors import InputError, one_line
 from noah_jax.heads.noah import IMPLEMENTATIONS, Projection, poca
+from noah_jax.heads.registry import HEADS
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
 from noah_jax.nn.dtypes import wide_einsum, widen
@@ -104,7 +106,7 @@ def benchmark_head(
 
     Args:
       shape: Shape of the head.
-      heads: Implementations of the NOAH head to measure beside a linear head.
+      heads: Kinds of heads, and implementations of the NOAH head, to measure beside a linear head.
       batch: Number of images.
       rounds: Number of measurements of each head.
       torch: Whether to measure PyTorch's head too.
@@ -114,7 +116,8 @@ def benchmark_head(
       The cost of each head, by its name; and why the others do not run here, by name.
 
     Raises:
-      InputError: If the heads' logits differ; their times would not be comparable.
+      InputError: If the logits of NOAH's implementations differ; their times would not be
+        comparable.
     """
     features, query, value = operands = _operands(shape, batch)
     head = functools.partial(poca, key_ratio=shape.key_ratio)
@@ -124,8 +127,12 @@ def benchmark_head(
     cast = features.astype(dtype)
     makers: dict[str, Callable[[], Contender]] = {}
     for name in heads:
-        call = functools.partial(head, implementation=name)
-        makers[name] = functools.partial(_compiled, call, cast, query, value)
+        if name in HEADS:
+            call, weights = registered_head(shape, name, dtype)
+            makers[name] = functools.partial(_compiled, call, cast, weights)
+        else:
+            call = functools.partial(head, implementation=name)
+            makers[name] = functools.partial(_compiled, call, cast, query, value)
     if torch:
         makers |= _torch_makers(shape, dtype, operands)
     contenders = {"linear": _compiled(_linear, cast, _linear_weights(shape))}
@@ -138,7 +145,7 @@ def benchmark_head(
             missing[name] = one_line(error, _REASON)
             continue
         difference = np.abs(logits - expected).max() / expected.std()
-        if not difference <= _allowed_difference(dtype):
+        if name not in HEADS and not difference <= _allowed_difference(dtype):
             raise InputError(f"{name}: the logits differ by {difference:.1e} of their std")
         contenders[name] = contender
     calls = {
@@ -269,16 +276,20 @@ def _torch_contender(
 def measure_and_print(args: argparse.Namespace) -> None:
     """Measures the heads that the options name and prints a table; see the program's help."""
     for name in args.heads or ():
-        if name not in IMPLEMENTATIONS:
-            raise InputError(f"--heads: one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
+        if name not in (known := (*IMPLEMENTATIONS, *HEADS)):
+            raise InputError(f"--heads: one of {', '.join(known)}, got {name!r}")
     if args.topology and args.dtype is not None:
         raise InputError("--dtype does not go with --topology, whose steps compute in bfloat16")
     mesh = topology_mesh(args.topology) if args.topology else None
     names = args.models or (_TARGET_MODELS if args.topology else MODELS)
     models = [create_model(name) for name in names]
-    for model in models:
+    # A kind of head needs a map alone; an implementation needs a model with NOAH.
+    kinds_only = bool(args.heads) and set(args.heads) <= set(HEADS)
+    for i, model in enumerate(models):
         if model.arguments["head"] != "noah":
-            raise InputError(f"{model.name} has no NOAH head; did you mean noah_{model.name}")
+            if not kinds_only:
+                raise InputError(f"{model.name} has no NOAH head; did you mean noah_{model.name}")
+            models[i] = create_model(model.name, head="noah")
     if mesh is None:
         on_cpu = jax.default_backend() == "cpu"
         heads = args.heads or (_HEADS if on_cpu else _ACCELERATOR_HEADS)
@@ -297,13 +308,14 @@ def _print_table(
     torch = torch_is_installed()
     print_heading(
         f"Heads alone, {dtype}, batch {batch}, medians of {rounds} rounds; spread: slowest minus"
-        " fastest round, over the median; floor: operations of a forward pass's products, and bytes"
-        " in and out"
+        " fastest round, over the median; floor: operations of the products in NOAH's forward pass,"
+        " and bytes in and out"
     )
     print_columns(
         (
             *("map", "head", "forward ms", "spread", "with backward ms", "spread"),
-            *("temporary MB", "with backward MB"),
+            *("with backward over linear", "temporary MB", "with backward MB"),
+            *("parameters", "multiply-adds/M an image"),
         ),
         text=2,
     )
@@ -314,19 +326,22 @@ def _print_table(
         itemsize = jnp.dtype(dtype).itemsize
         gflop, megabytes = shape.flops(batch) / 1e9, shape.bytes(batch, itemsize) / 1e6
         floor = f"floor: {gflop:.2f} GFLOP, {megabytes:.1f} MB"
-        print_row([f"{model.name}, {size}", floor, *[""] * 6])
+        print_row([f"{model.name}, {size}", floor, *[""] * 9])
         with working(f"compiling and timing the heads of {model.name}"):
             costs, missing = benchmark_head(
                 shape, heads, batch=batch, rounds=rounds, torch=torch, dtype=dtype
             )
         for name, cost in costs.items():
             cells = ["", name]
+            parameters, operations = head_size(shape, name if name in HEADS else "noah")
             for timing in (cost.forward, cost.both):
                 cells += [f"{1e3 * timing.median:.3g}", f"{100 * timing.spread:.0f} %"]
+            cells.append(f"{cost.both.over(costs['linear'].both):.2f}")
             cells += [
                 "" if memory is None else f"{memory / 1e6:.1f}"
                 for memory in (cost.forward_bytes, cost.both_bytes)
             ]
+            cells += [f"{parameters:,}", f"{operations / 1e6:.2f}"]
             print_row(cells)
         reasons += [f"{model.name}, {name}: {reason}" for name, reason in missing.items()]
     for reason in reasons:

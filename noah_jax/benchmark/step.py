@@ -25,6 +25,7 @@ from noah_jax.benchmark.train_step import PlainStep
 from noah_jax.console import working
 from noah_jax.errors import CompileError, InputError, one_line
 from noah_jax.heads.noah import IMPLEMENTATIONS
+from noah_jax.heads.registry import HEADS
 from noah_jax.models import create_model
 from noah_jax.models.base import Model
 from noah_jax.timing import Call, Timing, take_turns
@@ -142,14 +143,14 @@ def make_models(
 
     Args:
       name: The backbone.
-      heads: "linear", "noah", or implementations of the NOAH head.
+      heads: Kinds of heads, or implementations of the NOAH head.
       dtype: Compute dtype.
       image_size: Height and width of the images; `None` is the published size.
     """
     arguments = {"dtype": dtype, "image_size": image_size}
     models = {}
     for head in heads:
-        if head in ("linear", "noah"):
+        if head in HEADS:
             models[head] = create_model(name, head=head, **arguments)
         else:
             shape = head_shape(create_model(name, head="noah", **arguments))
@@ -159,8 +160,9 @@ def make_models(
 
 def measure_and_print(args: argparse.Namespace) -> None:
     """Measures the backbones and heads that the options name and prints a table."""
+    known = dict.fromkeys(("linear", "noah", *IMPLEMENTATIONS, *HEADS))
     for head in args.heads:
-        if head not in (known := ("linear", "noah", *IMPLEMENTATIONS)):
+        if head not in known:
             raise InputError(f"--heads: one of {', '.join(known)}, got {head!r}")
     names = [name.removeprefix("noah_") for name in args.models or MODELS]
     for name in names:

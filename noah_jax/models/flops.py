@@ -1,6 +1,7 @@
 """Counts the arithmetic of a model from its program."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,8 +18,19 @@ def multiply_adds(model: Model) -> int:
     the weighted sum of the NOAH head, which belongs to its softmax.
     """
     images = jax.ShapeDtypeStruct((1, *model.image_size, 3), jnp.float32)
-    program = jax.make_jaxpr(lambda *args: model.apply(*args, train=False)[0])
-    return _count(program(*model.abstract(), images).jaxpr)
+    return count_multiply_adds(
+        lambda *args: model.apply(*args, train=False)[0], *model.abstract(), images
+    )
+
+
+def count_multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
+    """Counts the multiply-adds of a function's convolutions and matrix products.
+
+    Args:
+      function: The function, which is only traced.
+      *arguments: Its arguments; `jax.ShapeDtypeStruct`s are enough.
+    """
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def _count(jaxpr: Jaxpr) -> int:

@@ -1,6 +1,7 @@
-"""Formats the table of models that `python -m noah_jax.models` prints."""
+"""Formats the tables of models and of heads that `python -m noah_jax.models` prints."""
 
 import fractions
+from collections.abc import Iterator, Sequence
 
 from noah_jax.models.create import create_model
 from noah_jax.models.flops import multiply_adds
@@ -9,6 +10,11 @@ from noah_jax.models.published import published
 _SOURCE = "NOAH README"
 _LINE = "{:36} {:>12} {:>9} {:>6}  {:12} {:>2} {!s:>4}"
 HEADER = _LINE.format("model", "parameters/M", "FLOPs/G", "top-1", "source", "N", "r")
+
+_HEAD_LINE = "{:28} {:16} {:>12} {:>10} {:>9} {:>10}"
+HEADS_HEADER = _HEAD_LINE.format(
+    "backbone", "head", "parameters/M", "its own/M", "FLOPs/G", "its own/G"
+)
 
 
 def row(name: str, head: str | None = None) -> str:
@@ -28,3 +34,25 @@ def row(name: str, head: str | None = None) -> str:
     millions = model.num_params / 1e6
     billions = multiply_adds(model) / 1e9
     return _LINE.format(name, f"{millions:.3f}", f"{billions:.3f}", top1, source, head_num, ratio)
+
+
+def head_rows(name: str, heads: Sequence[str]) -> Iterator[str]:
+    """Formats a line for each head on a backbone.
+
+    Args:
+      name: A registered backbone.
+      heads: Names of heads; options have their defaults.
+    """
+    trunks: dict[bool, int] = {}  # with a class token for the linear head, and without
+    for head in heads:
+        model, trunk = (create_model(name, head=head, features_only=bare) for bare in (False, True))
+        total, key = multiply_adds(model), head == "linear"
+        if key not in trunks:
+            trunks[key] = multiply_adds(trunk)
+        figures = (
+            model.num_params / 1e6,
+            (model.num_params - trunk.num_params) / 1e6,
+            total / 1e9,
+            (total - trunks[key]) / 1e9,
+        )
+        yield _HEAD_LINE.format(name, head, *(f"{figure:.4f}" for figure in figures))

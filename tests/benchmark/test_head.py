@@ -97,6 +97,29 @@ def test_it_prints_the_heads_that_were_asked_for(monkeypatch, capsys):
     assert "| linear |" in out and "| xla |" in out and "| auto |" not in out
 
 
+def test_kinds_of_heads_are_priced(monkeypatch, capsys):
+    monkeypatch.setattr(head, "head_shape", lambda _: SHAPE)
+    arguments = ["--models", "noah_resnet18", "--rounds", "1"]
+    heads = ["--heads", "noah", "csra,simpool", "auto"]
+    assert main(["--what", "head", *arguments, *heads]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    columns, _, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    rows = {row[1]: dict(zip(columns, row, strict=True)) for row in rows if row[1] != "PyTorch"}
+    assert list(rows) == ["linear", "noah", "csra", "simpool", "auto"]
+    assert rows["linear"]["parameters"] == str(32 * 7 + 7) and rows["csra"]["parameters"] == "224"
+    assert rows["noah"]["parameters"] == rows["auto"]["parameters"] == str((32 + 2 * 2) * 7)
+    assert rows["csra"]["multiply-adds/M an image"] == f"{9 * 32 * 7 / 1e6:.2f}"
+    assert rows["linear"]["with backward over linear"] == "1.00"
+    assert all(float(row["forward ms"]) > 0 for row in rows.values())
+
+
+def test_a_kind_of_head_needs_no_model_with_noah(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(head, "head_shape", lambda model: seen.append(model.name) or SHAPE)
+    assert main(["--what", "head", "--models", "resnet18", "--rounds", "1", "--heads", "gem"]) == 0
+    assert seen == ["resnet18"] and "| gem |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("topology", ["v5e:1x1", "h100:1"])
 def test_the_table_of_a_machine(topology, monkeypatch, capsys):
     on_tpu = topology.startswith("v5e")

@@ -86,9 +86,10 @@ def test_without_timm_it_says_so(tiny, monkeypatch, capsys):
 
 def test_an_implementation_stands_for_the_head():
     models = step.make_models(
-        "deit_tiny_patch16_224", ["noah", "chunked"], dtype="bfloat16", image_size=32
+        "deit_tiny_patch16_224", ["noah", "chunked", "csra"], dtype="bfloat16", image_size=32
     )
     assert models["noah"].num_params == models["chunked"].num_params
+    assert models["csra"].arguments["head"] == "csra"
     assert {model.arguments["dtype"] for model in models.values()} == {"bfloat16"}
 
 

@@ -1,6 +1,7 @@
 """Checks every head on eight devices against one; run by test_mesh_axes.py by itself.
 
-The argument "two" takes two kinds of axes only, and no implementation twice.
+The argument "two" takes two kinds of axes only, no implementation twice, and of the heads beside
+NOAH and the linear one that with the most parts alone.
 """
 
 import sys
@@ -16,6 +17,8 @@ from noah_jax.heads.linear import LinearHead
 from noah_jax.heads.map import MAPHead
 from noah_jax.heads.noah import NOAH
 from noah_jax.heads.noah.poca import ROWS
+from noah_jax.heads.registry import HEADS, make_head
+from noah_jax.heads.spec import HeadSpec
 from noah_jax.nn.dropout import MicroBatchKey
 
 _BATCH = 128  # the TPU kernels take 16 images a device
@@ -32,6 +35,11 @@ AXES = (
 )
 
 
+# Options of the heads beside `linear` and `noah`.
+OTHERS = {name: {} for name in HEADS if name not in ("linear", "noah")} | {
+    "ml_decoder": {"groups": 4, "width": 16, "hidden": 8},
+    "class_attention": {"head_width": 4, "layer_scale": 0.1},
+}
 _TWO = [axes for axes in AXES if axes[0] in ("Explicit", "Manual")]
 
 
@@ -48,6 +56,10 @@ def make_heads(words):
             implementation=name,
             rngs=nnx.Rngs(params=0),
         )
+    others = OTHERS if words else {"ml_decoder": OTHERS["ml_decoder"]}
+    for name, options in others.items():
+        spec = HeadSpec(name, 9, 2, 0.5, drop_rate=0.4, options=HEADS[name].options | options)
+        heads[name] = make_head(spec, 16, init={}, rngs=nnx.Rngs(params=0))
     return heads
 
 

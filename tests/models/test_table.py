@@ -3,6 +3,7 @@
 import pytest
 
 from noah_jax import create_model, list_models
+from noah_jax.heads.registry import HEADS
 from noah_jax.models.__main__ import main
 from noah_jax.models.flops import multiply_adds
 from noah_jax.models.published import published
@@ -21,6 +22,24 @@ def test_table(capsys):
     assert main(["noah_resmlp_12_dist*"]) == 0
     _, row = capsys.readouterr().out.splitlines()
     assert row.split()[3:5] == ["-", "-"]
+
+
+def test_heads_of_a_backbone(capsys):
+    assert main(["*resnet18", "--heads"]) == 0
+    header, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert header[:2] == ["backbone", "head"] and [row[1] for row in rows] == list(HEADS)
+    by_head = {row[1]: [float(figure) for figure in row[2:]] for row in rows}
+    assert by_head["linear"] == [11.6895, 0.5130, 1.8141, 0.0005]
+    assert by_head["noah"][1] == 0.5200
+    # The decoder's 512 x 768 and 4 of 768 x 768 channels, the perceptron, the queries: by hand.
+    positions, queries, width = 49, 100, 768
+    expected = positions * width * (512 + 2 * width) + queries * width * 2 * (width + positions)
+    expected += queries * width * 2 * 2048 + width * 1000
+    assert by_head["ml_decoder"][3] == pytest.approx(expected / 1e9, abs=1e-4)
+    for figures in by_head.values():
+        assert figures[0] - figures[1] == pytest.approx(11.1765, abs=2e-4)
+    assert main(["resnet18", "--heads", "csra", "nohead"]) == 1
+    assert "head must be" in capsys.readouterr().err
 
 
 def test_unknown_pattern(capsys):
