@@ -1,5 +1,6 @@
 """Adds the pages that are made from the code to the site; MkDocs calls it at each build."""
 
+import re
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -31,3 +32,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, /, *, page: Page, **_: Any) -> str:
     """Leads the links that work in the repository to the pages of the site."""
     return relinked(markdown, page.file.src_uri)
+
+
+def on_page_content(html: str, /, **_: Any) -> str:
+    """Marks the beginning of options, which docs/stylesheets/site.css keeps on one line."""
+    return re.sub(r"<code>(--\w+)", r'<code><span class="option">\1</span>', html)
