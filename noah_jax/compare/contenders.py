@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from noah_jax.compare.sweep import Sweep, combinations
 from noah_jax.config_flags import parse_config
 from noah_jax.config_sections import model_section
-from noah_jax.console import note
+from noah_jax.console import note, warn_once
 from noah_jax.errors import UsageError
 from noah_jax.models import create_model
 from noah_jax.models.create import NOAH_ARGUMENTS
@@ -90,6 +90,7 @@ def find_contenders(
                 *head_words,
                 *(f"--config.{key}={value}" for key, value in setting.items()),
             )
+            words = (*words, *_shorter_warmup(words))
             parsed = parse_config(words)
             flat = _flat(parsed)
             if _head_of(flat) != head:
@@ -184,6 +185,24 @@ def _base(config: str, head: str) -> tuple[str, tuple[str, ...]]:
     return variant_for(config, "linear"), (f"--config.model.head={head}",)
 
 
+def _shorter_warmup(words: Sequence[str]) -> list[str]:
+    """Returns the word that shortens a warm-up if the command line leaves too few epochs for it.
+
+    It keeps its fraction of the run. One that the command line sets, stays.
+    """
+    own, given = parse_config(words[:1]), parse_config(words)
+    warmup = own.optim.warmup_epochs
+    if not warmup or not own.epochs or not given.epochs or warmup >= own.epochs:
+        return []
+    if given.optim.warmup_epochs != warmup or warmup < given.epochs:
+        return []
+    shorter = f"optim.warmup_epochs={given.epochs * warmup / own.epochs:g}"
+    warn_once(
+        f"epochs={given.epochs:g} leaves no room for the warm-up of {warmup:g} epochs: {shorter}"
+    )
+    return [f"--config.{shorter}"]
+
+
 def _flat(config: ConfigDict) -> dict[str, Any]:
     return flatten_dict(json.loads(config.to_json_best_effort()), sep=".")
 
@@ -196,12 +215,13 @@ def _head_of(flat: Mapping[str, Any]) -> str:
 
 def _check_fairness(config: str, contenders: Sequence[Contender], swept: frozenset[str]) -> None:
     first = contenders[0]
+    free = _KEYS_OF_THE_HEAD | swept | ({"optim.warmup_epochs"} if "epochs" in swept else set())
     for number, other in enumerate(contenders):
         differing = [
             key
             for key in sorted(first.flat.keys() | other.flat.keys())
             if first.flat.get(key) != other.flat.get(key)
-            and key not in swept | _KEYS_OF_THE_HEAD
+            and key not in free
             and not key.startswith("head.")
         ]
         if differing:

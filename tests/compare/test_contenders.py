@@ -136,6 +136,18 @@ def test_a_file_without_variants_can_be_swept(tmp_path):
     assert contenders[0].words[0] == f"--config={path}"
 
 
+def test_a_warm_up_that_does_not_fit_is_shortened(capsys):
+    contenders = find_contenders("quickstart.py", BOTH, {}, ["--config.epochs=0.2"])
+    assert [each.flat["optim.warmup_epochs"] for each in contenders] == [0.025, 0.025]
+    assert "--config.optim.warmup_epochs=0.025" in contenders[0].words
+    assert "epochs=0.2 leaves no room for the warm-up of 0.5 epochs" in capsys.readouterr().err
+    # One that fits stays, as does one that the command line sets.
+    swept = find_contenders("quickstart.py", ["noah"], {"epochs": ["2", "0.4"]})
+    assert [each.flat["optim.warmup_epochs"] for each in swept] == [0.5, 0.05]
+    words = ["--config.epochs=0.2", "--config.optim.warmup_epochs=0.3"]
+    assert find_contenders("quickstart.py", ["noah"], {}, words)[0].words[-1] == words[-1]
+
+
 @pytest.mark.parametrize(
     ("key", "head"),
     [
