@@ -59,8 +59,9 @@ def _texts(path):
 
 def _unknown(path) -> list[str]:
     program = path.relative_to(ROOT / "noah_jax").parts[0]
-    # Training says which programs go on with its run.
-    known = (EVERY if program == "train" else OPTIONS.get(program, EVERY)) | OTHERS
+    # Training says which programs go on with its run, and compare starts trainings.
+    of_others = program in ("train", "compare")
+    known = (EVERY if of_others else OPTIONS.get(program, EVERY)) | OTHERS
     unknown = []
     for text in _texts(path):
         for option in OPTION.findall(text):
