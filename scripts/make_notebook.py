@@ -1,4 +1,4 @@
-"""Makes docs/tutorial.ipynb of the cells in scripts/notebook.py, and runs it.
+"""Makes docs/tutorial.ipynb of the cells in docs/notebook.py, and runs it.
 
     python scripts/make_notebook.py
     python scripts/make_notebook.py --output /tmp/tutorial.ipynb --no-run
@@ -28,7 +28,7 @@ def notebook(text: str) -> dict[str, Any]:
     """Returns a notebook that was not run, in version 4.5 of the format.
 
     Args:
-      text: Cells as in scripts/notebook.py; what stands before the first one is left out.
+      text: Cells as in docs/notebook.py; what stands before the first one is left out.
     """
     _, *parts = _CELL.split(text)
     cells = []
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    made = notebook((_ROOT / "scripts" / "notebook.py").read_text(encoding="utf-8"))
+    made = notebook((_ROOT / "docs" / "notebook.py").read_text(encoding="utf-8"))
     if not arguments.no_run:
         made = execute(made)
     text = json.dumps(made, indent=1, ensure_ascii=False) + "\n"

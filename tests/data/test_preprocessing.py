@@ -97,7 +97,7 @@ def test_values(key, value, want):
         (dict(mean=(123.7, 116.3, 103.5)), "mean must be at most 1 .*divide by 255"),
         (dict(mean=-0.1), "mean must be at most 1 and not negative"),
         (dict(std=58.4), "std must be at most 1"),
-        (dict(resize=0), "resize must be pixels or 'cover'"),
+        (dict(resize=0), "resize must be pixels, 'cover' or 'squash'"),
         (dict(resize=63.5), "resize must be pixels"),
         (dict(resize="64,64"), "resize must be pixels"),
         (dict(resize=False), "resize must be pixels"),

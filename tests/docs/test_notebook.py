@@ -1,4 +1,4 @@
-"""The notebook is made of scripts/notebook.py, and runs from its first cell to its last."""
+"""The notebook is made of docs/notebook.py, and runs from its first cell to its last."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def made(script):
-    return script.notebook((ROOT / "scripts" / "notebook.py").read_text())
+    return script.notebook((ROOT / "docs" / "notebook.py").read_text())
 
 
 def _sources(notebook) -> list[tuple[str, str]]:
@@ -37,7 +37,7 @@ def _check_outputs(notebook) -> None:
 
 
 def test_the_notebook_is_what_its_script_makes(made):
-    """After a change of scripts/notebook.py: `python scripts/make_notebook.py`."""
+    """After a change of docs/notebook.py: `python scripts/make_notebook.py`."""
     kept = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())
     assert _sources(kept) == _sources(made)
     assert len({cell["id"] for cell in kept["cells"]}) == len(kept["cells"])

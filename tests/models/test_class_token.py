@@ -24,7 +24,7 @@ def images() -> jax.Array:
     return jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=["deit_tiny_patch16_224", pytest.param("pvt_tiny", marks=pytest.mark.slow)])
 def name(request) -> str:
     return request.param
 

@@ -218,7 +218,7 @@ def test_operational_keys_may_change(tiny_config, tmp_path):
             "approximate_decode needs crop=random_resized",
         ),
         (lambda c: c.update(dataset="cifar_ten"), "unknown dataset"),
-        (lambda c: c.optim.update(name="adam"), "optim.name"),
+        (lambda c: c.optim.update(name="lamb"), "optim.name"),
         (
             lambda c: c.optim.update(clip_grad_norm=-1.0),
             "clip_grad_norm must be .* above 0, or None, got -1",
