@@ -44,10 +44,12 @@ def page() -> str:
 
 def _docstrings(kind: HeadKind) -> list[str]:
     """Returns the docstring of a head's file, and that of its module without the arguments."""
-    file = inspect.getmodule(kind.make)
-    made = inspect.signature(kind.make, eval_str=True).return_annotation
-    about = inspect.getdoc(made) or ""
-    return [prose(inspect.getdoc(file) or ""), prose(about.partition("\n\nArgs:")[0])]
+    # A function says what it makes; a class's own method makes that class.
+    made = getattr(kind.make, "__self__", None)
+    if made is None:
+        made = inspect.signature(kind.make, eval_str=True).return_annotation
+    file, about = inspect.getdoc(inspect.getmodule(made)) or "", inspect.getdoc(made) or ""
+    return [prose(file), prose(about.partition("\n\nArgs:")[0])]
 
 
 def _options(name: str, kind: HeadKind, about: dict[str, str]) -> str:

@@ -14,7 +14,7 @@ from flax import nnx
 from noah_jax.errors import InputError
 from noah_jax.heads.attentive import AttentiveHead
 from noah_jax.heads.linear import LastLinear
-from noah_jax.heads.spec import HeadInit, HeadSpec
+from noah_jax.heads.spec import HeadSpec
 from noah_jax.nn.arguments import check_count, check_number
 from noah_jax.nn.attention import query_weights
 from noah_jax.nn.dropout import Key
@@ -196,19 +196,3 @@ def count_class_attention_params(spec: HeadSpec, in_features: int) -> int:
     hidden = int(width * spec.options["mlp_ratio"])
     block = 4 * width * (width + 1) + 2 * width * hidden + hidden + 7 * width
     return depth * block + 3 * width + (width + 1) * spec.num_classes
-
-
-def make_class_attention_head(
-    spec: HeadSpec, in_features: int, init: HeadInit, rngs: nnx.Rngs
-) -> ClassAttentionHead:
-    """Makes the class-attention head of `spec` on a map of `in_features` channels."""
-    return ClassAttentionHead(
-        in_features,
-        spec.num_classes,
-        dropout=spec.drop_rate,
-        dtype=spec.dtype,
-        kernel_init=init.kernel,
-        bias_init=init.bias,
-        rngs=rngs,
-        **spec.options,
-    )

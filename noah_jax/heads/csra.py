@@ -14,7 +14,7 @@ from flax import nnx
 from noah_jax.errors import InputError
 from noah_jax.heads.evidence import Contributions, check_classes
 from noah_jax.heads.positional import PositionalHead
-from noah_jax.heads.spec import HeadInit, HeadSpec
+from noah_jax.heads.spec import HeadSpec
 from noah_jax.nn.arguments import check_count, check_number
 from noah_jax.nn.dropout import Key
 from noah_jax.nn.dtypes import wide_einsum
@@ -62,6 +62,8 @@ class CSRAHead(PositionalHead):
     Raises:
       InputError: If an argument does not fit.
     """
+
+    has_own_init = True
 
     def __init__(
         self,
@@ -175,16 +177,3 @@ def _attention(scores: jax.Array, temperature: int) -> jax.Array:
 def count_csra_params(spec: HeadSpec, in_features: int) -> int:
     """Counts the parameters of a CSRA head: D K for each of its heads, and no bias."""
     return spec.options["num_heads"] * in_features * spec.num_classes
-
-
-def make_csra_head(spec: HeadSpec, in_features: int, init: HeadInit, rngs: nnx.Rngs) -> CSRAHead:
-    """Makes the CSRA head of `spec` on a map of `in_features` channels."""
-    del init  # it was published with PyTorch's default
-    return CSRAHead(
-        in_features,
-        spec.num_classes,
-        dropout=spec.drop_rate,
-        dtype=spec.dtype,
-        rngs=rngs,
-        **spec.options,
-    )

@@ -16,7 +16,7 @@ from flax import nnx
 from noah_jax.errors import InputError
 from noah_jax.heads.attentive import AttentiveHead
 from noah_jax.heads.linear import LastLinear
-from noah_jax.heads.spec import HeadInit, HeadSpec
+from noah_jax.heads.spec import HeadSpec
 from noah_jax.nn.arguments import check_count
 from noah_jax.nn.dropout import Key
 from noah_jax.nn.dtypes import wide_einsum
@@ -115,17 +115,3 @@ def count_ep_params(spec: HeadSpec, in_features: int) -> int:
     features = in_features // spec.options["d_out"]
     queries = _num_queries(features, spec.options["queries"])
     return (queries + features) * in_features + (features + 1) * spec.num_classes
-
-
-def make_ep_head(spec: HeadSpec, in_features: int, init: HeadInit, rngs: nnx.Rngs) -> EPHead:
-    """Makes the EP head of `spec` on a map of `in_features` channels."""
-    return EPHead(
-        in_features,
-        spec.num_classes,
-        dropout=spec.drop_rate,
-        dtype=spec.dtype,
-        kernel_init=init.kernel,
-        bias_init=init.bias,
-        rngs=rngs,
-        **spec.options,
-    )

@@ -13,7 +13,7 @@ from flax import nnx
 from noah_jax.errors import InputError
 from noah_jax.heads.linear import LastLinear
 from noah_jax.heads.positional import PositionalHead
-from noah_jax.heads.spec import HeadInit, HeadSpec
+from noah_jax.heads.spec import HeadSpec
 from noah_jax.nn.arguments import check_number
 from noah_jax.nn.dropout import Key
 from noah_jax.nn.dtypes import widen
@@ -80,17 +80,3 @@ class GeMHead(PositionalHead):
 def count_gem_params(spec: HeadSpec, in_features: int) -> int:
     """Counts the parameters of a GeM head: those of a linear head, and p."""
     return (in_features + 1) * spec.num_classes + 1
-
-
-def make_gem_head(spec: HeadSpec, in_features: int, init: HeadInit, rngs: nnx.Rngs) -> GeMHead:
-    """Makes the GeM head of `spec` on a map of `in_features` channels."""
-    return GeMHead(
-        in_features,
-        spec.num_classes,
-        dropout=spec.drop_rate,
-        dtype=spec.dtype,
-        kernel_init=init.kernel,
-        bias_init=init.bias,
-        rngs=rngs,
-        **spec.options,
-    )

@@ -15,7 +15,7 @@ from flax import nnx
 from noah_jax.errors import InputError
 from noah_jax.heads.attentive import AttentiveHead
 from noah_jax.heads.linear import LastLinear
-from noah_jax.heads.spec import HeadInit, HeadSpec
+from noah_jax.heads.spec import HeadSpec
 from noah_jax.nn.arguments import check_count, check_number
 from noah_jax.nn.dropout import Key
 from noah_jax.nn.dtypes import wide_einsum
@@ -165,17 +165,3 @@ def count_map_params(spec: HeadSpec, in_features: int) -> int:
     attention = width + 4 * width * (width + 1)
     mlp = 2 * width + 2 * width * hidden + hidden + width
     return attention + mlp + (width + 1) * spec.num_classes
-
-
-def make_map_head(spec: HeadSpec, in_features: int, init: HeadInit, rngs: nnx.Rngs) -> MAPHead:
-    """Makes the MAP head of `spec` on a map of `in_features` channels."""
-    return MAPHead(
-        in_features,
-        spec.num_classes,
-        dropout=spec.drop_rate,
-        dtype=spec.dtype,
-        kernel_init=init.kernel,
-        bias_init=init.bias,
-        rngs=rngs,
-        **spec.options,
-    )

@@ -13,7 +13,7 @@ from flax import nnx
 
 from noah_jax.errors import InputError
 from noah_jax.heads.attentive import AttentiveHead
-from noah_jax.heads.spec import HeadInit, HeadSpec
+from noah_jax.heads.spec import HeadSpec
 from noah_jax.nn.arguments import check_count, check_rate
 from noah_jax.nn.attention import attention_weights
 from noah_jax.nn.dropout import Key, split_key
@@ -55,6 +55,8 @@ class MLDecoderHead(AttentiveHead):
     Raises:
       InputError: If an argument does not fit.
     """
+
+    has_own_init = True
 
     def __init__(
         self,
@@ -217,18 +219,3 @@ def count_ml_decoder_params(spec: HeadSpec, in_features: int) -> int:
     read = (in_features + 1 + groups) * width
     decoder = 4 * (width + 1) * width + 2 * width * hidden + hidden + 7 * width
     return read + decoder + groups * width * math.ceil(spec.num_classes / groups) + spec.num_classes
-
-
-def make_ml_decoder_head(
-    spec: HeadSpec, in_features: int, init: HeadInit, rngs: nnx.Rngs
-) -> MLDecoderHead:
-    """Makes the ML-Decoder head of `spec` on a map of `in_features` channels."""
-    del init  # its last layer was published with an initialiser
-    return MLDecoderHead(
-        in_features,
-        spec.num_classes,
-        dropout=spec.drop_rate,
-        dtype=spec.dtype,
-        rngs=rngs,
-        **spec.options,
-    )

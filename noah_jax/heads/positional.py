@@ -1,11 +1,12 @@
 """What the heads beside `LinearHead` and `NOAH` have in common: how they are called."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 
 from noah_jax.errors import InputError
+from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.arguments import check_count, check_rate
 from noah_jax.nn.dropout import Key
 from noah_jax.nn.dtypes import widen
@@ -28,11 +29,31 @@ class PositionalHead(nnx.Module):
       InputError: If an argument does not fit.
     """
 
+    # Whether the head was published with an initialiser of its last layer.
+    has_own_init: ClassVar[bool] = False
+
     def __init__(self, in_features: int, num_classes: int, *, dropout: float, dtype: Any):
         self.in_features = check_count("in_features", in_features)
         self.num_classes = check_count("num_classes", num_classes, what=" for a head")
         self.dropout = Dropout(check_rate("dropout", dropout))
         self.dtype = dtype
+
+    @classmethod
+    def of_spec(
+        cls, spec: HeadSpec, in_features: int, init: HeadInit, rngs: nnx.Rngs
+    ) -> "PositionalHead":
+        """Makes the head of `spec` on a map of `in_features` channels.
+
+        Args:
+          spec: The choice of the head, with all its options.
+          in_features: Channels of the feature map.
+          init: How the last layer starts, unless the head has an initialiser of its own.
+          rngs: Source of the initial weights.
+        """
+        arguments: dict[str, Any] = {"dropout": spec.drop_rate, "dtype": spec.dtype, "rngs": rngs}
+        if not cls.has_own_init:
+            arguments |= {"kernel_init": init.kernel, "bias_init": init.bias}
+        return cls(in_features, spec.num_classes, **arguments, **spec.options)
 
     def __call__(
         self, features: jax.Array, *, train: bool, key: jax.Array | None = None

@@ -10,21 +10,21 @@ from flax import nnx
 from noah_jax.errors import InputError, did_you_mean
 from noah_jax.heads.class_attention import (
     CLASS_ATTENTION_OPTIONS,
+    ClassAttentionHead,
     count_class_attention_params,
-    make_class_attention_head,
 )
-from noah_jax.heads.csra import CSRA_OPTIONS, count_csra_params, make_csra_head
-from noah_jax.heads.ep import EP_OPTIONS, count_ep_params, make_ep_head
-from noah_jax.heads.gem import GEM_OPTIONS, count_gem_params, make_gem_head
+from noah_jax.heads.csra import CSRA_OPTIONS, CSRAHead, count_csra_params
+from noah_jax.heads.ep import EP_OPTIONS, EPHead, count_ep_params
+from noah_jax.heads.gem import GEM_OPTIONS, GeMHead, count_gem_params
 from noah_jax.heads.linear import count_linear_params, make_linear_head
-from noah_jax.heads.map import MAP_OPTIONS, count_map_params, make_map_head
+from noah_jax.heads.map import MAP_OPTIONS, MAPHead, count_map_params
 from noah_jax.heads.ml_decoder import (
     ML_DECODER_OPTIONS,
+    MLDecoderHead,
     count_ml_decoder_params,
-    make_ml_decoder_head,
 )
 from noah_jax.heads.noah.module import NOAH_OPTIONS, count_noah_params, make_noah_head
-from noah_jax.heads.simpool import SIMPOOL_OPTIONS, count_simpool_params, make_simpool_head
+from noah_jax.heads.simpool import SIMPOOL_OPTIONS, SimPoolHead, count_simpool_params
 from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.dropout import Key
 
@@ -62,25 +62,25 @@ _ATTENTION, _BOTH = ("attention",), ("attention", "contributions")
 HEADS: dict[str, HeadKind] = {
     "linear": HeadKind(make_linear_head, count_linear_params),
     "noah": HeadKind(make_noah_head, count_noah_params, NOAH_OPTIONS, draws=_BOTH),
-    "gem": HeadKind(make_gem_head, count_gem_params, GEM_OPTIONS, never_decay=("p",)),
+    "gem": HeadKind(GeMHead.of_spec, count_gem_params, GEM_OPTIONS, never_decay=("p",)),
     "map": HeadKind(
-        make_map_head,
+        MAPHead.of_spec,
         count_map_params,
         MAP_OPTIONS,
         never_decay=("latent",),
         draws=_ATTENTION,
         shared_attention=True,
     ),
-    "csra": HeadKind(make_csra_head, count_csra_params, CSRA_OPTIONS, draws=_BOTH),
+    "csra": HeadKind(CSRAHead.of_spec, count_csra_params, CSRA_OPTIONS, draws=_BOTH),
     "simpool": HeadKind(
-        make_simpool_head,
+        SimPoolHead.of_spec,
         count_simpool_params,
         SIMPOOL_OPTIONS,
         draws=_ATTENTION,
         shared_attention=True,
     ),
     "ep": HeadKind(
-        make_ep_head,
+        EPHead.of_spec,
         count_ep_params,
         EP_OPTIONS,
         never_decay=("queries",),
@@ -88,14 +88,14 @@ HEADS: dict[str, HeadKind] = {
         shared_attention=True,
     ),
     "ml_decoder": HeadKind(
-        make_ml_decoder_head,
+        MLDecoderHead.of_spec,
         count_ml_decoder_params,
         ML_DECODER_OPTIONS,
         never_decay=("query_embed",),
         draws=_ATTENTION,
     ),
     "class_attention": HeadKind(
-        make_class_attention_head,
+        ClassAttentionHead.of_spec,
         count_class_attention_params,
         CLASS_ATTENTION_OPTIONS,
         never_decay=("cls_token", "blocks/*/gamma_*"),

@@ -15,7 +15,7 @@ from flax import nnx
 from noah_jax.errors import InputError
 from noah_jax.heads.attentive import AttentiveHead
 from noah_jax.heads.linear import LastLinear
-from noah_jax.heads.spec import HeadInit, HeadSpec
+from noah_jax.heads.spec import HeadSpec
 from noah_jax.nn.arguments import check_count, check_number
 from noah_jax.nn.attention import query_weights
 from noah_jax.nn.dropout import Key
@@ -126,19 +126,3 @@ class SimPoolHead(AttentiveHead):
 def count_simpool_params(spec: HeadSpec, in_features: int) -> int:
     """Counts the parameters of a SimPool head on D channels: 2 D D + 2 D + (D + 1) K."""
     return 2 * in_features * (in_features + 1) + (in_features + 1) * spec.num_classes
-
-
-def make_simpool_head(
-    spec: HeadSpec, in_features: int, init: HeadInit, rngs: nnx.Rngs
-) -> SimPoolHead:
-    """Makes the SimPool head of `spec` on a map of `in_features` channels."""
-    return SimPoolHead(
-        in_features,
-        spec.num_classes,
-        dropout=spec.drop_rate,
-        dtype=spec.dtype,
-        kernel_init=init.kernel,
-        bias_init=init.bias,
-        rngs=rngs,
-        **spec.options,
-    )

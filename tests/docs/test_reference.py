@@ -1,15 +1,18 @@
 """The reference has every program, option, key, public name and room."""
 
+import inspect
 import re
 
 import pytest
+from flax import nnx
 
 import noah_jax
 from docs.site_pages import architecture, configuration, configurations, heads, programs
 from docs.site_pages.text import inline, prose
 from noah_jax.__main__ import PROGRAMS
 from noah_jax.config import default_config, flat_config, head_key
-from noah_jax.heads.registry import HEADS
+from noah_jax.heads.registry import HEADS, make_head
+from noah_jax.heads.spec import HeadSpec
 from tests.helpers import ROOT
 
 PAGES = programs.pages()
@@ -87,7 +90,10 @@ def test_every_head_and_option_is_described():
     page = heads.page()
     for name, kind in HEADS.items():
         entry = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
-        assert entry.strip(), name
+        spec = HeadSpec(name, 2, 1, 0.5, options=kind.options)
+        head = type(make_head(spec, 48, init={}, rngs=nnx.Rngs(params=0)))
+        for about in (head, inspect.getmodule(head)):
+            assert inspect.getdoc(about).partition("\n")[0][:60] in entry, name
         for option, default in kind.options.items():
             assert f"| `{option}` | `{default!r}` | " in entry and head_key(name, option) in entry
 
