@@ -368,7 +368,11 @@ def head_key(kind: str, option: str) -> str:
     return f"head.{option}" if kind == "noah" else f"head.{kind}.{option}"
 
 
-@functools.cache
 def default_of(key: str) -> Any:
     """Returns the default of a key such as "optim.momentum"."""
-    return flat_config(default_config())[key]
+    return _defaults()[key]
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return flat_config(default_config())

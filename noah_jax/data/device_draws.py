@@ -26,6 +26,7 @@ CODES = (
     *("nothing", "autocontrast", "equalize", "invert", "posterize", "solarize", "solarize_add"),
     *("brightness", "contrast", "color", "sharpness", "affine"),
 )
+JITTER_CODES = ("brightness", "contrast", "color")  # All that the colour jitter draws.
 _FACTOR_BITS = 16
 
 _BY_NAME = {

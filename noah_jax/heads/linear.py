@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from noah_jax.errors import InputError
 from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.arguments import check_count
-from noah_jax.nn.dropout import Key
+from noah_jax.nn.dropout import Key, check_key
 from noah_jax.nn.dtypes import wide_einsum, widen
 from noah_jax.nn.layers import Dropout
 from noah_jax.nn.mesh_axes import on_auto_axes
@@ -97,8 +96,7 @@ class LinearHead(nnx.Module):
         self, features: jax.Array, *, train: bool, key: jax.Array | None = None
     ) -> jax.Array:
         """Computes float32 logits `[batch, num_classes]` of `[batch, *spatial, in_features]`."""
-        if train and self.dropout.rate and key is None:
-            raise InputError("training with dropout needs a random key: pass key=")
+        check_key(key, needed=train and bool(self.dropout.rate))
         kernel, bias = self.linear.kernel[...], self.linear.bias
         assert bias is not None  # `nnx.Linear` has one by default
 

@@ -8,7 +8,7 @@ from flax import nnx
 from noah_jax.errors import InputError
 from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.arguments import check_count, check_rate
-from noah_jax.nn.dropout import Key
+from noah_jax.nn.dropout import Key, check_key
 from noah_jax.nn.dtypes import widen
 from noah_jax.nn.layers import Dropout
 from noah_jax.nn.mesh_axes import on_auto_axes
@@ -71,8 +71,7 @@ class PositionalHead(nnx.Module):
         Raises:
           InputError: If the features do not fit, or the key is missing.
         """
-        if train and self.is_random and key is None:
-            raise InputError("training with dropout needs a random key: pass key=")
+        check_key(key, needed=train and self.is_random)
         self.check_features(features)
         graphdef, state = nnx.split(self)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from noah_jax.nn.ratio import ratio
+
 # DeiT's authors gave most attention heads this many channels.
 _HEAD_WIDTH = 64
 
@@ -54,12 +56,6 @@ def class_token_argument(shapes: Shapes) -> dict[str, bool]:
     """Returns `{"class_token": True}` for a class token beside a head that does not read it."""
     beside = "cls_token" in shapes and "head.weight" not in shapes
     return {"class_token": True} if beside else {}
-
-
-def ratio(whole: int, part: int) -> float:
-    """Returns the fraction for which `int(whole * fraction)` is `part`."""
-    fraction = part / whole
-    return fraction if int(whole * fraction) == part else math.nextafter(fraction, math.inf)
 
 
 def likely_heads(width: int, preferred: int) -> int:

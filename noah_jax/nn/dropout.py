@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from noah_jax.errors import InputError
+
 _BITS = 24  # of a uniform number
 
 
@@ -42,6 +44,12 @@ class Seeds(NamedTuple):
 
     words: jax.Array
     images: jax.Array
+
+
+def check_key(key: Key | None, *, needed: bool) -> None:
+    """Raises an InputError if a head that drops values while training gets no random key."""
+    if needed and key is None:
+        raise InputError("training with dropout needs a random key: pass key=")
 
 
 def split(key: Key, num: int) -> Sequence[Key]:

@@ -12,7 +12,7 @@ from noah_jax.models import create_model, get_architecture, get_family
 from noah_jax.models.base import Model
 from noah_jax.models.family import Family
 from noah_jax.models.registry import NOAH_PREFIX
-from noah_jax.models.shapes import ratio
+from noah_jax.nn.ratio import ratio
 from noah_jax.pytorch.mapping import expected_shapes
 from noah_jax.pytorch.other_heads import create_with_other_head, other_head, take_options
 

@@ -11,7 +11,7 @@ of float64 coordinates.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from noah_jax import distributed
-from noah_jax.data.device_draws import CODES
+from noah_jax.data.device_draws import CODES, JITTER_CODES
 from noah_jax.data.transforms import TrainTransform
 
 # Takes uint8 images and what was drawn for them, returns uint8 images.
@@ -38,8 +38,12 @@ def make_apply_draws(transform: TrainTransform, mesh: Mesh | None) -> ApplyDraws
     """
     if transform.draw_shape is None:
         return None
-    bicubic = transform.rand_augment is not None and transform.interpolation != "bilinear"
-    apply = functools.partial(augment, fill=transform.fill, bicubic=bicubic)
+    apply = functools.partial(
+        augment,
+        fill=transform.fill,
+        codes=CODES if transform.rand_augment else JITTER_CODES,
+        bicubic=transform.interpolation != "bilinear",
+    )
     if mesh is None:
         return apply
     spec = distributed.batch_sharding(mesh).spec
@@ -47,7 +51,12 @@ def make_apply_draws(transform: TrainTransform, mesh: Mesh | None) -> ApplyDraws
 
 
 def augment(
-    images: jax.Array, draws: jax.Array, *, fill: tuple[int, int, int], bicubic: bool
+    images: jax.Array,
+    draws: jax.Array,
+    *,
+    fill: tuple[int, int, int],
+    codes: Collection[str] = CODES,
+    bicubic: bool,
 ) -> jax.Array:
     """Applies what was drawn for every image.
 
@@ -55,6 +64,7 @@ def augment(
       images: uint8 `[batch, height, width, 3]`.
       draws: float32 `[batch, rows, columns]`, see `noah_jax.data.device_draws.encode_draws`.
       fill: Colour of the pixels that come from beyond an image, in levels of 0..255.
+      codes: The operations that can have been drawn. What only others need is not computed.
       bicubic: Whether any operation interpolates bicubically. If not, a pixel is made of four
         others instead of sixteen.
 
@@ -65,9 +75,10 @@ def augment(
     def one(image: jax.Array, rows: jax.Array) -> jax.Array:
         image = image.astype(jnp.int32)
         for row in rows:
-            image = _look_up(image, row)
-            image = _blend(image, row)
-            image = _move(image, row, fill, bicubic)
+            image = _look_up(image, row, codes)
+            image = _blend(image, row, codes)
+            if "affine" in codes:
+                image = _move(image, row, fill, bicubic)
         return image.astype(jnp.uint8)
 
     return jax.vmap(one)(images, draws)
@@ -77,28 +88,32 @@ def _is(row: jax.Array, *names: str) -> jax.Array:
     return functools.reduce(jnp.logical_or, (row[0] == CODES.index(name) for name in names))
 
 
-def _look_up(image: jax.Array, row: jax.Array) -> jax.Array:
+def _look_up(image: jax.Array, row: jax.Array, codes: Collection[str]) -> jax.Array:
     """Replaces levels by the table of an operation, `[3, 256]`."""
     pixels = image.reshape(-1, 3)
     argument = row[2].astype(jnp.int32)
-    counts = jax.vmap(lambda x: jnp.bincount(x, length=256), in_axes=1)(pixels)
-    solarized = jnp.where(argument > _LEVELS, _LEVELS, 255 - _LEVELS)
-    lightened = jnp.where(_LEVELS < 128, jnp.minimum(255, _LEVELS + argument), _LEVELS)
-    dark = jnp.zeros_like(_LEVELS)
-    mean = _mean(_grey(image))
-    tables: dict[str, jax.Array | np.ndarray] = {
-        "autocontrast": jax.vmap(_autocontrast)(counts),
-        "equalize": jax.vmap(_equalize)(counts),
-        "invert": 255 - _LEVELS,
-        "posterize": _LEVELS & argument,
-        "solarize": solarized,
-        "solarize_add": lightened,
-        "brightness": _blended(dark, jnp.asarray(_LEVELS), row[2]),
-        "contrast": _blended(mean, jnp.asarray(_LEVELS), row[2]),
+    levels = jnp.asarray(_LEVELS)
+
+    @functools.cache
+    def counts() -> jax.Array:
+        return jax.vmap(lambda x: jnp.bincount(x, length=256), in_axes=1)(pixels)
+
+    tables: dict[str, Callable[[], jax.Array]] = {
+        "autocontrast": lambda: jax.vmap(_autocontrast)(counts()),
+        "equalize": lambda: jax.vmap(_equalize)(counts()),
+        "invert": lambda: 255 - levels,
+        "posterize": lambda: levels & argument,
+        "solarize": lambda: jnp.where(argument > levels, levels, 255 - levels),
+        "solarize_add": lambda: jnp.where(
+            levels < 128, jnp.minimum(255, levels + argument), levels
+        ),
+        "brightness": lambda: _blended(jnp.zeros_like(levels), levels, row[2]),
+        "contrast": lambda: _blended(_mean(_grey(image)), levels, row[2]),
     }
-    table = jnp.broadcast_to(_LEVELS, (3, 256))
-    for name, own in tables.items():
-        table = jnp.where(_is(row, name), own, table)
+    table = jnp.broadcast_to(levels, (3, 256))
+    for name, make in tables.items():
+        if name in codes:
+            table = jnp.where(_is(row, name), make(), table)
     return jnp.take_along_axis(table.T, pixels, axis=0).reshape(image.shape)
 
 
@@ -154,9 +169,11 @@ def _first(counts: jax.Array) -> jax.Array:
     return jnp.argmax(counts > 0)
 
 
-def _blend(image: jax.Array, row: jax.Array) -> jax.Array:
+def _blend(image: jax.Array, row: jax.Array, codes: Collection[str]) -> jax.Array:
     """Blends with the grey image for "color", with the smoothed one for "sharpness"."""
-    other = jnp.where(_is(row, "color"), _grey(image)[..., None], _smoothed(image))
+    other = _grey(image)[..., None]
+    if "sharpness" in codes:
+        other = jnp.where(_is(row, "color"), other, _smoothed(image))
     return jnp.where(_is(row, "color", "sharpness"), _blended(other, image, row[2]), image)
 
 

@@ -1,7 +1,6 @@
 """Colour jitter and RandAugment in the step, against Pillow's operations on the host."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -77,7 +76,8 @@ def test_what_is_drawn_is_applied_in_order():
     drawn = [draw_color_jitter(0.4, random) for _ in IMAGES]
     drawn = [tuple((name, rounded_factor(f)) for name, f in adjustments) for adjustments in drawn]
     rows = np.stack([encode_draws(x, (), rows=3, size=(HEIGHT, WIDTH)) for x in drawn])
-    got = jax.jit(functools.partial(augment, fill=FILL, bicubic=False))(IMAGES, rows)
+    transform = TrainTransform("none", (HEIGHT, WIDTH), color_jitter=0.4, on_device=True)
+    got = jax.jit(make_apply_draws(transform, None))(IMAGES, rows)
     expected = [color_jitter(Image.fromarray(x), a) for x, a in zip(IMAGES, drawn, strict=True)]
     np.testing.assert_array_equal(got, np.stack([np.asarray(x) for x in expected]))
 

@@ -4,8 +4,6 @@ The paper's head has `attention="softmax"` and `merge="sum"`, which `poca` compu
 is computed here, by `poca` too wherever there is a softmax.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 
@@ -15,6 +13,7 @@ from noah_jax.heads.noah.poca import poca
 from noah_jax.heads.noah.reference import uniform_block_logits
 from noah_jax.nn.dropout import Key, Seeds, fold_in, seeds_of
 from noah_jax.nn.mesh_axes import on_auto_axes
+from noah_jax.nn.ratio import ratio
 
 ATTENTIONS = ("softmax", "uniform")
 MERGES = ("sum", "mean", "max")
@@ -154,8 +153,5 @@ def _block(
         return parts[0].reshape(*spatial, -1), split
     query_channels, value_channels = (part.shape[-1] for part in parts)
     channels = query_channels + value_channels
-    key_ratio = query_channels / channels
-    if int(channels * key_ratio) != query_channels:
-        key_ratio = math.nextafter(key_ratio, 1)
     own = jnp.concatenate(parts, -1).reshape(*spatial, channels)
-    return own, split._replace(key_ratio=key_ratio)
+    return own, split._replace(key_ratio=ratio(channels, query_channels))

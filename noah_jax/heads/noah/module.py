@@ -27,6 +27,7 @@ from noah_jax.heads.noah.poca import poca
 from noah_jax.heads.noah.reference import attention, uniform_attention, weighted_values
 from noah_jax.heads.spec import HeadInit, HeadSpec
 from noah_jax.nn.arguments import check_count, check_flag, check_number, check_rate
+from noah_jax.nn.dropout import check_key
 
 # The options of the head beside N, r and its two switches, as the paper has them.
 NOAH_OPTIONS = {"attention": "softmax", "merge": "sum"}
@@ -165,8 +166,7 @@ class NOAH(nnx.Module):
         Raises:
           InputError: If the features do not fit, or the key is missing.
         """
-        if train and self.dropout and key is None:
-            raise InputError("training with dropout needs a random key: pass key=")
+        check_key(key, needed=train and bool(self.dropout))
         features, value = features.astype(self.dtype), self.value.weights()
         dropping: dict[str, Any] = {"dropout": self.dropout, "dropout_key": key if train else None}
         if self.query is None:
