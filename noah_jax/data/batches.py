@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import grain
 import numpy as np
@@ -19,7 +19,7 @@ from absl import flags
 from grain.experimental import ThreadPrefetchIterDataset
 
 from noah_jax.data.batch import Batch
-from noah_jax.data.corrupt import CorruptImages
+from noah_jax.data.corrupt import CorruptImages, first_usable
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.sampler import Sampler
 from noah_jax.data.source import Label
@@ -27,12 +27,10 @@ from noah_jax.data.transforms import EvalTransform, TrainTransform, Transformed
 from noah_jax.errors import CorruptImageError, InputError
 
 Placed = TypeVar("Placed")  # what `put` makes of a batch
-# A chunk of a batch, or a whole one, and the images in it that could not be decoded.
-Loaded = tuple[Batch, list[CorruptImageError]]
-LoadChunk = Callable[[int, range], Loaded]  # takes the step and this host's rows
-
-# If so many images in a row are corrupt, the dataset is not one of images.
-_MAX_CORRUPT_IN_A_ROW = 100
+Chunk = TypeVar("Chunk")  # a part of a batch, or a whole one
+# A chunk, and the images in it that could not be decoded.
+Loaded = tuple[Chunk, list[CorruptImageError]]
+LoadChunk = Callable[[int, range], Loaded[Chunk]]  # takes the step and this host's rows
 
 _CHUNK = 32  # images that a thread prepares in one go
 _BATCHES_AHEAD = 2
@@ -110,9 +108,10 @@ def train_batches(
     )
     if num_workers is None:
         num_workers = 0 if source.cached else num_cores() // _THREADS_PER_PROCESS
-    return _read_ahead(
+    return read_ahead(
         range(start_step, total_steps),
         load,
+        _join,
         local_size,
         num_threads,
         put,
@@ -161,7 +160,7 @@ def eval_batches(
         _load_for_evaluation, source, transform, shape, batch_size, process_index * local_size
     )
     steps = range(-(-len(source) // batch_size))
-    return _read_ahead(steps, load, local_size, num_threads, put, corrupt_images)
+    return read_ahead(steps, load, _join, local_size, num_threads, put, corrupt_images)
 
 
 def _load_for_training(
@@ -171,12 +170,11 @@ def _load_for_training(
     first_row: int,
     step: int,
     rows: range,
-) -> Loaded:
+) -> Loaded[Batch]:
     image = np.empty((len(rows), *transform.size, 3), np.uint8)
     label = np.empty((len(rows), *source.label_shape), np.int32)
     draws = np.empty((len(rows), *(transform.draw_shape or ())), np.float32)
     errors: list[CorruptImageError] = []
-    tries = min(len(source), _MAX_CORRUPT_IN_A_ROW)
 
     def start(row: int, offset: int = 0) -> Callable[[], tuple[Transformed, Label]]:
         # A generator that a failed image has used is not used again: each call makes a new one.
@@ -184,21 +182,16 @@ def _load_for_training(
         return source.start((index + offset) % len(source), transform, random)
 
     # All images are started before the first is finished, see `noah_jax.data.decoding`.
-    started = [(row, start(row)) for row in rows]
-    for i, (row, finish) in enumerate(started):
-        # A corrupt image is replaced by the next one of the source, not of the sampler, so
-        # that its replacement is always the same.
-        for offset in range(tries):
-            try:
-                drawn, label[i] = (start(row, offset) if offset else finish)()
-                image[i] = drawn.pixels
-                if drawn.draws is not None:
-                    draws[i] = drawn.draws
-                break
-            except CorruptImageError as error:
-                errors.append(error)
-        else:
-            raise InputError(f"{tries} images in a row cannot be used; the last: {errors[-1]}")
+    started = [start(row) for row in rows]
+    for i, row in enumerate(rows):
+
+        def use(offset: int, i: int = i, row: int = row) -> tuple[Transformed, Label]:
+            return (start(row, offset) if offset else started[i])()
+
+        drawn, label[i] = first_usable(use, len(source), errors)
+        image[i] = drawn.pixels
+        if drawn.draws is not None:
+            draws[i] = drawn.draws
     batch: Batch = {"image": image, "label": label}
     if transform.draw_shape is not None:
         batch["draws"] = draws
@@ -213,7 +206,7 @@ def _load_for_evaluation(
     first_row: int,
     step: int,
     rows: range,
-) -> Loaded:
+) -> Loaded[Batch]:
     image = np.zeros((len(rows), *shape), np.uint8)
     label = np.zeros((len(rows), *source.label_shape), np.int32)
     mask = np.zeros(len(rows), np.bool_)
@@ -239,33 +232,49 @@ def _local_size(batch_size: int, process_count: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _LoadElement:
+class _LoadElement(Generic[Chunk]):
     """Loads a chunk by its number in the endless row of all batches' chunks.
 
     It is pickled and sent to worker processes.
     """
 
-    load: LoadChunk
+    load: LoadChunk[Chunk]
     local_size: int
     chunks: int  # per batch
 
-    def __call__(self, element: int) -> Loaded:
+    def __call__(self, element: int) -> Loaded[Chunk]:
         step, chunk = divmod(element, self.chunks)
         first = chunk * self.local_size // self.chunks
         end = (chunk + 1) * self.local_size // self.chunks
         return self.load(step, range(first, end))
 
 
-def _read_ahead(
+def read_ahead(
     steps: range,
-    load: LoadChunk,
+    load: LoadChunk[Chunk],
+    join: Callable[[Sequence[Chunk]], Chunk],
     local_size: int,
     num_threads: int | None,
-    put: Callable[[Batch], Placed],
+    put: Callable[[Chunk], Placed],
     corrupt_images: CorruptImages,
     *,
     num_workers: int = 0,
 ) -> Iterator[Placed]:
+    """Loads batches in threads or processes, ahead of their use.
+
+    Args:
+      steps: The steps whose batches are wanted.
+      load: Loads a chunk of a batch. With worker processes it is pickled and sent there.
+      join: Joins a batch's chunks.
+      local_size: Number of this host's rows.
+      num_threads: Number of reading threads; `None` for one per core.
+      put: Takes a whole batch, in a thread of its own; at most two of its results wait.
+      corrupt_images: Counts the images that cannot be used.
+      num_workers: Number of processes that share the threads; 0 for this process alone.
+
+    Yields:
+      The result of `put` for each batch, in the order of the steps.
+    """
     # An element is a chunk of a batch: Grain takes 45 us per element, too long for single images,
     # and threads that prepare whole batches would hold many of them in memory.
     chunks = -(-local_size // _CHUNK)
@@ -286,13 +295,16 @@ def _read_ahead(
             grain.MultiprocessingOptions(num_workers), worker_init_fn=_ignore_ctrl_c
         )
 
-    def place(whole: Loaded) -> Placed:
+    def join_loaded(loaded: Sequence[Loaded[Chunk]]) -> Loaded[Chunk]:
+        return join([chunk for chunk, _ in loaded]), [e for _, errors in loaded for e in errors]
+
+    def place(whole: Loaded[Chunk]) -> Placed:
         batch, errors = whole
         for error in errors:
             corrupt_images.add(error)
         return put(batch)
 
-    joined = loaded.batch(chunks, batch_fn=_join)
+    joined = loaded.batch(chunks, batch_fn=join_loaded)
     return iter(ThreadPrefetchIterDataset(joined.map(place), prefetch_buffer_size=_BATCHES_AHEAD))
 
 
@@ -301,9 +313,8 @@ def _ignore_ctrl_c(index: int, count: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _join(loaded: Sequence[Loaded]) -> Loaded:
+def _join(chunks: Sequence[Batch]) -> Batch:
     """Joins a batch's chunks."""
-    chunks = [chunk for chunk, _ in loaded]
     batch: Batch = {
         "image": np.concatenate([chunk["image"] for chunk in chunks]),
         "label": np.concatenate([chunk["label"] for chunk in chunks]),
@@ -312,4 +323,4 @@ def _join(loaded: Sequence[Loaded]) -> Loaded:
         batch["mask"] = np.concatenate([chunk["mask"] for chunk in chunks])
     if "draws" in chunks[0]:
         batch["draws"] = np.concatenate([chunk["draws"] for chunk in chunks])
-    return batch, [error for _, errors in loaded for error in errors]
+    return batch

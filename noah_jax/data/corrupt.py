@@ -1,10 +1,15 @@
 """Keeps count of the images that cannot be used, and decides whether to go on without them."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from noah_jax.errors import CorruptImageError, InputError, UnlabelledImageError
 
 POLICIES = ("replace", "stop")
+# If so many images in a row are corrupt, the dataset is not one of images.
+_MAX_IN_A_ROW = 100
+
+Used = TypeVar("Used")
 
 
 class CorruptImages:
@@ -54,3 +59,26 @@ class CorruptImages:
         elif error.name not in self._names:
             self._names.add(error.name)
             self._tell(f"corrupt image {len(self._names)}: {error}")
+
+
+def first_usable(use: Callable[[int], Used], length: int, errors: list[CorruptImageError]) -> Used:
+    """Uses a training image, or the next one of the source that can be used.
+
+    The replacement is the next image of the source, not of the sampler, so that it is always the
+    same.
+
+    Args:
+      use: Takes how many images further the image is in the source, 0 first.
+      length: Number of images in the source.
+      errors: The errors of the images that cannot be used are added to it.
+
+    Raises:
+      InputError: If too many images in a row cannot be used.
+    """
+    tries = min(length, _MAX_IN_A_ROW)
+    for offset in range(tries):
+        try:
+            return use(offset)
+        except CorruptImageError as error:
+            errors.append(error)
+    raise InputError(f"{tries} images in a row cannot be used; the last: {errors[-1]}")
