@@ -46,6 +46,11 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
+def suggested_workers() -> int:
+    """Returns the number of worker processes that suits the number of cores."""
+    return num_cores() // _THREADS_PER_PROCESS
+
+
 def check_readers(*, num_threads: int | None, num_workers: int | None) -> None:
     """Checks the numbers of threads and processes that prepare images.
 
@@ -102,12 +107,12 @@ def train_batches(
       InputError: If a number of threads, processes or hosts does not fit.
     """
     check_readers(num_threads=num_threads, num_workers=num_workers)
-    local_size = _local_size(sampler.batch_size, process_count)
+    local_size = local_rows(sampler.batch_size, process_count)
     load = functools.partial(
         _load_for_training, source, transform, sampler, process_index * local_size
     )
     if num_workers is None:
-        num_workers = 0 if source.cached else num_cores() // _THREADS_PER_PROCESS
+        num_workers = 0 if source.cached else suggested_workers()
     return read_ahead(
         range(start_step, total_steps),
         load,
@@ -154,7 +159,7 @@ def eval_batches(
       InputError: If the number of threads or hosts does not fit.
     """
     check_readers(num_threads=num_threads, num_workers=0)
-    local_size = _local_size(batch_size, process_count)
+    local_size = local_rows(batch_size, process_count)
     shape = transform(np.zeros((1, 1, 3), np.uint8)).shape
     load = functools.partial(
         _load_for_evaluation, source, transform, shape, batch_size, process_index * local_size
@@ -224,8 +229,12 @@ def _load_for_evaluation(
     return {"image": image, "label": label, "mask": mask}, errors
 
 
-def _local_size(batch_size: int, process_count: int) -> int:
-    """Returns the number of rows of a batch that each host has."""
+def local_rows(batch_size: int, process_count: int) -> int:
+    """Returns the number of rows of a batch that each host has.
+
+    Raises:
+      InputError: If the hosts do not divide the batch.
+    """
     if batch_size % process_count:
         raise InputError(f"batch_size={batch_size} must be divisible by the {process_count} hosts")
     return batch_size // process_count

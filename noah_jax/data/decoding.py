@@ -133,11 +133,23 @@ class DecodedSource:
         """
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        data, label = self._read(index)
+        data, label = self.read(index)
         decoded = decode(data, self._source.describe(index)), label
         if self._cache is not None:
             self._cache[index] = decoded
         return decoded
+
+    def read(self, index: int) -> tuple[bytes, Label]:
+        """Returns an encoded image and its label, which is checked if the source has classes.
+
+        Raises:
+          CorruptImageError: If the image cannot be read or its label is no class.
+        """
+        data, label = self._source[index]
+        num_classes = len(self._source.class_names)
+        if num_classes and not self._source.multi_label:
+            check_label(self._source.describe(index), int(label), num_classes)
+        return data, label
 
     def start(
         self, index: int, transform: TrainTransform, random: np.random.Generator
@@ -157,19 +169,11 @@ class DecodedSource:
 
             return finish_cached
         try:
-            data, label = self._read(index)
+            data, label = self.read(index)
         except CorruptImageError as error:
             return functools.partial(_fail, error)
         finish = start_transform(data, transform, random, self._source.describe(index))
         return lambda: (finish(), label)
-
-    def _read(self, index: int) -> tuple[bytes, Label]:
-        """Returns an encoded image and its label, which is checked if the source has classes."""
-        data, label = self._source[index]
-        num_classes = len(self._source.class_names)
-        if num_classes and not self._source.multi_label:
-            check_label(self._source.describe(index), int(label), num_classes)
-        return data, label
 
 
 def _fail(error: CorruptImageError) -> tuple[Transformed, Label]:

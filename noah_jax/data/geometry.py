@@ -5,6 +5,7 @@ Images are uint8 `[height, width, 3]`; sizes are `(height, width)` in pixels. Fu
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -111,8 +112,25 @@ def draw_offset(pad: int, random: np.random.Generator) -> tuple[int, int]:
 
 def shifted_crop(pixels: np.ndarray, size: tuple[int, int], offset: tuple[int, int]) -> np.ndarray:
     """Cuts out a crop that is `offset` pixels `(x, y)` off the centre; zeros beyond the image."""
-    top, left = ((have - want) // 2 for have, want in zip(pixels.shape, size, strict=False))
-    return _crop(pixels, left + offset[0], top + offset[1], size)
+    top, left = crop_corner(pixels.shape, size, offset)
+    return _crop(pixels, left, top, size)
+
+
+def crop_corner(
+    whole: Sequence[int], size: tuple[int, int], offset: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Returns top and left of a crop in an image; negative where it begins beyond the image.
+
+    Args:
+      whole: Height and width of the image in pixels; more is ignored.
+      size: `(height, width)` of the crop.
+      offset: Distance of a shifted crop from the centre, `(x, y)`; `None` for the centre itself.
+    """
+    if offset is None:
+        top, left = (_margin(have, want) for have, want in zip(whole, size, strict=False))
+        return top, left
+    top, left = ((have - want) // 2 for have, want in zip(whole, size, strict=False))
+    return top + offset[1], left + offset[0]
 
 
 def flip(pixels: np.ndarray) -> np.ndarray:
@@ -130,14 +148,14 @@ def resize_shorter(pixels: np.ndarray, side: int, interpolation: str) -> np.ndar
 
 def center_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Cuts out the centre of an image, as torchvision does; zeros where the image is smaller."""
-    top, left = (_margin(have, want) for have, want in zip(pixels.shape, size, strict=False))
+    top, left = crop_corner(pixels.shape, size)
     return _crop(pixels, left, top, size)
 
 
 def fit(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
     """Resizes an image so that it just covers `size`."""
     h, w = pixels.shape[:2]
-    covering = _covering_size(h, w, size)
+    covering = covering_size(h, w, size)
     if covering == (h, w):
         return pixels
     return _resize_whole(pixels, covering, interpolation)
@@ -184,10 +202,10 @@ def evaluation_crop(
     if isinstance(resize, str):
         return 0.0, 0.0, 1.0, 1.0
     if resize is None:
-        whole = _covering_size(*image_size, size)
+        whole = covering_size(*image_size, size)
     else:
         whole = _shorter_size(*image_size, resize)
-    top, left = (_margin(have, want) for have, want in zip(whole, size, strict=True))
+    top, left = crop_corner(whole, size)
     height, width = whole
     return left / width, top / height, (left + size[1]) / width, (top + size[0]) / height
 
@@ -196,7 +214,8 @@ def _shorter_size(h: int, w: int, side: int) -> tuple[int, int]:
     return (int(side * h / w), side) if w <= h else (side, int(side * w / h))
 
 
-def _covering_size(h: int, w: int, size: tuple[int, int]) -> tuple[int, int]:
+def covering_size(h: int, w: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the height and width at which an image of `h` and `w` pixels just covers `size`."""
     scale = max(size[0] / h, size[1] / w)
     return max(size[0], round(h * scale)), max(size[1], round(w * scale))
 
