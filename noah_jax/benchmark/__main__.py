@@ -96,8 +96,10 @@ def _input_options(parser: Parser) -> None:
     parser.add_argument(
         "--folder", type=_folder, help="class folders; by default photographs made for this"
     )
+    parser.add_argument("--recipe", choices=("cnn", "deit"), help="by default both")
     parser.add_argument("--batch", type=positive, default=64, help="images a batch (%(default)s)")
-    parser.add_argument("--rounds", type=positive, default=7, help="measurements (%(default)s)")
+    parser.add_argument("--rounds", type=positive, default=5, help="measurements (%(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write every turn to this file besides")
 
 
 def _host_options(parser: Parser) -> None:
@@ -203,7 +205,7 @@ BENCHMARKS = {
     ),
     "input": _Benchmark(
         "noah_jax.benchmark.input",
-        "Measures how many images a second get ready for training, beside PyTorch's loader.",
+        "Measures how many images a second get ready for training, beside other loaders.",
         _input_options,
     ),
     "host": _Benchmark(

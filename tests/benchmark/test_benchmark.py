@@ -3,12 +3,13 @@
 import contextlib
 import functools
 import importlib.util
+import json
 import re
 import time
 
 import pytest
 
-from noah_jax.benchmark import evaluation, input
+from noah_jax.benchmark import evaluation, input, input_contenders
 from noah_jax.benchmark.__main__ import main
 from noah_jax.benchmark.photographs import make_photograph, write_class_folder
 from noah_jax.data.decoding import decode
@@ -51,21 +52,48 @@ def test_without_pytorch_it_says_so(monkeypatch, capsys):
     assert "PyTorch is not installed" in out and "1.0" in out
 
 
-def test_the_input_is_measured_beside_its_floors(capsys, monkeypatch, tmp_path):
-    measure = functools.partial(input.measure, seconds=0.01)
-    monkeypatch.setattr(input, "measure", measure)
-    monkeypatch.setattr(input, "_loaders_of", lambda *names: {})  # PyTorch's take seconds to start
+@pytest.fixture
+def quick_turns(monkeypatch, tmp_path):
+    """Makes turns short and leaves other loaders out, which take seconds to start."""
+    monkeypatch.setattr(input, "measure", functools.partial(input.measure, seconds=0.01))
+    monkeypatch.setattr(input, "CONTENDERS", (input_contenders.own_contenders, _another))
     write_class_folder(tmp_path, files=8, different=2)
-    assert run("--what", "input", "--folder", str(tmp_path), "--batch", "4", "--rounds", "2") == 0
+    return ["--what", "input", "--folder", str(tmp_path), "--batch", "4", "--rounds", "1"]
+
+
+def _another(setting):
+    def batches():
+        while True:
+            yield [setting.source[0]] * setting.batch
+
+    return {f"another of {setting.recipe.name}": batches()}
+
+
+def test_the_input_is_measured_beside_its_floors(capsys, quick_turns, tmp_path):
+    record = tmp_path / "turns.json"
+    assert run(*quick_turns, "--json", str(record)) == 0
     out = capsys.readouterr().out
     assert "8 files" in out and "threads" in out
-    speeds = {
-        name: int(speed.replace(",", ""))
-        for name, speed in re.findall(r"^ *(\S.*?)  +([\d,]+)$", out, re.MULTILINE)
-    }
-    for name in ("noah_jax", "decoding whole images alone", "its transforms alone"):
-        assert speeds[name] > 0 and speeds[f"{name}, approximate_decode"] > 0
+    rows = dict(re.findall(r"^ *(\S.*?)  +(\d+  +[\d.]+)$", out, re.MULTILINE))
+    for name in (
+        *("noah_jax", "noah_jax, augment_on_device", "noah_jax, approximate_decode"),
+        *("decoding whole images alone", "its transforms alone", "another of cnn"),
+    ):
+        images, cpu_ms = rows[name].split()
+        assert int(images) > 0 and float(cpu_ms) >= 0
     assert out.count("approximate_decode differs from Pillow's pixels by") == 2
+    tables = json.loads(record.read_text())
+    assert list(tables) == ["cnn", "deit", "threads"]
+    assert [len(turns) for turns in tables["deit"].values()] == [1] * len(tables["deit"])
+    assert tables["threads"]["1"][0]["speed"] > 0
+
+
+def test_one_recipe_is_measured_alone(capsys, quick_turns, monkeypatch):
+    monkeypatch.setattr(input, "CONTENDERS", (_another,))
+    monkeypatch.setattr(input, "approximate", lambda transform: None)
+    assert run(*quick_turns, "--recipe", "deit") == 0
+    out = capsys.readouterr().out
+    assert "another of deit" in out and "another of cnn" not in out and "threads" not in out
 
 
 def test_turns_are_counted_in_images():
@@ -74,9 +102,9 @@ def test_turns_are_counted_in_images():
             time.sleep(0.002)
             yield
 
-    speeds = input.measure({"slow": batches()}, batch=10, rounds=3, seconds=0.05)
-    assert len(speeds["slow"]) == 3
-    assert all(0 < speed < 5000 for speed in speeds["slow"])  # a batch takes 2 ms at least
+    turns = input.measure({"slow": batches()}, batch=10, rounds=3, seconds=0.05)["slow"]
+    assert len(turns) == 3
+    assert all(0 < turn.speed < 5000 for turn in turns)  # a batch takes 2 ms at least
 
 
 def test_made_photographs_are_of_imagenets_kind():
