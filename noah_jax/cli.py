@@ -47,6 +47,7 @@ EXTRAS = {
     "tensorflow_datasets": "train",
     "flatbuffers": "export",
     "cv2": "approximate",
+    "datasets": "hf",
     "gdown": "released",
     "torch": "torch",
 }

@@ -25,7 +25,8 @@ def default_config() -> ConfigDict:
     # Seeds the weights, the order of the images, the augmentation and dropout.
     config.seed = 0
 
-    # The name of a TFDS dataset, folder:PATH for class folders, csv:PATH, coco:PATH or voc:PATH.
+    # The name of a TFDS dataset, folder:PATH for class folders, csv:PATH, coco:PATH, voc:PATH,
+    # wds:PATH for WebDataset shards, or hf:NAME for a dataset of Hugging Face.
     # Class folders without train/ and val/ are split, see noah_jax/data/split.py.
     config.dataset = "fashion_mnist_sample"
 
@@ -101,7 +102,11 @@ def default_config() -> ConfigDict:
     # The images, and what the host does to them.
     config.data = ConfigDict()
     config.data.dir = placeholder(str)  # The folder for datasets, TFDS's data_dir.
-    config.data.train_split = "train"  # The name of the split to train on.
+    # The folder of this machine for shards of buckets and the indices of WebDataset shards; None
+    # means ~/.cache/noah_jax/shards.
+    config.data.cache_dir = placeholder(str)
+    # The name of the split to train on, or a pattern of WebDataset shards.
+    config.data.train_split = "train"
     # The name of the split to evaluate on; None means the first that exists of validation, val and
     # test.
     config.data.eval_split = placeholder(str)
@@ -318,6 +323,7 @@ OPERATIONAL_KEYS = frozenset(
         "watchdog_seconds",
         "data.allow_change",
         "data.cache",
+        "data.cache_dir",
         "data.dir",
         "data.num_threads",
         "data.num_workers",
@@ -331,7 +337,9 @@ _CHOSEN_BY_SIZE = frozenset(
 )
 
 # Keys that may differ between the hosts of a run.
-HOST_KEYS = frozenset({"data.cache", "data.dir", "data.num_threads", "data.num_workers"})
+HOST_KEYS = frozenset(
+    {"data.cache", "data.cache_dir", "data.dir", "data.num_threads", "data.num_workers"}
+)
 
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:

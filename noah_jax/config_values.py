@@ -232,6 +232,7 @@ RULES: Mapping[str, Rule] = {
     "head.class_attention.mlp_ratio": _POSITIVE,
     "head.class_attention.layer_scale": _NOT_NEGATIVE,
     "data.dir": Optional(_TEXT),
+    "data.cache_dir": Optional(_TEXT),
     "data.train_split": _TEXT,
     "data.eval_split": Optional(_TEXT),
     "data.eval_fraction": Number(above=0, below=1),

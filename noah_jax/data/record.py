@@ -18,9 +18,9 @@ def record_data(train: Source, evaluation: Source) -> dict[str, Any]:
 
     Returns:
       `class_names`, and for `train` and `eval` the number of `images` and, where the images are
-      files, `images_by_class` (with one label an image) and a `fingerprint` of the files' names,
-      labels and order; else the `name` of the dataset, its version and the split. It does not
-      depend on where the files lie, so all hosts have the same.
+      files or in shards that have an index, `images_by_class` (with one label an image) and a
+      `fingerprint` of the files' names, labels and order; else the `name` of the dataset, its
+      version and the split. It does not depend on where the files lie, so all hosts have the same.
     """
     return {
         "class_names": list(train.class_names),
@@ -31,6 +31,10 @@ def record_data(train: Source, evaluation: Source) -> dict[str, Any]:
 
 def _record_split(source: Source) -> dict[str, Any]:
     record: dict[str, Any] = {"images": len(source)}
+    if known := getattr(source, "fingerprint", None):  # of shards and tables
+        if by_class := getattr(source, "images_by_class", None):
+            record["images_by_class"] = by_class
+        return record | {"fingerprint": known}
     if not isinstance(source, ImageFiles):
         return record | {"name": source.name}
     if not source.multi_label:

@@ -15,6 +15,7 @@ from noah_jax.data.sampler import Sampler
 from noah_jax.data.source import ImageFiles, Source, check_label
 from noah_jax.data.sources import open_sources
 from noah_jax.data.split import FolderSplit
+from noah_jax.data.streaming.cache import ShardCache
 from noah_jax.data.transforms import EvalTransform, TrainTransform, make_eval_transform
 from noah_jax.errors import InputError, UnlabelledImageError
 
@@ -29,7 +30,7 @@ def open_data(
     Args:
       dataset: Name of the dataset, see `noah_jax.data.sources.open_sources`.
       section: The section `data`: `dir`, `train_split`, `eval_split`, `num_threads`,
-        `num_workers`, `eval_fraction`.
+        `num_workers`, `eval_fraction`, `cache_dir`.
       remembered: The split of a folder that the run remembers from its first start.
 
     Raises:
@@ -44,6 +45,7 @@ def open_data(
         eval_split=section.eval_split,
         eval_fraction=section.eval_fraction,
         remembered=remembered,
+        cache=ShardCache(section.cache_dir),
     )
     for source, key in zip(sources, ("data.train_split", "data.eval_split"), strict=True):
         _check_labelled(source, key)

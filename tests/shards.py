@@ -1,0 +1,39 @@
+"""Packs the images of class folders into shards, in the order in which `FolderSource` has them."""
+
+import io
+import pathlib
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+
+Sample = tuple[str, Mapping[str, bytes]]  # its key, and its files by suffix
+
+
+def write_tar(path: pathlib.Path, samples: Iterable[Sample]) -> None:
+    """Writes a shard of WebDataset."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, files in samples:
+            for suffix, data in files.items():
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def folder_samples(folder: pathlib.Path) -> Iterator[Sample]:
+    """Yields the images of class folders with their class indices."""
+    for class_index, classes in enumerate(sorted(folder.iterdir())):
+        for path in sorted(classes.iterdir()):
+            files = {path.suffix[1:]: path.read_bytes(), "cls": str(class_index).encode()}
+            yield f"{classes.name}/{path.stem}", files
+
+
+def write_webdataset(root: pathlib.Path, class_folders: str, *, shards: int = 4) -> None:
+    """Writes `train-0000.tar`, ..., `val-0000.tar`, ... and `classes.txt` of class folders."""
+    folders = pathlib.Path(class_folders)
+    for split in ("train", "val"):
+        samples = list(folder_samples(folders / split))
+        ends = [len(samples) * i // shards for i in range(shards + 1)]
+        for i in range(shards):
+            write_tar(root / f"{split}-{i:04}.tar", samples[ends[i] : ends[i + 1]])
+    names = sorted(path.name for path in (folders / "train").iterdir())
+    (root / "classes.txt").write_text("\n".join(names) + "\n")
