@@ -51,7 +51,7 @@ def _parser() -> Parser:
     add_ema(parser)
     add(
         "--dataset",
-        metavar="NAME|folder:PATH|csv:PATH|coco:PATH|voc:PATH",
+        metavar="NAME|folder:PATH|csv:PATH|coco:PATH|voc:PATH|wds:PATH|hf:NAME",
         help="a TFDS dataset; a folder PATH/val/CLASS/IMAGE or PATH/CLASS/IMAGE; or, for several"
         " labels an image, PATH/val.csv, or the folder of COCO or of a year of PASCAL VOC. By"
         " default the dataset that the checkpoint was trained on",
