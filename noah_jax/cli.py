@@ -35,6 +35,7 @@ BASE = {
 EXTRAS = {
     "array_record": "train",
     "clu": "train",
+    "fsspec": "train",
     "google_crc32c": "train",
     "grain": "train",
     "matplotlib": "train",
@@ -53,7 +54,7 @@ EXTRAS = {
 }
 
 # What opens remote paths, and the package that brings it.
-FILE_SYSTEMS = {"fsspec": "gcsfs", "gcsfs": "gcsfs", "s3fs": "s3fs"}
+FILE_SYSTEMS = {"gcsfs": "gcsfs", "s3fs": "s3fs"}
 
 # How a help text starts a program. The command `noah-jax` puts its own name here.
 _MODULE = "python -m noah_jax."

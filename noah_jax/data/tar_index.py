@@ -91,8 +91,7 @@ def index_tar(path: str, name: str | None = None) -> TarIndex:
         rows += _row(sample)
     if not rows:
         raise InputError(f"{name} holds no images; a sample is KEY.jpg and KEY.cls or KEY.json")
-    offset, size, key, label = map(np.array, zip(*rows, strict=True))
-    return TarIndex(offset, size, key, label)
+    return TarIndex(*map(np.array, zip(*rows, strict=True)))
 
 
 @contextlib.contextmanager

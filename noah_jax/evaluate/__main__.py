@@ -53,8 +53,9 @@ def _parser() -> Parser:
         "--dataset",
         metavar="NAME|folder:PATH|csv:PATH|coco:PATH|voc:PATH|wds:PATH|hf:NAME",
         help="a TFDS dataset; a folder PATH/val/CLASS/IMAGE or PATH/CLASS/IMAGE; or, for several"
-        " labels an image, PATH/val.csv, or the folder of COCO or of a year of PASCAL VOC. By"
-        " default the dataset that the checkpoint was trained on",
+        " labels an image, PATH/val.csv, or the folder of COCO or of a year of PASCAL VOC;"
+        " WebDataset shards; or a dataset of Hugging Face. By default the dataset that the"
+        " checkpoint was trained on",
     )
     add("--data-dir", metavar="DIR", type=local_path, help="where TFDS keeps its prepared datasets")
     add(
