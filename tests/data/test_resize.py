@@ -61,3 +61,14 @@ def test_compiles_without_a_folder_for_the_cache(monkeypatch):
 
     monkeypatch.setattr(module.numba, "njit", njit)
     assert module.compiled(len) == ("compiled", len, True)
+
+
+@pytest.mark.parametrize("width", [1, 10, 11, 21, 224])
+def test_into_a_row_of_a_batch(noise, width):
+    # Narrow images go byte by byte; the others' last bytes are computed twice.
+    batch = np.full((3, 9, width, 3), 77, np.uint8)
+    out = resize(noise, (9, width), "bicubic", box=(0, 0, 30, 40), out=batch[1])
+    assert out.base is batch
+    expected = _by_pillow(noise, (9, width), "bicubic", (0, 0, 30, 40), flip=False)
+    np.testing.assert_array_equal(batch[1], expected)
+    assert (batch[[0, 2]] == 77).all()
