@@ -256,6 +256,10 @@ def default_config() -> ConfigDict:
     config.eval_every = placeholder(int)  # Steps between two evaluations; None is an epoch.
     config.checkpoint_every = placeholder(int)  # Steps between checkpoints; None is an epoch.
     config.keep_checkpoints = 3  # The number of checkpoints to keep, the newest ones.
+    # Where metrics go besides metrics.jsonl and TensorBoard: wandb, trackio, mlflow. Each follows
+    # the environment variables of its own library, such as WANDB_MODE=offline.
+    config.trackers = ()
+    config.tracker_project = "noah_jax"  # The project there, in MLflow the experiment.
     # The folder of the cache of compiled programs; None or empty for no cache. Only the first
     # process of a run writes there. With several processes the default is a folder inside the
     # run's folder.
@@ -316,6 +320,8 @@ OPERATIONAL_KEYS = frozenset(
     {
         "checkpoint_every",
         "keep_checkpoints",
+        "trackers",
+        "tracker_project",
         "optim.accumulate",
         "shard_state",
         "compilation_cache",

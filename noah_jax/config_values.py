@@ -310,6 +310,8 @@ RULES: Mapping[str, Rule] = {
     "eval_every": Optional(_COUNT),
     "checkpoint_every": Optional(_COUNT),
     "keep_checkpoints": _COUNT,
+    "trackers": Several(Text(("wandb", "trackio", "mlflow")), example="('wandb',)"),
+    "tracker_project": _TEXT,
     "compilation_cache": Optional(Text(may_be_empty=True)),
     "watchdog_seconds": _POSITIVE,
 }

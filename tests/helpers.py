@@ -164,3 +164,20 @@ def make_multi_label_config(csv_folder: str) -> ConfigDict:
     config.epochs = 16.0
     config.eval_every = config.checkpoint_every = 100
     return config
+
+
+class RecordingTracker:
+    """A tracker of experiments that remembers in `told` what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple] = []
+
+    def start(self, run, known):
+        self.told.append(("start", run.name, known))
+        return known or "key-1"
+
+    def write(self, step, values):
+        self.told.append((step, dict(values)))
+
+    def finish(self, *, finished):
+        self.told.append(("finish", finished))

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +48,8 @@ from noah_jax.train.progress import Progress
 from noah_jax.train.setup import TrainSetup, build
 from noah_jax.train.stop_request import Stopped, StopRequest
 from noah_jax.train.throughput import train_flops
+from noah_jax.train.trackers.libraries import check_trackers
+from noah_jax.train.trackers.tracker import TrackedRun
 
 _STEPS_IN_FLIGHT = 2  # Enough to keep the device busy without batches piling up on it.
 
@@ -83,6 +86,7 @@ def train(
     # ---- Check everything before anything is written.
     if leaves_open(config):
         config = remember(config, read_config(directory))
+    check_trackers(config.trackers)
     config_dict = json.loads(config.to_json_best_effort())
     check_config(directory, config_dict)
     saved = saved_steps(directory / CHECKPOINTS)
@@ -154,7 +158,16 @@ def train(
         say(f"going on after step {start_step} of {total_steps}")
 
     # ---- Prepare logging and evaluation.
-    writer = MetricWriter(directory, start_step=start_step)
+    writer = MetricWriter(
+        directory,
+        start_step=start_step,
+        trackers=config.trackers,
+        tracked=TrackedRun(
+            project=config.tracker_project,
+            name=os.path.basename(os.path.abspath(os.fspath(directory))),
+            config=flat_config(json.loads(setup.config.to_json_best_effort())),
+        ),
+    )
     progress = Progress(
         directory,
         writer,
@@ -232,7 +245,7 @@ def train(
                 progress.go_on()
             if stopping:
                 checkpoints.close()
-                writer.close()
+                writer.close(finished=False)
                 raise Stopped(
                     f"stopped after step {step} of {total_steps}, which is saved;"
                     " the same command goes on from there"
@@ -246,7 +259,8 @@ def train(
     progress.pause()
     with working("saving the last checkpoint"):
         checkpoints.close()
-    writer.close()
+    with working("waiting for the trackers"):
+        writer.close(finished=True)
     averages = evaluated.get("eval_ema", {})
     results = {
         "model": model.name,

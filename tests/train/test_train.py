@@ -20,7 +20,8 @@ from noah_jax.train import main as train_program
 from noah_jax.train import train
 from noah_jax.train.input_pipeline import InputPipeline
 from noah_jax.train.setup import build
-from tests.helpers import ROOT, make_tiny_config
+from noah_jax.train.trackers.libraries import TRACKERS
+from tests.helpers import ROOT, RecordingTracker, make_tiny_config
 
 # Run in a process of its own with 1 or 4 CPU devices; prints what three steps leave.
 THREE_STEPS = """
@@ -64,11 +65,33 @@ def _weights(workdir) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def run_once(class_folders, tmp_path_factory):
+def tracker():
+    """What `run_once` told its tracker."""
+    return RecordingTracker()
+
+
+@pytest.fixture(scope="module")
+def run_once(class_folders, tmp_path_factory, tracker):
     """An uninterrupted run of 12 steps with a checkpoint every third."""
     config = make_tiny_config(class_folders)
     workdir = tmp_path_factory.mktemp("run") / "whole"
-    return config, workdir, train(config, str(workdir))
+    tracked = config.copy_and_resolve_references()
+    tracked.trackers = ("wandb",)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TRACKERS, "wandb", lambda: tracker)
+        patch.setattr("noah_jax.train.loop.check_trackers", lambda names: None)
+        return config, workdir, train(tracked, str(workdir))
+
+
+def test_a_run_tells_its_tracker_all_that_its_file_has(run_once, tracker):
+    _, workdir, _ = run_once
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    expected = [
+        (line.pop("step"), {f"{split}/{name}": value for name, value in line.items()})
+        for line in lines
+        for split in [line.pop("split")]
+    ]
+    assert tracker.told == [("start", "whole", None), *expected, ("finish", True)]
 
 
 @pytest.fixture
