@@ -20,6 +20,7 @@ PROGRAMS = {
     "explain": "show where the head sees a class, and what each position contributes",
     "export": "write a model as one artifact that runs with JAX alone",
     "convert": "convert weights from PyTorch's files, and back",
+    "average": "average the weights of checkpoints",
     "compare": "train several heads on the same data and compare them over seeds",
     "probe": "train heads on the frozen features of a backbone, and classify by neighbours",
     "prepare": "prepare ImageNet or other images for training",

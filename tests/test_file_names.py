@@ -19,7 +19,7 @@ from noah_jax.data.folders import FolderSource
 from noah_jax.data.transforms import make_eval_transform
 from noah_jax.errors import ReadError, one_line, printable, shown
 from noah_jax.evaluate.__main__ import main as evaluate
-from noah_jax.evaluate.label_files import _read_table
+from noah_jax.evaluation.label_files import _read_table
 from noah_jax.explain.__main__ import main as explain
 from noah_jax.files import read_text, write_text
 from noah_jax.predict.__main__ import main as predict

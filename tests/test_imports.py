@@ -22,7 +22,7 @@ GROUND = {
 }
 PROGRAMS = {
     *("convert", "evaluate", "predict", "explain", "export", "compare", "prepare", "probe"),
-    *("parity", "benchmark", "compile", "autotune"),
+    *("parity", "benchmark", "compile", "autotune", "average"),
 }
 # What a room may import, besides the ground and itself.
 LIBRARIES = {
@@ -36,6 +36,7 @@ LIBRARIES = {
     "pytorch.files": set(),
     "pytorch": {"pytorch.files", "models", "heads", "nn"},
     "inference": {"models", "pytorch", "pytorch.files", "runs", "data", "tasks"},
+    "evaluation": {"inference", "models", "data", "tasks"},
     "train": {"inference", "models", "pytorch", "runs", "data", "tasks", "heads", "nn"},
     "aot": {"heads", "models", "nn"},
 }

@@ -92,8 +92,8 @@ def _parser() -> Parser:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from noah_jax.evaluate.dataset import DatasetChoice
     from noah_jax.evaluate.program import evaluate_all
+    from noah_jax.evaluation.dataset import DatasetChoice
 
     evaluate_all(
         arguments.checkpoint,

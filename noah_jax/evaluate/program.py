@@ -13,11 +13,11 @@ from noah_jax.console import say, working
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.errors import InputError, NoahError, one_line
-from noah_jax.evaluate.dataset import DatasetChoice, open_dataset
-from noah_jax.evaluate.evaluation import evaluate, make_inference
-from noah_jax.evaluate.label_files import read_real_labels
 from noah_jax.evaluate.report_files import write_report
-from noah_jax.evaluate.results import SingleLabelResults
+from noah_jax.evaluation.dataset import DatasetChoice, open_dataset
+from noah_jax.evaluation.label_files import read_real_labels
+from noah_jax.evaluation.results import SingleLabelResults
+from noah_jax.evaluation.run import evaluate, make_inference
 from noah_jax.inference.runner import Inference
 from noah_jax.inference.trained import TrainedModel, find_checkpoints, load_trained
 from noah_jax.tasks.task import has_top5

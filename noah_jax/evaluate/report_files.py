@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from noah_jax.evaluate.results import MultiLabelResults, SingleLabelResults
+from noah_jax.evaluation.results import MultiLabelResults, SingleLabelResults
 from noah_jax.files import make_folder, write_bytes, write_text
 
 

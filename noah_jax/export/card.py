@@ -109,7 +109,8 @@ def _provenance(trained: TrainedModel, description: dict[str, Any]) -> Iterator[
         if isinstance(value, str | int):
             yield f"- source {key}: `{value}`"
     if trained.config:
-        yield f"- trained on `{trained.config['dataset']}` with seed {trained.config['seed']}"
+        seed = f" with seed {trained.config['seed']}" if "seed" in trained.config else ""
+        yield f"- trained on `{trained.config['dataset']}`{seed}"
     yield f"- preprocessing: {trained.preprocessing.describe()}"
     yield f"- exported by JAX {description['jax_version']}"
 

@@ -32,7 +32,8 @@ class Loaded(NamedTuple):
       params: The parameters.
       stats: BatchNorm's statistics.
       metadata: The contents of `model.json`; empty for a PyTorch file.
-      config: The configuration of the training; empty for converted weights.
+      config: The configuration of the training, of averaged weights the part that evaluation needs;
+        empty for converted weights.
     """
 
     step: int
@@ -194,7 +195,7 @@ def _described(
             f"{folder} holds no {MODEL_FILE}, so no trained model{_what_is_there(folder)}"
         )
     description = read_description(folder)
-    config = read_config(folder) or {}
+    config = read_config(folder) or description.get("training") or {}
     model = create_model(description["name"], **_own_arguments(description["arguments"]))
     describe_model(
         model,

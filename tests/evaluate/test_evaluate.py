@@ -15,7 +15,7 @@ from PIL import Image
 from noah_jax import load_model
 from noah_jax.data.sources import open_eval_source
 from noah_jax.evaluate.__main__ import main
-from noah_jax.evaluate.label_files import read_real_labels
+from noah_jax.evaluation.label_files import read_real_labels
 from tests.helpers import ROOT
 
 CLASSES = ("ant", "bee", "cat")

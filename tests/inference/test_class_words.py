@@ -3,7 +3,7 @@
 import pytest
 
 from noah_jax.errors import InputError, UsageError
-from noah_jax.evaluate.label_files import _read_table
+from noah_jax.evaluation.label_files import _read_table
 from noah_jax.explain.class_choice import parse_choice
 from noah_jax.inference.class_words import read_word
 

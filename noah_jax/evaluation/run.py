@@ -8,7 +8,7 @@ from noah_jax.console import working
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.errors import InputError
-from noah_jax.evaluate.results import MultiLabelResults, SingleLabelResults
+from noah_jax.evaluation.results import MultiLabelResults, SingleLabelResults
 from noah_jax.inference.runner import Compute, Inference
 from noah_jax.inference.trained import TrainedModel
 from noah_jax.tasks.multi_label import MultiLabel, make_loss

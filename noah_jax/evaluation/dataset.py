@@ -5,7 +5,7 @@ import dataclasses
 from noah_jax.data.source import Source
 from noah_jax.data.sources import open_eval_source
 from noah_jax.errors import InputError, UsageError
-from noah_jax.evaluate.label_files import open_labelled_folder, relabel
+from noah_jax.evaluation.label_files import open_labelled_folder, relabel
 from noah_jax.inference.trained import TrainedModel
 
 
@@ -17,7 +17,7 @@ class DatasetChoice:
       dataset: Name of the dataset, see `noah_jax.data.sources.open_sources`.
       data_dir: Folder in which TFDS keeps prepared datasets.
       split: Name of the split.
-      labels: A CSV file with other labels, see `noah_jax.evaluate.label_files`.
+      labels: A CSV file with other labels, see `noah_jax.evaluation.label_files`.
       real_labels: The JSON file of ImageNet-ReaL, which adds a second top-1.
     """
 
