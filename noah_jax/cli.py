@@ -38,10 +38,12 @@ EXTRAS = {
     "fsspec": "train",
     "google_crc32c": "train",
     "grain": "train",
+    "llvmlite": "train",
     "matplotlib": "train",
     "numba": "train",
     "optax": "train",
     "PIL": "train",
+    "psutil": "train",
     "scipy": "train",
     "simplejpeg": "train",
     "tensorboardX": "train",
@@ -50,6 +52,9 @@ EXTRAS = {
     "cv2": "approximate",
     "datasets": "hf",
     "gdown": "released",
+    "mlflow": "mlflow",
+    "trackio": "trackio",
+    "wandb": "wandb",
     "torch": "torch",
 }
 
