@@ -57,7 +57,8 @@ def average(
         first = load_trained(*paths[0], ema=ema)
     first.check_head()
     if decide_on is None:
-        kept, weights, measured = [path.name for path in paths], _mean_of_all(paths, first), {}
+        kept, weights = [path.name for path in paths], _mean_of_all(paths, first)
+        measured: dict[str, Any] = {}
     else:
         judge = _Judge(first, decide_on, batch_size=batch_size, num_threads=num_threads)
         kept, weights, measured = _greedy(paths, first, judge)
@@ -147,7 +148,9 @@ def _greedy(
     order = sorted(paths, key=lambda path: -alone[path])
     width = max(len(path.name) for path in paths)
     say(f"{'checkpoint':{width}}    alone  average")
-    mean, kept, best, weights = Mean(), [], -1.0, None
+    mean, best = Mean(), -1.0
+    kept: list[str] = []
+    weights: Any = None
     for path in order:
         model = load_trained(*path, ema=first.ema)
         candidate = mean.of(model)
