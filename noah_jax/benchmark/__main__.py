@@ -5,6 +5,7 @@
     python -m noah_jax.benchmark --what step --models resnet50,deit_tiny_patch16_224
     python -m noah_jax.benchmark --what eval
     python -m noah_jax.benchmark --what input
+    python -m noah_jax.benchmark --what input --against-step --config deit.py --machine h100:8
     python -m noah_jax.benchmark --what host --config configs/quickstart.py
 
 `--what NAME --help` shows the options of one benchmark alone.
@@ -100,6 +101,27 @@ def _input_options(parser: Parser) -> None:
     parser.add_argument("--batch", type=positive, default=64, help="images a batch (%(default)s)")
     parser.add_argument("--rounds", type=positive, default=5, help="measurements (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write every turn to this file besides")
+    parser.add_argument(
+        "--against-step",
+        action="store_true",
+        help="hold what the cores give for --config against what its train step takes, and say what"
+        " closes the gap",
+    )
+    parser.add_argument(
+        "--machine",
+        metavar="KIND:DEVICES",
+        help="with --against-step: another machine than this one, such as h100:8, v5e:4x4 or v6e:8",
+    )
+    parser.add_argument(
+        "--step-images-per-second",
+        type=positive,
+        metavar="N",
+        help="with --against-step: what the step takes, if you know it",
+    )
+    parser.add_argument(
+        "--cores", type=positive, metavar="N", help="with --against-step: cores of the machine"
+    )
+    parser.add_config()
 
 
 def _host_options(parser: Parser) -> None:
@@ -237,8 +259,30 @@ def _start(words: Sequence[str]) -> int:
         _parser(chosen.what).print_help()
     else:
         args = _parser(chosen.what).parse_args(rest)
-        importlib.import_module(BENCHMARKS[chosen.what].module).measure_and_print(args)
+        module = _against_step(args) if chosen.what == "input" else None
+        importlib.import_module(module or BENCHMARKS[chosen.what].module).measure_and_print(args)
     return 0
+
+
+def _against_step(args: argparse.Namespace) -> str | None:
+    """Returns the module of `--what input --against-step` if that is asked for.
+
+    Raises:
+      UsageError: If an option belongs to the other form of the benchmark.
+    """
+    if args.against_step:
+        if args.folder is not None or args.recipe is not None:
+            raise UsageError(
+                "--against-step takes images and recipe from --config, so --folder and --recipe do"
+                " not go with it; --config.dataset=folder:PATH names class folders"
+            )
+        return "noah_jax.benchmark.against_step"
+    names = ("config", "machine", "step_images_per_second", "cores", "overrides")
+    if any(getattr(args, name) for name in names):
+        raise UsageError(
+            "--config, --machine, --step-images-per-second and --cores go with --against-step"
+        )
+    return None
 
 
 def _parser(name: str) -> Parser:

@@ -1,18 +1,25 @@
-"""Makes a class folder of artificial photographs, for measurements where there is no ImageNet.
+"""Makes artificial photographs, for measurements where there is no ImageNet.
 
 They are noise whose amplitude falls with the frequency as it does in photographs. Their size and
 their number of bytes, on which the time to decode depends, are about those of ImageNet's images.
 """
 
 import io
+import math
 import pathlib
 
 import numpy as np
 from PIL import Image
 
+from noah_jax.data.decoding import decode
+from noah_jax.data.source import AbsentSource, Label, Source
+
 SIZE = (500, 375)  # width and height in pixels, the most frequent of ImageNet
 _BYTES = 110_000  # average size of a file of ImageNet
 _FALL = 1.1  # the amplitude is the frequency to the power of minus this
+_DIFFERENT = 16  # photographs of a source
+_SHRUNK = 64  # images of a source that are made smaller
+_QUALITY = 95
 
 
 def make_photograph(seed: int) -> bytes:
@@ -48,3 +55,63 @@ def write_class_folder(folder: pathlib.Path, *, files: int, different: int = 32)
             path = folder / split / f"class{i % 4}" / f"{i:05}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(photographs[i % len(photographs)])
+
+
+class Photographs(AbsentSource):
+    """A split that is not on this machine, with made photographs in the place of its images.
+
+    Args:
+      absent: The split.
+    """
+
+    def __init__(self, absent: AbsentSource) -> None:
+        super().__init__(
+            absent.name, absent.class_names, len(absent), multi_label=absent.multi_label
+        )
+        self._images = [make_photograph(seed) for seed in range(_DIFFERENT)]
+
+    def __getitem__(self, index: int) -> tuple[bytes, Label]:
+        label = np.zeros(len(self.class_names), np.int8) if self.multi_label else 0
+        return self._images[index % len(self._images)], label
+
+
+class ShrunkSource:
+    """Some images of a source, made smaller, as a set of smaller images would have them.
+
+    Args:
+      source: The source.
+      side: The longer side of the images in pixels; images that have no more stay as they are.
+
+    Attributes:
+      shrunk: Whether any image is smaller than it was.
+    """
+
+    def __init__(self, source: Source, side: int) -> None:
+        self.name = source.name
+        self.class_names = source.class_names
+        self.multi_label = source.multi_label
+        self.shrunk = False
+        self._images: list[tuple[bytes, Label]] = []
+        for index in range(0, len(source), math.ceil(len(source) / _SHRUNK)):
+            data, label = source[index]
+            image = Image.fromarray(decode(data, source.describe(index)))
+            if max(image.size) > side:
+                image.thumbnail((side, side), Image.Resampling.LANCZOS)
+                out = io.BytesIO()
+                image.save(out, "JPEG", quality=_QUALITY)
+                data, self.shrunk = out.getvalue(), True
+            self._images.append((data, label))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[bytes, Label]:
+        return self._images[index]
+
+    def describe(self, index: int) -> str:
+        """Returns how messages call an image."""
+        return f"image {index} of {self.name}, made smaller"
+
+    def file_name(self, index: int) -> str:
+        """Returns how messages call an image, because it has no file."""
+        return self.describe(index)

@@ -42,8 +42,11 @@ def print_row(cells: Sequence[str]) -> None:
 def device_name() -> str:
     """Returns the kind of this process's first device; for a CPU its model and cores."""
     kind = jax.devices()[0].device_kind
-    if kind != "cpu":
-        return kind
+    return cpu_name() if kind == "cpu" else kind
+
+
+def cpu_name() -> str:
+    """Returns the model of this machine's processor and the number of its cores."""
     return f"{_cpu_model()} ({num_cores()} cores)"
 
 

@@ -50,6 +50,7 @@ from noah_jax.train.stop_request import Stopped, StopRequest
 from noah_jax.train.throughput import train_flops
 from noah_jax.train.trackers.libraries import check_trackers
 from noah_jax.train.trackers.tracker import TrackedRun
+from noah_jax.train.wait_notice import WaitNotice
 
 _STEPS_IN_FLIGHT = 2  # Enough to keep the device busy without batches piling up on it.
 
@@ -180,6 +181,7 @@ def train(
         started=started,
         compile_seconds=compile_seconds,
         accuracy_words=setup.task.accuracy_words,
+        wait_notice=WaitNotice(setup.config.data),
     )
 
     def evaluate(step: int, *, record: bool = True) -> dict[str, EvalMetrics]:
@@ -211,7 +213,7 @@ def train(
     in_flight: collections.deque[Any] = collections.deque()
     batches = setup.inputs.train_batches(start_step)
     evaluated: dict[str, EvalMetrics] = {}
-    with StopRequest() as stop, profiler:
+    with StopRequest() as stop, profiler, progress:
         for step in range(start_step + 1, total_steps + 1):
             with progress.host_time(), progress.input_wait():
                 batch = next(batches)

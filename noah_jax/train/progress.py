@@ -16,10 +16,12 @@ from noah_jax.console import say
 from noah_jax.errors import NonFiniteError
 from noah_jax.tasks.metrics import as_floats
 from noah_jax.train import throughput
+from noah_jax.train.device_idle import DeviceIdle
 from noah_jax.train.metric_writer import MetricWriter
 from noah_jax.train.nonfinite import first_bad_step, write_report
 from noah_jax.train.plan import Plan
 from noah_jax.train.step import StepMetrics
+from noah_jax.train.wait_notice import WaitNotice
 
 _NORMS = ("grad_norm", "param_norm", "update_norm")
 
@@ -28,7 +30,8 @@ class Progress:
     """Fetches the metrics one log interval late, logs them, and raises on a non-finite loss.
 
     The metrics of a log line are computed long before they are read, so reading them does not
-    keep the device waiting.
+    keep the device waiting. The training loop runs inside of the context, which measures how long
+    the devices wait for images.
 
     Args:
       directory: The run's folder.
@@ -42,6 +45,7 @@ class Progress:
       started: When this start began, in seconds since 1970.
       compile_seconds: How long compiling the steps took; logged with the first metrics.
       accuracy_words: What the accuracy is, see `noah_jax.tasks.task.Task`.
+      wait_notice: Says that the devices wait for images.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Progress:
         started: float,
         compile_seconds: float,
         accuracy_words: str,
+        wait_notice: WaitNotice,
     ) -> None:
         self._directory = directory
         self._writer = writer
@@ -70,8 +75,10 @@ class Progress:
         self._goodput = throughput.Goodput(directory, start_step=start_step, started=started)
         self._once = {"compile_seconds": compile_seconds}
         self._accuracy_words = accuracy_words
+        self._wait_notice = wait_notice
+        self._idle = DeviceIdle()
         self._losses: list[tuple[int, Any]] = []  # Of the steps that were not logged yet.
-        self._pending: tuple[int, StepMetrics, float, dict[str, float]] | None = None
+        self._pending: tuple[int, StepMetrics, float, dict[str, float], str | None] | None = None
         self._last_step = start_step
         self._last_seconds = 0.0  # Seconds of training until the last log line.
         self._seconds = 0.0  # Seconds of training since this start, without pauses.
@@ -79,6 +86,13 @@ class Progress:
         self._host_seconds = 0.0
         self._wait_seconds = 0.0
         self._save_seconds = 0.0
+
+    def __enter__(self) -> "Progress":
+        self._idle.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._idle.__exit__(*error)
 
     @contextlib.contextmanager
     def host_time(self) -> Iterator[None]:
@@ -89,10 +103,10 @@ class Progress:
 
     @contextlib.contextmanager
     def input_wait(self) -> Iterator[None]:
-        """Counts the time until a batch is there: next to none unless the input is too slow."""
+        """Counts the time for which the devices have nothing to do until a batch is there."""
         begin = time.perf_counter()
         yield
-        self._wait_seconds += time.perf_counter() - begin
+        self._wait_seconds += self._idle.since(begin)
 
     @contextlib.contextmanager
     def saving(self, step: int) -> Iterator[None]:
@@ -103,7 +117,11 @@ class Progress:
         self._goodput.save(step, self._trained())
 
     def add(self, step: int, metrics: StepMetrics) -> None:
-        """Keeps the loss of each step until it is logged, so that a NaN is traced to its step."""
+        """Keeps the loss of each step until it is logged, so that a NaN is traced to its step.
+
+        Must be called as soon as the step is started.
+        """
+        self._idle.step(metrics.loss.total)
         self._losses.append((step, metrics.loss.total))
 
     def check(self, step: int, finite_leaves: dict[str, Any]) -> None:
@@ -137,7 +155,8 @@ class Progress:
         self._last_step, self._last_seconds = step, trained
         self._host_seconds = self._wait_seconds = self._save_seconds = 0.0
         self._flush()
-        self._pending = (step, metrics, steps / seconds, speeds)
+        notice = self._wait_notice.after(speeds["input_wait"], images_per_second)
+        self._pending = (step, metrics, steps / seconds, speeds, notice)
 
     def pause(self) -> None:
         """Logs what is pending and stops the clock, because what follows is not training."""
@@ -162,7 +181,7 @@ class Progress:
     def _flush(self) -> None:
         if self._pending is None:
             return
-        step, metrics, steps_per_second, speeds = self._pending
+        step, metrics, steps_per_second, speeds, notice = self._pending
         self._pending = None
         values = as_floats(metrics)
         if not math.isfinite(values["loss"]):
@@ -190,6 +209,8 @@ class Progress:
             f"  {_describe_norms(norms)}  {_describe_speeds(speeds)}"
             f"  {console.duration(left)} left"
         )
+        if notice is not None:
+            say(notice)
 
     def _check_losses(self) -> None:
         """Raises a NonFiniteError at the first step whose loss is not finite, if there is one."""

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from noah_jax.config import default_config
 from noah_jax.tasks.metrics import TrainMetrics
 from noah_jax.tasks.multi_label import MultiLabel, sigmoid_loss
 from noah_jax.tasks.single_label import SingleLabel
 from noah_jax.tasks.task import describe
 from noah_jax.train.progress import Progress
 from noah_jax.train.step import StepMetrics
+from noah_jax.train.wait_notice import WaitNotice
 
 VALUES = {"top1": 66.666, "top5": 100.0}
 
@@ -47,6 +49,7 @@ def test_the_log_says_what_is_right(tmp_path, capsys):
             started=0.0,
             compile_seconds=0.0,
             accuracy_words=task.accuracy_words,
+            wait_notice=WaitNotice(default_config().data),
         )
         progress.log(1, metrics)
         progress.pause()

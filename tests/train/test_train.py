@@ -150,7 +150,9 @@ def test_the_log_tells_what_waits_for_input(run_once, tmp_path, monkeypatch, cap
     monkeypatch.setattr(InputPipeline, "train_batches", slow)
     train(config, str(tmp_path / "run"))
     assert all(0.5 < share < 1 for share in waits(tmp_path / "run"))
-    assert re.search(r"  input wait [5-9]\d %  ", capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert re.search(r"  input wait [5-9]\d %  ", out)
+    assert out.count("the devices waited for images for") == 1
 
 
 def test_resuming_at_any_checkpoint_is_exact(finished, tmp_path):
