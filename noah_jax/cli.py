@@ -55,6 +55,7 @@ EXTRAS = {
     "mlflow": "mlflow",
     "trackio": "trackio",
     "wandb": "wandb",
+    "nvidia": "dali",
     "torch": "torch",
 }
 

@@ -152,6 +152,9 @@ def default_config() -> ConfigDict:
     config.data.cache = False  # Keep decoded images in memory; for small datasets.
     # Decode and resize training images faster, with pixels that differ slightly from Pillow's.
     config.data.approximate_decode = False
+    # What decodes, crops and flips the training images: host, the processor's cores, or dali,
+    # NVIDIA DALI on the GPUs, which implies augment_on_device.
+    config.data.loader = "host"
     # Threads that decode and transform images; None means one for every core.
     config.data.num_threads = placeholder(int)
     # Worker processes that share these threads. 0 means this process alone; None chooses by the

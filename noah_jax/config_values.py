@@ -259,6 +259,7 @@ RULES: Mapping[str, Rule] = {
     "data.on_corrupt_image": Text(("replace", "stop")),
     "data.cache": _SWITCH,
     "data.approximate_decode": _SWITCH,
+    "data.loader": Text(("host", "dali")),
     "data.num_threads": Optional(_COUNT),
     "data.num_workers": Optional(_ATTEMPTS),
     "epochs": _POSITIVE,

@@ -13,7 +13,7 @@ import pathlib
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -329,10 +329,30 @@ def device_bytes(tree: Any) -> int:
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Places this host's rows of a batch on its devices, as shards of global arrays."""
+    """Places this host's rows of a batch on its devices, as shards of global arrays.
+
+    JAX's own arrays are taken as they are.
+    """
     sharding = batch_sharding(mesh)
-    placed = {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
-    return cast(Batch, placed)
+
+    def place(rows: Any) -> jax.Array:
+        if isinstance(rows, jax.Array):
+            return rows
+        return jax.make_array_from_process_local_data(sharding, rows)
+
+    return cast(Batch, {key: place(rows) for key, rows in batch.items()})
+
+
+def row_devices(mesh: Mesh) -> list[jax.Device]:
+    """Returns this host's devices, in the order in which `put_batch` gives them their rows."""
+    rows = batch_sharding(mesh).addressable_devices_indices_map((mesh.size,))
+    return sorted(rows, key=lambda device: cast(tuple[slice, ...], rows[device])[0].start or 0)
+
+
+def join_shards(shards: Sequence[jax.Array], mesh: Mesh) -> jax.Array:
+    """Makes a global array of its shards on the devices of `row_devices`, without a copy."""
+    shape = (shards[0].shape[0] * mesh.size, *shards[0].shape[1:])
+    return jax.make_array_from_single_device_arrays(shape, batch_sharding(mesh), list(shards))
 
 
 def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:

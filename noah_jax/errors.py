@@ -91,6 +91,10 @@ class CompileError(NoahError):
     """Raised if XLA cannot compile a program for a device, or the device lacks the memory."""
 
 
+class LoaderError(NoahError):
+    """Raised if DALI cannot decode images, for a reason that lies not in an image."""
+
+
 class NonFiniteError(NoahError):
     """Raised if a loss or a weight is not finite."""
 

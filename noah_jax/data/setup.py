@@ -19,6 +19,8 @@ from noah_jax.data.streaming.cache import ShardCache
 from noah_jax.data.transforms import EvalTransform, TrainTransform, make_eval_transform
 from noah_jax.errors import InputError, UnlabelledImageError
 
+DALI = "dali"  # the value of `data.loader`
+
 _LOOKED_AT = 16  # images of a split whose labels are looked at before the training
 
 
@@ -97,6 +99,8 @@ def make_transforms(
             f"data.eval_resize={section.eval_resize} does not go with data.squash=True, which"
             " resizes whole images"
         )
+    if section.loader == DALI:
+        _check_dali(section)
     augment = section.rand_augment
     train_transform = TrainTransform(
         section.crop,
@@ -110,7 +114,7 @@ def make_transforms(
         color_jitter=section.color_jitter,
         rand_augment=RandAugment(**augment) if augment.num_ops else None,
         fill=mean_color(section.mean or mean),
-        on_device=section.augment_on_device,
+        on_device=section.augment_on_device or section.loader == DALI,
         approximate=section.approximate_decode,
     )
     eval_transform = make_eval_transform(
@@ -119,6 +123,16 @@ def make_transforms(
         interpolation=eval_interpolation,
     )
     return train_transform, eval_transform
+
+
+def _check_dali(section: ConfigDict) -> None:
+    """Raises an InputError if keys are set that tell the host's decoder what to do."""
+    for key in ("cache", "approximate_decode"):
+        if section[key]:
+            raise InputError(
+                f"data.{key}=True is about images that the host decodes, and data.loader=dali"
+                f" decodes them: set data.{key}=False or data.loader=host"
+            )
 
 
 def make_sampler(

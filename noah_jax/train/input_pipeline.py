@@ -14,6 +14,7 @@ from noah_jax.data.batch import Batch
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.sampler import Sampler
+from noah_jax.data.setup import DALI
 from noah_jax.data.split import FolderSplit
 from noah_jax.data.transforms import EvalTransform, TrainTransform
 from noah_jax.errors import InputError
@@ -25,6 +26,7 @@ class InputPipeline:
     """The images of a run and how they become batches on its devices.
 
     Attributes:
+      loader: What decodes the training images, "host" or "dali".
       name: What the training images are, for messages.
       class_names: The classes, in the order of their indices.
       multi_label: Whether an image has any number of labels instead of one.
@@ -42,6 +44,7 @@ class InputPipeline:
       mesh: The devices.
     """
 
+    loader: str
     name: str
     class_names: list[str]
     multi_label: bool
@@ -66,7 +69,12 @@ class InputPipeline:
 
     def train_batches(self, start_step: int) -> Iterator[Batch]:
         """Yields the training batches of the steps after `start_step`."""
-        return batches.train_batches(
+        load = batches.train_batches
+        if self.loader == DALI:
+            from noah_jax.data.dali import loader  # needs DALI, which is an extra
+
+            load = functools.partial(loader.train_batches, mesh=self.mesh)
+        return load(
             self.train_source,
             self.train_transform,
             self.sampler,

@@ -23,10 +23,11 @@ from noah_jax.config_sections import (
 )
 from noah_jax.config_values import check_values
 from noah_jax.data.corrupt import CorruptImages
+from noah_jax.data.dali.requirements import check_installed, decodes_on_gpu
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.preprocessing import Preprocessing, of_run
 from noah_jax.data.record import record_data
-from noah_jax.data.setup import make_sampler, make_transforms, open_data
+from noah_jax.data.setup import DALI, make_sampler, make_transforms, open_data
 from noah_jax.data.source import Source
 from noah_jax.data.split import FolderPart, FolderSplit
 from noah_jax.heads.registry import never_decay
@@ -142,6 +143,11 @@ def build(
     if config.batch_size is not None:
         distributed.check_batch_size("batch_size", scaled(config).batch_size, mesh)
 
+    if config.data.loader == DALI:
+        decodes_on_gpu(list(mesh.devices.flat))
+        if sources is None:  # else the steps may only be compiled, which needs no DALI
+            check_installed()
+
     # ---- Data and model. The model needs the classes, the transforms the model's image size.
     train_source, eval_source = sources or open_data(config.dataset, config.data, split)
     settled = settle_by_size(
@@ -173,6 +179,7 @@ def build(
         epoch_length=sampler.epoch_length,
     )
     inputs = InputPipeline(
+        loader=config.data.loader,
         name=train_source.name,
         class_names=train_source.class_names,
         multi_label=train_source.multi_label,
