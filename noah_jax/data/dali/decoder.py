@@ -81,7 +81,7 @@ class Decoder:
         try:
             self._feed(batch)
         except _FAILURES as error:  # A batch before this one has failed meanwhile.
-            self._replace_refused(error)
+            self._begin_anew(error)
 
     def collect(self) -> tuple[EncodedBatch, list[jax.Array]]:
         """Waits for the oldest of the submitted batches.
@@ -98,7 +98,7 @@ class Decoder:
                 outputs = [pipeline.outputs()[0].as_tensor() for pipeline in self._pipelines]
                 break
             except _FAILURES as error:
-                self._replace_refused(error)
+                self._begin_anew(error)
         _, batch = self._pending.popleft()
         shards = [self._placed(*pair) for pair in zip(outputs, self._devices, strict=True)]
         return batch, shards
@@ -146,40 +146,53 @@ class Decoder:
                 batch = batch.with_row(row, self._load_row(step, row, self._refused))
         return batch
 
-    def _replace_refused(self, error: Exception) -> None:
-        """Finds the images that DALI fails on, and begins anew with the host's."""
-        refused = {
-            int(image.columns["index"][0])
-            for _, batch in self._pending
-            for row, image in enumerate(batch.split(len(batch.columns["index"])))
-            if self._refuses(row, image)
-        }
-        if not refused:
+    def _begin_anew(self, error: Exception) -> None:
+        """Lets the host decode the images that DALI fails on, and begins anew with the others.
+
+        Raises:
+          LoaderError: If it is not an image that DALI fails on, or too many.
+        """
+        while True:
+            self._refuse(self._find_refused(), error)
+            self._pending = collections.deque(
+                (step, self._without_refused(step, batch)) for step, batch in self._pending
+            )
+            self._start(len(self._pending))
+            try:
+                for _, batch in self._pending:
+                    self._feed(batch)
+            except _FAILURES as next_error:
+                error = next_error
+            else:
+                return
+
+    def _find_refused(self) -> set[int]:
+        """Returns the indices of the images on which DALI fails, of all that are under way."""
+        refused = set()
+        pipeline = None
+        for _, batch in self._pending:
+            for image in batch.split(len(batch.columns["index"])):
+                pipeline = pipeline or self._build(self._devices[0], rows=1, depth=1)
+                try:
+                    feed(pipeline, self._transform, image)
+                    pipeline.schedule_run()
+                    pipeline.outputs()
+                except _FAILURES:
+                    refused.add(int(image.columns["index"][0]))
+                    pipeline = None  # It can decode nothing more.
+        return refused
+
+    def _refuse(self, refused: set[int], error: Exception) -> None:
+        """Remembers and names images that DALI refuses; raises if they do not explain an error."""
+        names = sorted(self._describe(index) for index in refused - self._refused)
+        if not names:
             raise _failed("DALI cannot decode a batch", error) from error
         self._refused |= refused
-        names = sorted(self._describe(index) for index in refused)
         if len(self._refused) > _MOST_REFUSED:
-            raise _failed(
-                f"DALI cannot decode {len(self._refused)} images, such as {names[0]}", error
-            ) from error
+            what = f"DALI cannot decode {len(self._refused)} images, such as {names[0]}"
+            raise _failed(what, error) from error
         for name in names:
             console.warn(f"DALI cannot decode {name}: the host does")
-        pending = list(self._pending)
-        self._pending.clear()
-        self._start(len(pending))
-        for step, batch in pending:
-            self.submit(step, batch)
-
-    def _refuses(self, row: int, image: EncodedBatch) -> bool:
-        """Returns whether DALI fails on a single image, a batch of one, that stood in a row."""
-        pipeline = self._build(self._devices[row // self._rows], rows=1, depth=1)
-        feed(pipeline, self._transform, image)
-        try:
-            pipeline.schedule_run()
-            pipeline.outputs()
-        except _FAILURES:
-            return True
-        return False
 
 
 def _failed(what: str, error: Exception) -> LoaderError:

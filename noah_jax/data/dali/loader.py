@@ -97,7 +97,7 @@ def train_batches(
         describe=source.encoded.describe,
     )
     if not decoder.on_gpu:
-        console.warn_once("data.loader=dali: JAX finds no GPU, so DALI decodes on the CPU")
+        console.warn("data.loader=dali: JAX finds no GPU, so DALI decodes on the CPU")
     encoded = read_ahead(
         steps,
         load_rows,
