@@ -32,6 +32,7 @@ from noah_jax.benchmark.input_contenders import (
     own_contenders,
     torch_contenders,
 )
+from noah_jax.benchmark.input_dali import dali_contenders
 from noah_jax.benchmark.photographs import write_class_folder
 from noah_jax.console import say, working
 from noah_jax.data.batches import num_cores
@@ -46,6 +47,7 @@ from noah_jax.files import write_text
 CONTENDERS: tuple[Callable[[Setting], Contenders], ...] = (
     torch_contenders,
     own_contenders,
+    dali_contenders,
 )
 _REFERENCES = ("torchvision", "torchvision, uint8", "timm")  # those that others are compared with
 _FILES = 1024  # files of the made set; few enough to stay in memory, so that no disk counts

@@ -13,8 +13,9 @@ class Batch(TypedDict):
       image: uint8 `[batch, height, width, 3]`, RGB.
       label: int32 class indices, `[batch]`; for images with several labels `[batch, num_classes]`
         of 1 (present), 0 (absent) and -1 (ignored).
-      draws: float32 `[batch, rows, columns]`, in training with `data.augment_on_device` only: the
-        operations that the device applies to each image, see `noah_jax.data.device_draws`.
+      draws: float32 `[batch, rows, columns]`, in training with `data.augment_on_device` or
+        `data.loader=dali` only: the operations that the device applies to each image, see
+        `noah_jax.data.device_draws`.
       mask: bool `[batch]`, in evaluation only: false where a row is padding, not an image.
     """
 
