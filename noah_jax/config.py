@@ -105,6 +105,11 @@ def default_config() -> ConfigDict:
     # The folder of this machine for shards of buckets and the indices of WebDataset shards; None
     # means ~/.cache/noah_jax/shards.
     config.data.cache_dir = placeholder(str)
+    # Gigabytes (10^9 bytes) that the shards of buckets may take there.
+    config.data.cache_gb = 64.0
+    # How many shards are shuffled together; 0 shuffles all images. None does too, unless the shards
+    # are in a bucket and the cache does not hold them; the run's folder keeps what was chosen.
+    config.data.shuffle_window = placeholder(int)
     # The name of the split to train on, or a pattern of WebDataset shards.
     config.data.train_split = "train"
     # The name of the split to evaluate on; None means the first that exists of validation, val and
@@ -333,6 +338,7 @@ OPERATIONAL_KEYS = frozenset(
         "data.allow_change",
         "data.cache",
         "data.cache_dir",
+        "data.cache_gb",
         "data.dir",
         "data.num_threads",
         "data.num_workers",
@@ -347,7 +353,10 @@ _CHOSEN_BY_SIZE = frozenset(
 
 # Keys that may differ between the hosts of a run.
 HOST_KEYS = frozenset(
-    {"data.cache", "data.cache_dir", "data.dir", "data.num_threads", "data.num_workers"}
+    {
+        *("data.cache", "data.cache_dir", "data.cache_gb", "data.dir"),
+        *("data.num_threads", "data.num_workers"),
+    }
 )
 
 
@@ -377,7 +386,7 @@ def left_open(key: str, flat: Mapping[str, Any]) -> bool:
         return bool(flat.get("ema_span"))
     if key.startswith("model.") or key in ("data.mean", "data.std"):
         return flat.get("model.name") is None
-    return key in _CHOSEN_BY_SIZE
+    return key in _CHOSEN_BY_SIZE or key == "data.shuffle_window"
 
 
 def head_key(kind: str, option: str) -> str:

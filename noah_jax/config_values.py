@@ -233,6 +233,8 @@ RULES: Mapping[str, Rule] = {
     "head.class_attention.layer_scale": _NOT_NEGATIVE,
     "data.dir": Optional(_TEXT),
     "data.cache_dir": Optional(_TEXT),
+    "data.cache_gb": _POSITIVE,
+    "data.shuffle_window": Optional(_ATTEMPTS),
     "data.train_split": _TEXT,
     "data.eval_split": Optional(_TEXT),
     "data.eval_fraction": Number(above=0, below=1),

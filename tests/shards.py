@@ -1,9 +1,14 @@
 """Packs the images of class folders into shards, in the order in which `FolderSource` has them."""
 
+import functools
 import io
 import pathlib
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from noah_jax.data.prepare import Split, describe_images, prepare
 
 Sample = tuple[str, Mapping[str, bytes]]  # its key, and its files by suffix
 
@@ -37,3 +42,28 @@ def write_webdataset(root: pathlib.Path, class_folders: str, *, shards: int = 4)
             write_tar(root / f"{split}-{i:04}.tar", samples[ends[i] : ends[i + 1]])
     names = sorted(path.name for path in (folders / "train").iterdir())
     (root / "classes.txt").write_text("\n".join(names) + "\n")
+
+
+def write_mixed_shards(root: pathlib.Path, class_folders: str, *, shards: int) -> None:
+    """Writes class folders' images in a random order: `wds/`, and `tfds/mixed` as ArrayRecord."""
+    folders = pathlib.Path(class_folders)
+    random = np.random.RandomState(0)
+    names = sorted(path.name for path in (folders / "train").iterdir())
+    info, encode = describe_images("mixed", "1.0.0", names, homepage="")
+    splits = []
+
+    def records(part: list[Sample]) -> Iterator[bytes]:
+        for key, files in part:
+            yield encode(f"{key}.png", files["png"], int(files["cls"]))
+
+    for split in ("train", "val"):
+        samples = list(folder_samples(folders / split))
+        samples = [samples[i] for i in random.permutation(len(samples))]
+        ends = [len(samples) * i // shards for i in range(shards + 1)]
+        parts = [samples[ends[i] : ends[i + 1]] for i in range(shards)]
+        for i, part in enumerate(parts):
+            write_tar(root / "wds" / f"{split}-{i:04}.tar", part)
+        makers = [functools.partial(records, part) for part in parts]
+        splits.append(Split(split, len(samples), makers, origin=""))
+    (root / "wds" / "classes.txt").write_text("\n".join(names) + "\n")
+    prepare(info, splits, str(root / "tfds"))

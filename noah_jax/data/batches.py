@@ -22,6 +22,7 @@ from noah_jax.data.batch import Batch
 from noah_jax.data.corrupt import CorruptImages, first_usable
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.sampler import Sampler
+from noah_jax.data.shard_batches import with_evaluation_shards, with_training_shards
 from noah_jax.data.source import Label
 from noah_jax.data.transforms import EvalTransform, TrainTransform, Transformed
 from noah_jax.errors import CorruptImageError, InputError
@@ -113,7 +114,7 @@ def train_batches(
     )
     if num_workers is None:
         num_workers = 0 if source.cached else suggested_workers()
-    return read_ahead(
+    batches = read_ahead(
         range(start_step, total_steps),
         load,
         _join,
@@ -123,6 +124,7 @@ def train_batches(
         corrupt_images,
         num_workers=num_workers,
     )
+    return with_training_shards(batches, source, sampler, start_step)
 
 
 def eval_batches(
@@ -165,7 +167,8 @@ def eval_batches(
         _load_for_evaluation, source, transform, shape, batch_size, process_index * local_size
     )
     steps = range(-(-len(source) // batch_size))
-    return read_ahead(steps, load, _join, local_size, num_threads, put, corrupt_images)
+    batches = read_ahead(steps, load, _join, local_size, num_threads, put, corrupt_images)
+    return with_evaluation_shards(batches, source, batch_size)
 
 
 def _load_for_training(

@@ -1,30 +1,40 @@
 """Records what a run's data are, so that a resumed run notices when they are others."""
 
 import hashlib
+import json
 import os
 from typing import Any
 
 import numpy as np
 
+from noah_jax.data.shard_order import ShardWindows
 from noah_jax.data.source import ImageFiles, Source
 
 
-def record_data(train: Source, evaluation: Source) -> dict[str, Any]:
+def record_data(
+    train: Source, evaluation: Source, *, windows: ShardWindows | None = None
+) -> dict[str, Any]:
     """Describes the images of a run by what tells them from others, without reading any.
 
     Args:
       train: The training images.
       evaluation: The evaluation images.
+      windows: The windows of shards within which training images are shuffled, if they are.
 
     Returns:
       `class_names`, and for `train` and `eval` the number of `images` and, where the images are
       files or in shards that have an index, `images_by_class` (with one label an image) and a
       `fingerprint` of the files' names, labels and order; else the `name` of the dataset, its
-      version and the split. It does not depend on where the files lie, so all hosts have the same.
+      version and the split. With windows, `shards` stands for the lengths of the shards. It does
+      not depend on where the files lie, so all hosts have the same.
     """
+    record = _record_split(train)
+    if windows is not None:  # Then their order depends on the shards' lengths too.
+        lengths = json.dumps(windows.shard_lengths).encode()
+        record["shards"] = hashlib.sha256(lengths).hexdigest()
     return {
         "class_names": list(train.class_names),
-        "train": _record_split(train),
+        "train": record,
         "eval": _record_split(evaluation),
     }
 

@@ -16,7 +16,9 @@ from noah_jax.data.source import ImageFiles, Source, check_label
 from noah_jax.data.sources import open_sources
 from noah_jax.data.split import FolderSplit
 from noah_jax.data.streaming.cache import ShardCache
+from noah_jax.data.streaming.sets import shard_set
 from noah_jax.data.transforms import EvalTransform, TrainTransform, make_eval_transform
+from noah_jax.data.window_choice import make_windows
 from noah_jax.errors import InputError, UnlabelledImageError
 
 DALI = "dali"  # the value of `data.loader`
@@ -47,7 +49,7 @@ def open_data(
         eval_split=section.eval_split,
         eval_fraction=section.eval_fraction,
         remembered=remembered,
-        cache=ShardCache(section.cache_dir),
+        cache=ShardCache(section.cache_dir, section.cache_gb),
     )
     for source, key in zip(sources, ("data.train_split", "data.eval_split"), strict=True):
         _check_labelled(source, key)
@@ -61,7 +63,10 @@ def _check_labelled(source: Source, key: str) -> None:
     """
     if isinstance(source, ImageFiles):
         return  # their labels are their folders or stand in a table
-    indices = sorted({len(source) * i // _LOOKED_AT for i in range(_LOOKED_AT)})
+    shards = shard_set(source)
+    # In a bucket, images of one shard are enough to download.
+    length = shards.lengths[0] if shards is not None and shards.remote else len(source)
+    indices = sorted({length * i // _LOOKED_AT for i in range(_LOOKED_AT)})
     unlabelled = []
     for index in indices:
         try:
@@ -136,14 +141,14 @@ def _check_dali(section: ConfigDict) -> None:
 
 
 def make_sampler(
-    section: ConfigDict, *, seed: int, length: int, batch_size: int, mix_group: int | None
+    section: ConfigDict, source: Source, *, seed: int, batch_size: int, mix_group: int | None
 ) -> Sampler:
     """Makes the sampler of the training images.
 
     Args:
-      section: The section `data`: `repeats`, `drop_last`.
+      section: The section `data`: `repeats`, `drop_last`, `shuffle_window`.
+      source: The training images.
       seed: Seed of the order and of the random choices.
-      length: Number of training images.
       batch_size: Images per step over all hosts.
       mix_group: Images that share one draw of mixup or CutMix; `None` for the whole batch.
 
@@ -152,9 +157,10 @@ def make_sampler(
     """
     return Sampler(
         seed,
-        length,
+        len(source),
         batch_size,
         repeats=section.repeats,
         mix_groups=batch_size // (mix_group or batch_size),
         drop_last=section.drop_last,
+        windows=make_windows(section.shuffle_window, source),
     )

@@ -103,7 +103,7 @@ def open_sources(
         whole = None if root is None else unsplit_folder(root)
         if whole is not None:
             return split_class_folder(whole, eval_fraction, remembered)
-    dataset = dataset or _find_folders(name) or _find_tfds(name, data_dir)
+    dataset = dataset or _find_folders(name) or _find_tfds(name, data_dir, cache)
     if eval_split is None and name.startswith(_WDS) and is_pattern(name):
         raise InputError(
             f"{name} names the shards to train on; give data.eval_split a pattern of those to"
@@ -156,7 +156,7 @@ def open_eval_source(
         if class_names is None and "train" in dataset.splits:
             class_names = folder_names(root / "train")
     else:
-        dataset = _find_tfds(name, data_dir)
+        dataset = _find_tfds(name, data_dir, cache)
     split = split or dataset.default_eval_split or _EVAL_SPLITS[0]
     dataset.check(split)
     return dataset.open(split, class_names)
@@ -226,14 +226,14 @@ def _folders_below(name: str, root: epath.Path) -> _Dataset:
     )
 
 
-def _find_tfds(name: str, data_dir: str | None) -> _Dataset:
+def _find_tfds(name: str, data_dir: str | None, cache: ShardCache | None) -> _Dataset:
     from noah_jax.data.tfds import open_builder, open_split
 
     builder = open_builder(name, data_dir)
     return _Dataset(
         name,
         list(builder.info.splits),
-        lambda split, class_names: open_split(builder, split),
+        lambda split, class_names: open_split(builder, split, cache),
     )
 
 

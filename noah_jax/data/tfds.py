@@ -11,7 +11,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from noah_jax.data.source import SAMPLE, Source, check_label
+from noah_jax.data.streaming.cache import ShardCache
+from noah_jax.data.streaming.records import ArrayRecords
+from noah_jax.data.streaming.shards import shards_at
 from noah_jax.errors import InputError, one_line
+from noah_jax.files import is_remote
 from noah_jax.paths import expand_home
 
 _SAMPLE_DIR = os.path.join(os.path.dirname(__file__), "sample")
@@ -25,10 +29,20 @@ class _Split:
 
     _file_name_feature: str
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+    def __init__(
+        self, builder: tfds.core.DatasetBuilder, split: str, cache: ShardCache | None = None
+    ):
         self.name = f"{builder.info.full_name}:{split}"
         self._image = _only_feature(builder.info.features, tfds.features.Image, self.name)
-        self._records = _open_records(builder, split, self._image)
+        records = _open_records(builder, split, self._image)
+        self._records: Sequence[Any] = records
+        lengths = builder.info.splits[split].shard_lengths
+        self.shard_lengths = tuple(lengths)
+        if is_remote(builder.data_dir):
+            shards = shards_at(builder.info.splits[split].filepaths)
+            # TFDS's own cannot read from buckets.
+            records.data_source = ArrayRecords(shards, lengths, cache or ShardCache())
+            self.shard_set = records.data_source.shard_set
 
     def __len__(self) -> int:
         return len(self._records)
@@ -49,8 +63,10 @@ class TfdsSource(_Split):
     multi_label = False
     _file_name_feature = "file_name"  # as in imagenet2012
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-        super().__init__(builder, split)
+    def __init__(
+        self, builder: tfds.core.DatasetBuilder, split: str, cache: ShardCache | None = None
+    ):
+        super().__init__(builder, split, cache)
         features = builder.info.features
         self._label = _only_feature(features, tfds.features.ClassLabel, self.name)
         self.class_names = list(features[self._label].names)
@@ -71,8 +87,10 @@ class MultiLabelTfdsSource(_Split):
     multi_label = True
     _file_name_feature = MULTI_LABEL_FILE_NAME
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-        super().__init__(builder, split)
+    def __init__(
+        self, builder: tfds.core.DatasetBuilder, split: str, cache: ShardCache | None = None
+    ):
+        super().__init__(builder, split, cache)
         features = builder.info.features
         found = _find_label_list(features)
         if found is None:
@@ -136,16 +154,24 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def open_split(builder: tfds.core.DatasetBuilder, split: str) -> Source:
-    """Opens a split of a prepared dataset, whose images have one label each or several."""
+def open_split(
+    builder: tfds.core.DatasetBuilder, split: str, cache: ShardCache | None = None
+) -> Source:
+    """Opens a split of a prepared dataset, whose images have one label each or several.
+
+    Args:
+      builder: The dataset.
+      split: Name of the split.
+      cache: Keeps the shards of a dataset in a bucket.
+    """
     features = builder.info.features
     single = any(isinstance(f, tfds.features.ClassLabel) for f in features.values())
     if not single and _find_label_list(features) is not None:
-        return MultiLabelTfdsSource(builder, split)
-    return TfdsSource(builder, split)
+        return MultiLabelTfdsSource(builder, split, cache)
+    return TfdsSource(builder, split, cache)
 
 
-def _open_records(builder: tfds.core.DatasetBuilder, split: str, image: str) -> Sequence[Any]:
+def _open_records(builder: tfds.core.DatasetBuilder, split: str, image: str) -> Any:
     """Returns the records of a split, with the images as they are stored."""
     try:
         return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})

@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 
 from noah_jax.console import working
-from noah_jax.data.folder_walk import first_names
+from noah_jax.data.folder_walk import first_names, warn_once
 from noah_jax.data.source import Label
-from noah_jax.data.streaming.cache import ShardCache
-from noah_jax.data.streaming.readers import Readers
+from noah_jax.data.streaming.ahead import one_by_one
+from noah_jax.data.streaming.cache import LocalShard, ShardCache
+from noah_jax.data.streaming.sets import ShardSet
 from noah_jax.data.streaming.shards import Shard
 from noah_jax.data.tar_index import TarIndex, index_tar, load_index
 from noah_jax.errors import InputError, UnreadableImageError, one_line
-
-_MOST_OPEN = 256  # local files; many systems let a process open 1,024
 
 
 class WebDatasetSource:
@@ -38,7 +37,8 @@ class WebDatasetSource:
         the files have: sorted if they are texts, else every number up to the highest.
 
     Attributes:
-      shard_lengths: Number of images in each tar file.
+      shard_set: The tar files.
+      shard_lengths: Number of images in each.
       fingerprint: A SHA-256 of the images' names and labels, and of the shards' lengths.
 
     Raises:
@@ -54,10 +54,10 @@ class WebDatasetSource:
         class_names: Sequence[str] | None = None,
     ):
         self.name = name
-        self.shards = list(shards)
-        indices = _read_indices(self.shards, cache, name)
-        self.shard_lengths = tuple(len(index.offset) for index in indices)
-        self._ends = np.cumsum(self.shard_lengths)
+        indices = _read_indices(shards, cache, name)
+        lengths = [len(index.offset) for index in indices]
+        self.shard_set = ShardSet(shards, lengths, cache, _itself)
+        self.shard_lengths = self.shard_set.lengths
         self._offset, self._size, self._key, labels = map(
             np.concatenate, zip(*indices, strict=True)
         )
@@ -65,16 +65,15 @@ class WebDatasetSource:
             labels, class_names, name
         )
         self.fingerprint = self._fingerprint(labels)
-        self._readers = Readers(self.shards, _TarFile, most_open=_MOST_OPEN)
 
     def __len__(self) -> int:
         return len(self._offset)
 
     def __getitem__(self, index: int) -> tuple[bytes, Label]:
-        shard = int(np.searchsorted(self._ends, index, side="right"))
+        number, _ = self.shard_set.find(index)
         try:
-            reader = self._readers[shard]
-            data = reader.read(int(self._offset[index]), int(self._size[index]))
+            shard = self.shard_set.reader(number)
+            data = shard.read(int(self._offset[index]), int(self._size[index]))
         except OSError as error:
             reason = error.strerror or one_line(error, 200)
             raise UnreadableImageError(self.describe(index), reason) from error
@@ -100,8 +99,8 @@ class WebDatasetSource:
         return counts
 
     def describe(self, index: int) -> str:
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        return f"{self._path(index)} in {self.shards[shard].path}"
+        number, _ = self.shard_set.find(index)
+        return f"{self._path(index)} in {self.shard_set.shards[number].path}"
 
     def file_name(self, index: int) -> str:
         return os.path.basename(self._path(index))
@@ -110,41 +109,41 @@ class WebDatasetSource:
         return self._key[index].decode("utf-8", "surrogateescape")
 
     def _fingerprint(self, labels: np.ndarray) -> str:
-        checksum = hashlib.sha256(json.dumps(self.shard_lengths).encode())
+        checksum = hashlib.sha256(json.dumps(self.shard_set.lengths).encode())
         for key, label in zip(self._key, labels, strict=True):
             checksum.update(b"%s\t%s\n" % (key, label))
         return checksum.hexdigest()
 
 
-class _TarFile:
-    """A local tar file that is read at any place, by several threads at once."""
-
-    def __init__(self, shard: Shard):
-        self._descriptor = -1
-        self._descriptor = os.open(shard.path, os.O_RDONLY)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Reads bytes.
-
-        Raises:
-          OSError: If they cannot be read, or the file ends before them.
-        """
-        data = os.pread(self._descriptor, size, offset)
-        if len(data) != size:
-            raise OSError(f"the file ends {size - len(data):,} bytes too early; get it again")
-        return data
-
-    def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+def _itself(shard: LocalShard) -> LocalShard:
+    """Reads a tar file by the places that the index has."""
+    return shard
 
 
 def _read_indices(shards: Sequence[Shard], cache: ShardCache, name: str) -> list[TarIndex]:
-    indices = []
-    with working(f"reading the index of {name}", len(shards), "shards") as work:
-        for shard in shards:
-            make = functools.partial(index_tar, shard.path)
-            indices.append(load_index(cache.index_file(shard.identity), make))
+    """Returns the index of each shard. A shard of a bucket is downloaded for it, once."""
+
+    def make(number: int, shard: Shard) -> TarIndex:
+        ahead.reached((0, number))
+        local = cache.open(shard)  # Nobody removes it while this function has it.
+        return index_tar(local.path, shard.path)
+
+    unknown = [n for n, s in enumerate(shards) if s.remote and not cache.has_index(s)]
+    if unknown:
+        size = sum(shards[number].size for number in unknown) / 10**9
+        warn_once(
+            f"{name}: {len(unknown):,} shards have no index here yet, so all of their {size:,.1f}"
+            " GB are downloaded once before the first step"
+        )
+    with (
+        working(f"reading the index of {name}", len(shards), "shards") as work,
+        one_by_one(cache, shards, unknown) as ahead,
+    ):
+        indices = []
+        for number, shard in enumerate(shards):
+            indices.append(
+                load_index(cache.index_file(shard), functools.partial(make, number, shard))
+            )
             work.advance(1)
     return indices
 

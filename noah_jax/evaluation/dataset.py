@@ -4,6 +4,7 @@ import dataclasses
 
 from noah_jax.data.source import Source
 from noah_jax.data.sources import open_eval_source
+from noah_jax.data.streaming.cache import DEFAULT_GIGABYTES, ShardCache
 from noah_jax.errors import InputError, UsageError
 from noah_jax.evaluation.label_files import open_labelled_folder, relabel
 from noah_jax.inference.trained import TrainedModel
@@ -54,12 +55,19 @@ def open_dataset(choice: DatasetChoice, trained: TrainedModel) -> Source:
         split=choice.split,
         class_names=trained.class_names,
         trained_on=trained.split,
+        cache=_cache(trained),
     )
     _check_kind(source, trained)
     if choice.labels:
         return relabel(source, choice.labels, classes)
     _check_classes(source, trained, list(classes))
     return source
+
+
+def _cache(trained: TrainedModel) -> ShardCache:
+    """Returns the cache of shards that the model's training had, or the usual one."""
+    data = trained.config.get("data", {})
+    return ShardCache(data.get("cache_dir"), data.get("cache_gb", DEFAULT_GIGABYTES))
 
 
 def _completed(choice: DatasetChoice, trained: TrainedModel) -> DatasetChoice:

@@ -109,7 +109,7 @@ def _open_sources(choices: Choices, encoder: Encoder) -> tuple[str, tuple[Source
     dataset = choices.dataset
     if dataset is None and "dataset" in config:
         dataset = config["dataset"]
-        for key in ("dir", "train_split", "eval_split", "eval_fraction"):
+        for key in ("dir", "train_split", "eval_split", "eval_fraction", "cache_dir", "cache_gb"):
             section[key] = config["data"].get(key, section[key])
     section.dir = choices.data_dir or section.dir
     section.train_split = choices.train_split or section.train_split

@@ -50,7 +50,7 @@ def read_config(workdir: epath.Path) -> dict[str, Any] | None:
     flat, old = rename_old_keys(flatten_dict(config, keep_empty_nodes=True, sep="."))
     if old and distributed.process_index() == 0:
         renamed = ", ".join(f"{key} is now {RENAMED_KEYS[key]}" for key in old)
-        console.warn(f"{path} is of an earlier version: {renamed}")
+        console.warn_once(f"{path} is of an earlier version: {renamed}")
     return unflatten_dict(flat, sep=".")
 
 

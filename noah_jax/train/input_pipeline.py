@@ -17,6 +17,7 @@ from noah_jax.data.sampler import Sampler
 from noah_jax.data.setup import DALI
 from noah_jax.data.split import FolderSplit
 from noah_jax.data.transforms import EvalTransform, TrainTransform
+from noah_jax.data.window_choice import describe_window
 from noah_jax.errors import InputError
 from noah_jax.train.plan import Plan
 
@@ -98,6 +99,10 @@ class InputPipeline:
         rows = range(self.sampler.batch_size)
         return [self.sampler.at(step - 1, row)[1] for row in rows]
 
+    def describe_order(self) -> str | None:
+        """Says in one line how images are shuffled, if not as a whole, and how they come here."""
+        return describe_window(self.sampler.windows, self.train_source.encoded)
+
     def check_evaluated(self, examples: int) -> None:
         """Raises an InputError if an evaluation has no images, because none has a label."""
         if not examples:
@@ -113,6 +118,7 @@ class InputPipeline:
             "the number of training images": len(self.train_source),
             "the number of evaluation images": len(self.eval_source),
             "the number of classes": len(self.class_names),
+            "the shards that are shuffled together": self.sampler.shards_per_window,
             "the fingerprint of the training images": self.record["train"].get("fingerprint"),
             "the fingerprint of the evaluation images": self.record["eval"].get("fingerprint"),
         }

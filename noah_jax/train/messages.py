@@ -34,6 +34,8 @@ def describe_setup(setup: TrainSetup, *, parameters: os.PathLike[str]) -> Iterat
         f"{inputs.name}: {len(inputs.train_source):,} training and {len(inputs.eval_source):,}"
         f" evaluation images of {len(inputs.class_names):,} classes"
     )
+    if line := inputs.describe_order():
+        yield line
     yield (
         f"{plan.total_steps} steps of {plan.batch_size} images, {setup.config.epochs:g} epochs, on"
         f" {setup.mesh.size} {jax.devices()[0].device_kind} device(s)"

@@ -30,6 +30,7 @@ from noah_jax.data.record import record_data
 from noah_jax.data.setup import DALI, make_sampler, make_transforms, open_data
 from noah_jax.data.source import Source
 from noah_jax.data.split import FolderPart, FolderSplit
+from noah_jax.data.window_choice import choose_window
 from noah_jax.heads.registry import never_decay
 from noah_jax.models import create_model, get_family
 from noah_jax.models.base import Model
@@ -153,6 +154,9 @@ def build(
     settled = settle_by_size(
         config, num_images=len(train_source) * config.data.repeats, num_devices=mesh.size
     )
+    settled.data.shuffle_window = choose_window(
+        settled.data.shuffle_window, train_source, eval_source
+    )
     config = scaled(settled)
     accumulate = config.optim.accumulate
     eval_batch_size = config.eval_batch_size or config.batch_size // max(accumulate, 1)
@@ -167,8 +171,8 @@ def build(
     preprocessing = of_run(config.data, image_size=model.image_size, mean=model.mean, std=model.std)
     sampler = make_sampler(
         config.data,
+        train_source,
         seed=config.seed,
-        length=len(train_source),
         batch_size=config.batch_size,
         mix_group=config.mix_group,
     )
@@ -183,7 +187,7 @@ def build(
         name=train_source.name,
         class_names=train_source.class_names,
         multi_label=train_source.multi_label,
-        record=record_data(train_source, eval_source),
+        record=record_data(train_source, eval_source, windows=sampler.windows),
         split=train_source.split if isinstance(train_source, FolderPart) else None,
         train_source=DecodedSource(train_source, cache=config.data.cache),
         eval_source=DecodedSource(eval_source, cache=config.data.cache),

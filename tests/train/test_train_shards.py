@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from noah_jax.errors import InputError
 from noah_jax.train import train
-from tests.shards import write_webdataset
+from tests.bucket import as_bucket
+from tests.shards import write_mixed_shards, write_webdataset
 
 
 def _config(run) -> ConfigDict:
@@ -41,11 +42,38 @@ def test_training_on_shards_is_training_on_their_folders(tiny_run, class_folders
     train(config, str(run))
     assert _results(run) == _results(tiny_run)
     _forget_the_second_half(run)
-    train(config, str(run))
-    assert _results(run) == _results(tiny_run)
     # Images in other shards are other data.
-    _forget_the_second_half(run)
-    shutil.rmtree(tmp_path / "shards")
+    shutil.move(tmp_path / "shards", tmp_path / "before")
     write_webdataset(tmp_path / "shards", class_folders, shards=3)
     with pytest.raises(InputError, match="other data: the training images are as many, but other"):
         train(config, str(run))
+    shutil.rmtree(tmp_path / "shards")
+    shutil.move(tmp_path / "before", tmp_path / "shards")
+    train(config, str(run))
+    assert _results(run) == _results(tiny_run)
+
+
+def test_a_run_that_shuffles_within_windows_goes_on_from_a_bucket(
+    tiny_run, class_folders, tmp_path, capsys
+):
+    write_mixed_shards(tmp_path / "bucket", class_folders, shards=10)
+    config = _config(tiny_run)
+    config.dataset = "mixed"
+    config.data.shuffle_window = 3
+    config.data.dir = str(tmp_path / "bucket" / "tfds")
+    run = tmp_path / "run"
+    train(config, str(run))
+    assert "shuffled within windows of 3 of 10 shards" in capsys.readouterr().out
+    expected = _results(run)
+    assert expected != _results(tiny_run)
+    _forget_the_second_half(run)
+    with as_bucket(tmp_path / "bucket") as bucket:
+        # The run's folder keeps the window, whatever this cache would let it choose.
+        config.data.shuffle_window = None
+        config.data.dir = "gs://bucket/tfds"
+        config.data.cache_dir = str(tmp_path / "cache")
+        config.data.cache_gb = 2.5e-3  # 9 of the 20 shards, which are padded to 256 KiB
+        train(config, str(run))
+        assert bucket.reads
+    assert _results(run) == expected
+    assert "windows of 3 of 10 shards" in capsys.readouterr().out

@@ -101,21 +101,31 @@ def find_shards(pattern: str) -> list[Shard]:
       ReadError: If a bucket cannot be listed.
     """
     paths: list[str] = []
-    known: dict[str, Shard] = {}
     for part in pattern.split("::"):
         for path in map(expand_home, expand_braces(part)):
             if any(letter in path for letter in "*?["):
-                matches = list(_glob(path))
+                matches = _glob(path)
                 if not matches:
                     raise InputError(f"no file matches {path}")
-                known |= {shard.path: shard for shard in matches}
-                paths += [shard.path for shard in matches]
+                paths += matches
             else:
                 paths.append(path)
-    paths = list(dict.fromkeys(paths))
-    if unknown := [path for path in paths if path not in known]:
-        known |= _look_up(unknown)
-    return [known[path] for path in paths]
+    return shards_at(paths)
+
+
+def shards_at(paths: Sequence[str | os.PathLike[str]]) -> list[Shard]:
+    """Returns the shards at paths or URLs, each once; a folder of many is listed at once.
+
+    Args:
+      paths: The paths.
+
+    Raises:
+      InputError: If one is missing.
+      ReadError: If a bucket cannot be listed.
+    """
+    names = list(dict.fromkeys(os.fspath(path) for path in paths))
+    found = _look_up(names)
+    return [found[name] for name in names]
 
 
 def list_shards(folder: str, suffix: str) -> list[Shard]:
@@ -146,18 +156,15 @@ def filesystem(url: str) -> Any:
         raise InputError(f"{url} cannot be opened: {one_line(error, 200)}") from error
 
 
-def _glob(pattern: str) -> Iterator[Shard]:
+def _glob(pattern: str) -> list[str]:
     if not is_remote(pattern):
-        yield from (_local(path) for path in sorted(glob.glob(pattern)))
-        return
+        return sorted(glob.glob(pattern))
     system = filesystem(pattern)
     try:
-        found = system.glob(pattern, detail=True)
+        names = system.glob(pattern)
     except Exception as error:  # every file system has errors of its own
         raise ReadError(f"{pattern} cannot be listed: {one_line(error, 200)}") from error
-    for name, info in sorted(found.items()):
-        if info.get("type") == "file":
-            yield _remote(system.unstrip_protocol(name), info)
+    return sorted(system.unstrip_protocol(name) for name in names)
 
 
 def _look_up(paths: Sequence[str]) -> dict[str, Shard]:

@@ -1,0 +1,93 @@
+"""A split that is made of shards: which shard an image is in, and the shard's reader."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from noah_jax.data.streaming.cache import LocalShard, ShardCache
+from noah_jax.data.streaming.readers import Readers
+from noah_jax.data.streaming.shards import Shard
+
+Reader = TypeVar("Reader")
+
+# Readers of local files that stay open; many systems let a process open 1,024 files.
+_MOST_OPEN = 256
+
+
+class ShardSet(Generic[Reader]):
+    """The shards of a split, in their order.
+
+    Args:
+      shards: The shards.
+      lengths: Number of images in each.
+      cache: Keeps the shards of buckets.
+      read: Makes a reader of a shard that is on this machine.
+
+    Attributes:
+      shards: The shards.
+      lengths: Number of images in each.
+      cache: Keeps the shards of buckets.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        lengths: Sequence[int],
+        cache: ShardCache,
+        read: Callable[[LocalShard], Reader],
+    ):
+        self.shards = list(shards)
+        self.lengths = tuple(map(int, lengths))
+        self.cache = cache
+        self._ends = np.cumsum(self.lengths)
+        self._readers = Readers(self.shards, _Open(cache, read), most_open=self._most_open())
+
+    @property
+    def remote(self) -> bool:
+        """Whether the shards are in a bucket."""
+        return any(shard.remote for shard in self.shards)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.size for shard in self.shards)
+
+    def find(self, index: int) -> tuple[int, int]:
+        """Returns the number of the shard that an image is in, and its position there."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return number, index - int(self._ends[number]) + self.lengths[number]
+
+    def reader(self, number: int) -> Reader:
+        """Returns the reader of a shard, which is downloaded if it is in a bucket."""
+        return self._readers[number]
+
+    def keep_open(self, count: int) -> None:
+        """Sets how many shards stay open. What is open stays in the cache."""
+        self._readers.most_open = count
+
+    def _most_open(self) -> int:
+        if not self.remote:
+            return _MOST_OPEN
+        # Half of the cache is for what is read, the other half for what is read next.
+        if self.size <= self.cache.capacity:
+            return len(self.shards)
+        largest = max(shard.size for shard in self.shards)
+        return max(1, self.cache.capacity // 2 // largest)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Open(Generic[Reader]):
+    """Opens a shard; it is pickled and sent to worker processes."""
+
+    cache: ShardCache
+    read: Callable[[LocalShard], Reader]
+
+    def __call__(self, shard: Shard) -> Reader:
+        return self.read(self.cache.open(shard))
+
+
+def shard_set(source: Any) -> ShardSet[Any] | None:
+    """Returns the shards of a source, `None` if it has none."""
+    return getattr(source, "shard_set", None)
