@@ -1,4 +1,4 @@
-"""Packs the images of class folders into shards, in the order in which `FolderSource` has them."""
+"""Packs the images of class folders into shards and tables."""
 
 import functools
 import io
@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
+import pytest
 
 from noah_jax.data.prepare import Split, describe_images, prepare
 
@@ -67,3 +68,20 @@ def write_mixed_shards(root: pathlib.Path, class_folders: str, *, shards: int) -
         splits.append(Split(split, len(samples), makers, origin=""))
     (root / "wds" / "classes.txt").write_text("\n".join(names) + "\n")
     prepare(info, splits, str(root / "tfds"))
+
+
+def write_tables(root: pathlib.Path, class_folders: str) -> None:
+    """Writes `train-0.parquet` and `test-0.parquet` of class folders; skips without `datasets`."""
+    datasets = pytest.importorskip("datasets")
+    root.mkdir()
+    folders = pathlib.Path(class_folders)
+    names = sorted(path.name for path in (folders / "train").iterdir())
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    for split, name in (("train", "train"), ("val", "test")):
+        samples = list(folder_samples(folders / split))
+        columns = {
+            "image": [{"bytes": files["png"], "path": f"{key}.png"} for key, files in samples],
+            "label": [int(files["cls"]) for _, files in samples],
+        }
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        table.to_parquet(root / f"{name}-0.parquet")

@@ -4,6 +4,7 @@ Each epoch draws an order of the shards. Consecutive shards form windows, and th
 are shuffled. Everything is a function of seed, epoch and position, as the order of all images is.
 """
 
+import bisect
 import dataclasses
 import functools
 import itertools
@@ -39,13 +40,13 @@ class ShardWindows:
     def window(self, seed: int, epoch: int, position: int) -> int:
         """Returns the window in which a position of an epoch is."""
         _, ends = _epoch(self, seed, epoch)
-        return int(np.searchsorted(ends, position, side="right"))
+        return bisect.bisect_right(ends, position)
 
     def index(self, seed: int, epoch: int, position: int) -> int:
         """Returns the image at a position of an epoch."""
         _, ends = _epoch(self, seed, epoch)
-        window = self.window(seed, epoch, position)
-        start = int(ends[window - 1]) if window else 0
+        window = bisect.bisect_right(ends, position)
+        start = ends[window - 1] if window else 0
         return int(_images(self, seed, epoch, window)[position - start])
 
     def _edge(self, window: int) -> int:
@@ -53,13 +54,13 @@ class ShardWindows:
 
 
 @functools.lru_cache(maxsize=8)
-def _epoch(windows: ShardWindows, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+def _epoch(windows: ShardWindows, seed: int, epoch: int) -> tuple[np.ndarray, list[int]]:
     """Returns the order of the shards, and the position after the last image of each window."""
     lengths = np.array(windows.shard_lengths)
     words = philox(seed, epoch, purpose=1).random_raw(len(lengths))
     order = np.argsort(words, kind="stable")
     edges = [windows._edge(window + 1) for window in range(windows.per_epoch)]
-    return order, np.cumsum(lengths[order])[np.array(edges) - 1]
+    return order, np.cumsum(lengths[order])[np.array(edges) - 1].tolist()
 
 
 @functools.lru_cache(maxsize=8)

@@ -71,7 +71,7 @@ def index_tar(path: str, name: str | None = None) -> TarIndex:
       name: How messages call it.
 
     Raises:
-      InputError: If it is compressed, truncated or no tar file, or holds no images.
+      InputError: If it is compressed, truncated or no tar file.
     """
     name = name or path
     rows: list[tuple[int, int, bytes, bytes]] = []
@@ -90,7 +90,8 @@ def index_tar(path: str, name: str | None = None) -> TarIndex:
                 sample["json"] = _read(file, member)
         rows += _row(sample)
     if not rows:
-        raise InputError(f"{name} holds no images; a sample is KEY.jpg and KEY.cls or KEY.json")
+        numbers, texts = np.zeros(0, np.int64), np.zeros(0, np.bytes_)
+        return TarIndex(numbers, numbers, texts, texts)
     return TarIndex(*map(np.array, zip(*rows, strict=True)))
 
 

@@ -56,6 +56,8 @@ class WebDatasetSource:
         self.name = name
         indices = _read_indices(shards, cache, name)
         lengths = [len(index.offset) for index in indices]
+        if not any(lengths):
+            raise InputError(f"{name} holds no images; a sample is KEY.jpg and KEY.cls or KEY.json")
         self.shard_set = ShardSet(shards, lengths, cache, _itself)
         self.shard_lengths = self.shard_set.lengths
         self._offset, self._size, self._key, labels = map(

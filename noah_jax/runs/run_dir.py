@@ -25,6 +25,7 @@ RESULTS_FILE = "results.json"
 CHECKPOINTS = "checkpoints"
 PARAMETERS = "parameters.txt"  # The shape of every parameter, for people.
 
+_WINDOW = "data.shuffle_window"
 _NFS_SECONDS = 90  # NFS may remember for this long that a file does not exist.
 _MAX_LISTED = 3
 
@@ -51,6 +52,10 @@ def read_config(workdir: epath.Path) -> dict[str, Any] | None:
     if old and distributed.process_index() == 0:
         renamed = ", ".join(f"{key} is now {RENAMED_KEYS[key]}" for key in old)
         console.warn_once(f"{path} is of an earlier version: {renamed}")
+    if flat.get(_WINDOW) is None:
+        flat[_WINDOW] = (
+            0  # The run chose no windows, and goes on without, whatever it could choose.
+        )
     return unflatten_dict(flat, sep=".")
 
 

@@ -57,9 +57,6 @@ def remember(config: ConfigDict, saved: Mapping[str, Any] | None) -> ConfigDict:
         for key, value in flatten_dict(dict(saved or {}), sep=".").items()
         if left_open(key, given) and value is not None
     }
-    if saved is not None and left_open("data.shuffle_window", given):
-        # The order stays, whatever a cache of another size would let the run choose now.
-        chosen.setdefault("data.shuffle_window", 0)
     config = copy.deepcopy(config)
     model = {}
     for key, value in chosen.items():

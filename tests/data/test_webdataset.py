@@ -184,7 +184,7 @@ def test_bad_shards(shards, cache, tmp_path):
         (b"text" * 1000, r"bad\.tar is no tar file"),
         (b"", r"bad\.tar is empty"),
         (b"\x1f\x8b0", r"bad\.tar is compressed"),
-        (bytes(10240), r"bad\.tar holds no images; a sample is KEY\.jpg and"),
+        (bytes(10240), r"bad\.tar holds no images; a sample is KEY\.jpg and KEY"),
     ):
         (tmp_path / "bad.tar").write_bytes(content)
         with pytest.raises(InputError, match=words):

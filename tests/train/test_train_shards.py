@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from noah_jax.errors import InputError
 from noah_jax.train import train
 from tests.bucket import as_bucket
-from tests.shards import write_mixed_shards, write_webdataset
+from tests.shards import write_mixed_shards, write_tables, write_webdataset
 
 
 def _config(run) -> ConfigDict:
@@ -33,26 +33,34 @@ def _forget_the_second_half(run: pathlib.Path) -> None:
     shutil.rmtree(run / "checkpoints" / "12")
 
 
-def test_training_on_shards_is_training_on_their_folders(tiny_run, class_folders, tmp_path):
-    write_webdataset(tmp_path / "shards", class_folders)
+def _stopped_copy(run, config: ConfigDict, target: pathlib.Path) -> None:
+    """Copies a run as it was after its checkpoint of step 6, as if of an earlier version."""
+    shutil.copytree(run, target, ignore=shutil.ignore_patterns("results.json", "12", "data.json"))
+    (target / "config.json").write_text(config.to_json())
+
+
+@pytest.mark.parametrize("kind", ["wds", pytest.param("hf", marks=pytest.mark.slow)])
+def test_a_run_on_folders_goes_on_with_their_shards(kind, tiny_run, class_folders, tmp_path):
     config = _config(tiny_run)
-    config.dataset = f"wds:{tmp_path / 'shards'}"
+    config.dataset = f"{kind}:{tmp_path / 'shards'}"
     config.data.cache_dir = str(tmp_path / "cache")
-    run = tmp_path / "run"
-    train(config, str(run))
-    assert _results(run) == _results(tiny_run)
-    _forget_the_second_half(run)
-    # Images in other shards are other data.
-    shutil.move(tmp_path / "shards", tmp_path / "before")
-    write_webdataset(tmp_path / "shards", class_folders, shards=3)
-    with pytest.raises(InputError, match="other data: the training images are as many, but other"):
-        train(config, str(run))
-    shutil.rmtree(tmp_path / "shards")
-    shutil.move(tmp_path / "before", tmp_path / "shards")
-    train(config, str(run))
-    assert _results(run) == _results(tiny_run)
+    if kind == "wds":
+        write_webdataset(tmp_path / "shards", class_folders)
+    else:
+        write_tables(tmp_path / "shards", class_folders)
+    _stopped_copy(tiny_run, config, tmp_path / "run")
+    train(config, str(tmp_path / "run"))
+    assert _results(tmp_path / "run") == _results(tiny_run)
+    if kind == "wds":
+        # Images in other shards are other data.
+        _forget_the_second_half(tmp_path / "run")
+        shutil.rmtree(tmp_path / "shards")
+        write_webdataset(tmp_path / "shards", class_folders, shards=3)
+        with pytest.raises(InputError, match="the training images are as many, but other files"):
+            train(config, str(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_run_that_shuffles_within_windows_goes_on_from_a_bucket(
     tiny_run, class_folders, tmp_path, capsys
 ):

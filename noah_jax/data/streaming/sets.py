@@ -1,10 +1,10 @@
 """A split that is made of shards: which shard an image is in, and the shard's reader."""
 
+import bisect
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
-
-import numpy as np
 
 from noah_jax.data.streaming.cache import LocalShard, ShardCache
 from noah_jax.data.streaming.readers import Readers
@@ -41,7 +41,7 @@ class ShardSet(Generic[Reader]):
         self.shards = list(shards)
         self.lengths = tuple(map(int, lengths))
         self.cache = cache
-        self._ends = np.cumsum(self.lengths)
+        self._ends = list(itertools.accumulate(self.lengths))
         self._readers = Readers(self.shards, _Open(cache, read), most_open=self._most_open())
 
     @property
@@ -56,8 +56,8 @@ class ShardSet(Generic[Reader]):
 
     def find(self, index: int) -> tuple[int, int]:
         """Returns the number of the shard that an image is in, and its position there."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return number, index - int(self._ends[number]) + self.lengths[number]
+        number = bisect.bisect_right(self._ends, index)
+        return number, index - self._ends[number] + self.lengths[number]
 
     def reader(self, number: int) -> Reader:
         """Returns the reader of a shard, which is downloaded if it is in a bucket."""
