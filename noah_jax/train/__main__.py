@@ -7,8 +7,8 @@
         --config.init_from=runs/converted --workdir runs/photos
 
 Every key of the configuration is documented in noah_jax/config.py; what a key says is an error if
-it does not fit. A folder that holds a finished run is left as it is. --workdir and class folders
-may be `gs://` paths.
+it does not fit. A folder that holds a finished run is left as it is. --workdir, class folders and
+the folder of prepared datasets may be `gs://` paths.
 
 On many hosts the same command runs on each. A TPU pod, SLURM, Open MPI and Kubernetes are
 recognised; elsewhere --coordinator, --num_processes and --process_id say who is who.
