@@ -20,6 +20,7 @@ from noah_jax.data.dali.decoder import Decoder
 from noah_jax.data.dali.encoded import EncodedBatch, join, load
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.sampler import Sampler
+from noah_jax.data.shard_batches import with_training_shards
 from noah_jax.data.transforms import TrainTransform
 
 Placed = TypeVar("Placed")  # what `put` makes of a batch
@@ -108,7 +109,8 @@ def train_batches(
         corrupt_images,
         num_workers=suggested_workers() if num_workers is None else num_workers,
     )
-    return _decoded(decoder, steps, encoded, mesh, put)
+    decoded = _decoded(decoder, steps, encoded, mesh, put)
+    return with_training_shards(decoded, source, sampler, start_step)
 
 
 def _decoded(
