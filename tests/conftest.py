@@ -1,19 +1,26 @@
 """Fixtures that several tests share."""
 
+import contextlib
+import gc
+import io
 import os
 import pathlib
 import re
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from noah_jax import console
 from noah_jax.train import train
+from noah_jax.train.trackers.libraries import TRACKERS
 from tests.helpers import (
     GOLDEN,
     ROOT,
+    RecordingTracker,
     make_multi_label_config,
     make_tiny_config,
     write_class_folders,
@@ -22,8 +29,22 @@ from tests.helpers import (
 # Tests look at what programs print, and a busy machine may take long for anything.
 console.PATIENCE_SECONDS = 3600.0
 
-# Keeps compiled programs between the tests of one session, and between sessions.
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
+# Keeps compiled programs between the tests of one session, and between sessions; the environment
+# is for the programs that tests start.
+CACHE = {
+    "jax_compilation_cache_dir": str(ROOT / ".pytest_cache" / "jax"),
+    "jax_persistent_cache_min_compile_time_secs": 0.2,
+}
+for key, value in CACHE.items():
+    jax.config.update(key, value)
+    os.environ[key.upper()] = str(value)
+
+# LLVM's optimisations take nearly half of the time of compiling what a test runs for milliseconds;
+# XLA's own passes run all the same. Programs are compiled as a user's are in these rooms and in
+# tests with the mark `optimised`: those that time, that look at what the compiler made, or that
+# compare with the original's numbers.
+QUICK_COMPILE = "jax_disable_most_optimizations"
+OPTIMISED_ROOMS = ("aot", "autotune", "benchmark", "compile", "gpu", "parity")
 
 
 def _asks_for_gpus(config) -> bool:
@@ -47,8 +68,38 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     parser.addoption(
+        "--optimised", action="store_true", help="optimise the compiled programs of all tests"
+    )
+    parser.addoption(
         "--golden", default=GOLDEN, type=pathlib.Path, help="the folder of other golden vectors"
     )
+
+
+def _optimised(item) -> bool:
+    room = item.path.relative_to(ROOT / "tests").parts[0]
+    return room in OPTIMISED_ROOMS or item.get_closest_marker("optimised") is not None
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the tests with optimised programs last, so that a process changes over once."""
+    items.sort(key=_optimised)
+
+
+def pytest_collection_finish():
+    """Keeps the garbage collector from searching all imported modules again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compiles a test's programs with XLA's optimisations or without."""
+    hasty = not (item.config.option.optimised or _optimised(item))
+    if hasty != jax.config.read(QUICK_COMPILE):
+        jax.clear_caches()
+        jax.config.update(QUICK_COMPILE, hasty)
+        os.environ[QUICK_COMPILE.upper()] = str(hasty)
 
 
 @pytest.fixture
@@ -69,7 +120,6 @@ def class_folders(tmp_path_factory) -> str:
 def tiny_run(class_folders, tmp_path_factory) -> str:
     """The folder of a finished run of 12 steps on the class folders: checkpoints 6 and 12."""
     config = make_tiny_config(class_folders)
-    config.model.depths = (1, 1, 1, 1)
     config.checkpoint_every = 6
     config.mixup = config.cutmix = config.erase_prob = 0.0
     config.mix_group = None
@@ -77,6 +127,30 @@ def tiny_run(class_folders, tmp_path_factory) -> str:
     workdir = str(tmp_path_factory.mktemp("tiny") / "run")
     train(config, workdir)
     return workdir
+
+
+class WholeRun(NamedTuple):
+    """A finished training: its configuration and folder, what it returned, printed and tracked."""
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    results: dict
+    said: str
+    tracker: RecordingTracker
+
+
+@pytest.fixture(scope="session")
+def whole_run(class_folders, tmp_path_factory) -> WholeRun:
+    """A run of 12 steps with augmentation, dropout and an average; checkpoints 3, 6, 9 and 12."""
+    config = make_tiny_config(class_folders)
+    workdir = tmp_path_factory.mktemp("whole") / "whole"
+    tracker, tracked = RecordingTracker(), config.copy_and_resolve_references()
+    tracked.trackers = ("wandb",)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.setitem(TRACKERS, "wandb", lambda: tracker)
+        patch.setattr("noah_jax.train.loop.check_trackers", lambda names: None)
+        results = train(tracked, str(workdir))
+    return WholeRun(config, workdir, results, said.getvalue(), tracker)
 
 
 @pytest.fixture(scope="session")

@@ -127,6 +127,7 @@ def make_tiny_config(class_folders: str) -> ConfigDict:
     config.model.image_size = 28
     config.model.stem = "small"
     config.model.width = 4
+    config.model.depths = (1, 1, 1, 1)
     config.model.batch_norm_group = 4
     config.model.head_num = 2
     config.model.head_drop_rate = 0.3

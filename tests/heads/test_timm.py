@@ -54,6 +54,7 @@ def golden():
     return dict(np.load(GOLDEN / "timm_heads.npz"))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", HEADS)
 def test_the_golden_file(name, golden):
     assert _error(name, golden) < 1e-5

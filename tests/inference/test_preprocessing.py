@@ -30,6 +30,7 @@ TOP1 = {
 }
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", TOP1)
 def test_really_trained_checkpoints_reach_their_accuracy(name, golden, tmp_path, capsys):
     source = golden / "checkpoints" / name

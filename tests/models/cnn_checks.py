@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from noah_jax.models import create_model, get_family, list_models
+from noah_jax.models import create_model, get_family
 from noah_jax.models.base import Model, Tree
 from noah_jax.pytorch.golden import golden_images, golden_state_dict
 from noah_jax.pytorch.mapping import to_jax, to_torch
@@ -41,12 +41,6 @@ def train_and_evaluate(name: str, **arguments) -> None:
     # Every image by itself: neither the batch nor its order matters.
     turned, _ = evaluate(params, stats, images[::-1])
     np.testing.assert_allclose(turned[::-1], logits, rtol=1e-3, atol=1e-3 * np.std(logits))
-
-
-def check_counts(pattern: str, counts: dict[str, int]) -> None:
-    """The names that fit a pattern have these numbers of parameters, as published."""
-    assert set(list_models(pattern)) == set(counts)
-    assert {name: create_model(name).num_params for name in counts} == counts
 
 
 def map_shape(name: str, image_size: tuple[int, int], **arguments) -> tuple[int, ...]:

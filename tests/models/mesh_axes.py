@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 
 from noah_jax.models import create_model
 from noah_jax.nn.dropout import MicroBatchKey
+from noah_jax.pytorch.reference import example_weights
 
 _BATCH = 16
 _OUTPUTS = "logits", "logits in evaluation", "gradients", "statistics"
@@ -99,7 +100,7 @@ def check(family, names, trace):
     else:
         arguments = dict(arguments, batch_norm_group=2)
     model = create_model(name, num_classes=5, **rates, **arguments)
-    params, stats = model.init(jax.random.key(0))
+    params, stats = example_weights(model)
     random = np.random.RandomState(0)
     images = random.standard_normal((_BATCH, *model.image_size, 3)).astype(np.float32)
     arrays = params, stats, images, jax.random.key(1)

@@ -39,21 +39,22 @@ def _train_step(name: str, **arguments) -> str:
 
 
 RATES = dict(drop_rate=0.1, drop_path_rate=0.1)
+SHALLOW = dict(RATES, depth=2)
 SLOW = pytest.mark.slow  # compiles for 10 to 25 s
 
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("noah_resnet18", {}),
+        ("noah_resnet18", dict(depths=(1, 1, 1, 1))),
         pytest.param("resnet50", dict(remat=True), marks=SLOW),
         pytest.param("noah_mobilenetv2_035", {}, marks=SLOW),
         pytest.param("mobilenetv3_small", {}, marks=SLOW),
         pytest.param("noah_shufflenetv2_050", {}, marks=SLOW),
-        ("noah_deit_tiny_050_patch16_224", RATES),
-        ("deit_tiny_050_patch16_224", RATES),
+        ("noah_deit_tiny_050_patch16_224", SHALLOW),
+        ("deit_tiny_050_patch16_224", SHALLOW),
         pytest.param("noah_pvt_tiny_050", RATES, marks=SLOW),
-        ("noah_mixer_s32_224", RATES),
+        ("noah_mixer_s32_224", SHALLOW),
         pytest.param("gmixer_12_224", RATES, marks=SLOW),
         pytest.param("noah_resmlp_12_224", RATES, marks=SLOW),
         pytest.param("noah_gmlp_ti16_050_224", RATES, marks=SLOW),
@@ -77,6 +78,7 @@ def _sample(size: int) -> tuple[np.ndarray, np.ndarray]:
     return normalised[..., None].repeat(3, axis=-1), np.array(labels)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     "case",
     [

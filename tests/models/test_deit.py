@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from noah_jax import create_model, list_models
-from tests.models.vit_checks import check_published, random_images, random_params, small_model
+from noah_jax import create_model
+from noah_jax.models import get_architecture
+from tests.models.torch_rules import check_counts
+from tests.models.vit_checks import random_images, random_params, small_model
 
 NUM_PARAMS = {
     "deit_base_patch16_224": 86_567_656,
@@ -24,14 +26,15 @@ NUM_PARAMS = {
 }
 
 
-def test_every_name_has_a_count():
-    assert sorted(NUM_PARAMS) == list_models("*deit*")
+def test_counts():
+    check_counts("deit", NUM_PARAMS)
 
 
 @pytest.mark.parametrize("name", NUM_PARAMS)
-def test_num_params(name):
-    pixels = 384 if name.endswith("384") else 224
-    check_published(create_model(name), NUM_PARAMS[name], (pixels, pixels))
+def test_published_settings(name):
+    published = get_architecture(name)
+    assert published.num_classes == 1000
+    assert published.image_size == ((384,) * 2 if name.endswith("384") else (224, 224))
 
 
 def test_published_counts_are_without_pre_logits():

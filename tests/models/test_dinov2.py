@@ -33,6 +33,7 @@ def test_num_params(name, num_params):
     check_published(create_model(name), num_params + 385_000, (518, 518))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("size", [(56, 56), (42, 84)])
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_are_timms(name, size, golden):

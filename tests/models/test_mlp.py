@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from noah_jax import create_model, list_models
-from noah_jax.models import get_architecture, get_family
+from noah_jax.models import get_architecture
 from noah_jax.models.family import IMAGENET_MEAN, IMAGENET_STD
 from noah_jax.models.mlp.modeling import SpatialGate
+from tests.models.torch_rules import check_counts
 from tests.models.vit_checks import random_images, small_model
 
 NUM_PARAMS = {
@@ -73,15 +73,13 @@ NUM_PARAMS = {
 NUM_CLASSES = {"in21k": 21843, "miil_in21k": 11221}
 
 
-def test_every_name_has_a_count():
-    names = [name for name in list_models() if get_family(name).name == "mlp"]
-    assert sorted(NUM_PARAMS) == names
+def test_counts():
+    check_counts("mlp", NUM_PARAMS)
 
 
 @pytest.mark.parametrize("name", NUM_PARAMS)
-def test_num_params(name):
-    model = create_model(name)
-    assert model.num_params == NUM_PARAMS[name]
+def test_published_settings(name):
+    model = get_architecture(name)
     assert model.num_classes == NUM_CLASSES.get(name.partition("16_224_")[2], 1000)
     assert model.image_size == (224, 224)
     if "miil" in name:

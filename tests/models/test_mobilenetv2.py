@@ -5,6 +5,7 @@ import pytest
 from noah_jax.models import create_model
 from noah_jax.models.mobilenetv2.modeling import round_channels
 from tests.models import cnn_checks
+from tests.models.torch_rules import check_counts
 
 COUNTS = {
     "mobilenetv2_035": 1_677_128,
@@ -19,7 +20,7 @@ COUNTS = {
 
 
 def test_every_name_has_its_count():
-    cnn_checks.check_counts("*mobilenetv2*", COUNTS)
+    check_counts("mobilenetv2", COUNTS)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from flax import nnx
 from noah_jax.models import create_model
 from noah_jax.models.mobilenetv3.modeling import SqueezeExcite
 from tests.models import cnn_checks
+from tests.models.torch_rules import check_counts
 
 COUNTS = {
     "mobilenetv3_small": 2_938_368,
@@ -16,7 +17,7 @@ COUNTS = {
 
 
 def test_every_name_has_its_count():
-    cnn_checks.check_counts("*mobilenetv3*", COUNTS)
+    check_counts("mobilenetv3", COUNTS)
 
 
 def test_state_dict_has_the_originals_names():

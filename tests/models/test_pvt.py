@@ -1,17 +1,13 @@
 """PVT: parameter counts, class token, interpolated positions."""
 
-import functools
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from noah_jax import create_model, list_models
 from noah_jax.models.pvt.modeling import resize_positions
+from tests.models.torch_rules import check_counts
 from tests.models.vit_checks import (
-    check_published,
     quick_jit,
     random_images,
     random_params,
@@ -36,23 +32,8 @@ NUM_PARAMS = {
 }
 
 
-cached_model = functools.cache(create_model)
-
-
-def test_every_name_has_a_count():
-    assert sorted(NUM_PARAMS) == list_models("*pvt*")
-
-
-@pytest.mark.parametrize("name", NUM_PARAMS)
-def test_num_params(name):
-    check_published(cached_model(name), NUM_PARAMS[name], (224, 224))
-
-
-def test_the_largest_model_traces_in_seconds():
-    model = cached_model("noah_pvt_huge_v2")
-    start = time.process_time()
-    jax.eval_shape(model.init, jax.random.key(0))
-    assert time.process_time() - start < 30
+def test_counts():
+    check_counts("pvt", NUM_PARAMS)
 
 
 def test_class_token_joins_the_last_stage():

@@ -6,6 +6,7 @@ import pytest
 from noah_jax.models import create_model
 from noah_jax.models.shufflenetv2.modeling import ShuffleUnit
 from tests.models import cnn_checks
+from tests.models.torch_rules import check_counts
 
 COUNTS = {
     "shufflenetv2_050": 1_366_792,
@@ -20,7 +21,7 @@ COUNTS = {
 
 
 def test_every_name_has_its_count():
-    cnn_checks.check_counts("*shufflenetv2*", COUNTS)
+    check_counts("shufflenetv2", COUNTS)
 
 
 def test_state_dict_has_the_names_of_torchvision():

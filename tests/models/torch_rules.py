@@ -56,6 +56,28 @@ def golden_models() -> dict:
         return json.load(file)
 
 
+def check_counts(family: str, counts: dict[str, int]) -> None:
+    """The models that the original has of a family have these numbers of parameters.
+
+    `test_every_model.py` compares those that are made here with the original's.
+    """
+    golden = {name: spec["num_params"] for name, spec in golden_models().items()}
+    assert counts == {name: n for name, n in golden.items() if get_family(name).name == family}
+
+
+@functools.cache
+def undecayed_keys() -> dict[str, set[str]]:
+    """PyTorch keys of the parameters that weight decay spares, by model, in the golden text."""
+    spared: dict[str, set[str]] = {}
+    for name, lines in read_sections(GOLDEN / "undecayed.txt").items():
+        spared[name] = set()
+        for pattern, count in map(str.split, lines):
+            keys = set(expand(pattern))
+            assert len(keys) == int(count), pattern
+            spared[name] |= keys
+    return spared
+
+
 def torch_params(name: str) -> Shapes:
     """Shapes of a model's trainable tensors by PyTorch key, in PyTorch's order."""
     spec = golden_models()[name]

@@ -19,7 +19,6 @@ STEPS = 2
 
 def _resnet(data: str) -> ConfigDict:
     config = make_tiny_config(data)
-    config.model.depths = (1, 1, 1, 1)
     config.batch_size = config.eval_batch_size = 16
     config.optim.clip_grad_norm = 1.0
     config.optim.name = "adamw"
@@ -41,19 +40,22 @@ def _mixer(data: str) -> ConfigDict:
     return config
 
 
-def _trained(setup: TrainSetup):
-    """Returns a fresh state, the state after some steps, the compiled step, and the norms."""
-    step = setup.steps.trace_train_step().lower().compile()
+def _compiled(setup: TrainSetup) -> Any:
+    """Compiles the training step alone."""
+    return setup.steps.trace_train_step().lower().compile()
+
+
+def _trained(setup: TrainSetup, step: Any):
+    """Returns a fresh state, the state after some steps, and the norms."""
     first = state = setup.states.create()
     first = jax.tree.map(np.asarray, first)
     for _, batch in zip(range(STEPS), setup.inputs.train_batches(0), strict=False):
         state, metrics = step(state, batch)
     norms = [metrics.grad_norm, metrics.param_norm, metrics.update_norm]
-    return first, state, step, list(map(float, norms))
+    return first, state, list(map(float, norms))
 
 
-def _eval_loss(setup: TrainSetup, state: Any) -> float:
-    _, eval_step = setup.steps.compile()
+def _eval_loss(setup: TrainSetup, state: Any, eval_step: Any) -> float:
     metrics = setup.steps.empty_eval_metrics()
     for batch in setup.inputs.eval_batches():
         metrics = eval_step(state["params"], state["stats"], batch, metrics)
@@ -92,14 +94,20 @@ def main(data: str, folder: str) -> None:
     config.shard_state = True
     sharded = build(config)
     on_four = build(config, mesh=distributed.make_mesh(jax.devices()[:4]))
-    first, state, step, norms = _trained(replicated)
-    sharded_first, sharded_state, sharded_step, sharded_norms = _trained(sharded)
+    (step, evaluate), (sharded_step, sharded_evaluate) = (
+        setup.steps.compile() for setup in (replicated, sharded)
+    )
+    first, state, norms = _trained(replicated, step)
+    sharded_first, sharded_state, sharded_norms = _trained(sharded, sharded_step)
     arrays = jax.tree.leaves(sharded_state)
     found = {
         "devices": jax.device_count(),
         "first": _difference(first, sharded_first),
         "state": _difference(state, sharded_state),
-        "loss": [_eval_loss(replicated, state), _eval_loss(sharded, sharded_state)],
+        "loss": [
+            _eval_loss(replicated, state, evaluate),
+            _eval_loss(sharded, sharded_state, sharded_evaluate),
+        ],
         "bytes": [distributed.device_bytes(s) for s in (state, sharded_state)],
         "real_bytes": sum(x.addressable_shards[0].data.nbytes for x in arrays),
         "arguments": [s.memory_analysis().argument_size_in_bytes for s in (step, sharded_step)],
@@ -116,7 +124,8 @@ def main(data: str, folder: str) -> None:
     config = _mixer(data)
     config.optim.accumulate = 2
     config.shard_state = True
-    _, accumulated, _, accumulated_norms = _trained(build(config))
+    setup = build(config)
+    _, accumulated, accumulated_norms = _trained(setup, _compiled(setup))
     found["micro_batches"] = _difference(state, accumulated)
     found["norms"] = [norms, sharded_norms, accumulated_norms]
     print(json.dumps(found))
@@ -124,11 +133,12 @@ def main(data: str, folder: str) -> None:
 
 def batch_norm_groups(data: str) -> None:
     """Prints the same for BatchNorm groups of micro-batches, which span four devices each."""
-    whole = _trained(build(_resnet(data)))[1]
     config = _resnet(data)
     config.optim.accumulate = 2
     config.shard_state = True
-    print(json.dumps({"micro_batches": _difference(whole, _trained(build(config))[1])}))
+    setups = build(_resnet(data)), build(config)
+    states = [_trained(setup, _compiled(setup))[1] for setup in setups]
+    print(json.dumps({"micro_batches": _difference(*states)}))
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ def test_batch_norm_groups_across_borders_are_told(tiny_config):
     line = _batch_norm_line(tiny_config, four)
     assert "a BatchNorm group of 4 images spans up to 2 devices, which have 6 each" in line
     tiny_config.model.name = "noah_mixer_s16_224"
-    del tiny_config.model.stem, tiny_config.model.width
+    del tiny_config.model.stem, tiny_config.model.width, tiny_config.model.depths
     tiny_config.model.image_size = 32
     tiny_config.data.pad = 8
     assert _batch_norm_line(tiny_config, four) is None

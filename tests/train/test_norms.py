@@ -9,7 +9,6 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from noah_jax.train import train
 from noah_jax.train.optimizer import make_optimizer
 from noah_jax.train.param_groups import find_param_groups
 from noah_jax.train.state import init_state
@@ -87,19 +86,16 @@ def test_the_norms_are_those_computed_by_hand(accumulate, frozen, clip):
     assert not {field for field in vars(new["metrics"])} & set(NORMS)
 
 
-def test_they_are_logged(tiny_config, tmp_path, capsys):
-    tiny_config.log_every = 4
-    train(tiny_config, str(tmp_path / "run"))
-    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+def test_they_are_logged(whole_run):
+    lines = map(json.loads, (whole_run.workdir / "metrics.jsonl").read_text().splitlines())
     lines = [line for line in lines if line["split"] == "train"]
     assert len(lines) == 3
-    said = capsys.readouterr().out
     for line in lines:
         assert all(0 < line[name] < np.inf for name in NORMS)
         assert line["update_norm"] < line["param_norm"]
         words = (
             "norms: gradient {grad_norm:.3g}, parameters {param_norm:.3g}, update {update_norm:.3g}"
         )
-        assert words.format(**line) in said
-    events = b"".join(path.read_bytes() for path in (tmp_path / "run/tensorboard").iterdir())
+        assert words.format(**line) in whole_run.said
+    events = b"".join(path.read_bytes() for path in (whole_run.workdir / "tensorboard").iterdir())
     assert all(f"train/{name}".encode() in events for name in NORMS)

@@ -132,7 +132,7 @@ def test_what_decays_is_the_recipes_unless_configured(class_folders):
     config.model.name = "deit_tiny_050_patch16_224"
     config.model.image_size = 32
     config.model.head_num = None
-    del config.model.stem, config.model.width
+    del config.model.stem, config.model.width, config.model.depths
     decayed = _decayed(config)
     assert "blocks/0/attn/qkv/kernel" in decayed
     assert not decayed & {"pos_embed", "cls_token", "norm/scale", "head/linear/bias"}

@@ -146,7 +146,8 @@ def test_the_models_own_rows_draw_at_random(class_folders, key):
     def draws(rate):
         config = make_tiny_config(class_folders)
         config.update(erase_prob=0.0, mixup=0.0, cutmix=0.0, mix_group=None, ema_decay=None)
-        del config.model.stem, config.model.width
+        del config.model.stem, config.model.width, config.model.depths
+        config.model.depth = 1
         config.model.name, config.model.image_size = "noah_mixer_s16_050_224", 32
         config.model.head_num, config.model.head_drop_rate = None, 0.0
         config.model[key] = rate

@@ -20,8 +20,7 @@ from noah_jax.train import main as train_program
 from noah_jax.train import train
 from noah_jax.train.input_pipeline import InputPipeline
 from noah_jax.train.setup import build
-from noah_jax.train.trackers.libraries import TRACKERS
-from tests.helpers import ROOT, RecordingTracker, make_tiny_config
+from tests.helpers import ROOT
 
 # Run in a process of its own with 1 or 4 CPU devices; prints what three steps leave.
 THREE_STEPS = """
@@ -64,43 +63,22 @@ def _weights(workdir) -> list[np.ndarray]:
     return [np.asarray(x) for x in leaves]
 
 
-@pytest.fixture(scope="module")
-def tracker():
-    """What `run_once` told its tracker."""
-    return RecordingTracker()
-
-
-@pytest.fixture(scope="module")
-def run_once(class_folders, tmp_path_factory, tracker):
-    """An uninterrupted run of 12 steps with a checkpoint every third."""
-    config = make_tiny_config(class_folders)
-    workdir = tmp_path_factory.mktemp("run") / "whole"
-    tracked = config.copy_and_resolve_references()
-    tracked.trackers = ("wandb",)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TRACKERS, "wandb", lambda: tracker)
-        patch.setattr("noah_jax.train.loop.check_trackers", lambda names: None)
-        return config, workdir, train(tracked, str(workdir))
-
-
-def test_a_run_tells_its_tracker_all_that_its_file_has(run_once, tracker):
-    _, workdir, _ = run_once
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+def test_a_run_tells_its_tracker_all_that_its_file_has(whole_run):
+    lines = map(json.loads, (whole_run.workdir / "metrics.jsonl").read_text().splitlines())
     expected = [
         (line.pop("step"), {f"{split}/{name}": value for name, value in line.items()})
         for line in lines
         for split in [line.pop("split")]
     ]
-    assert tracker.told == [("start", "whole", None), *expected, ("finish", True)]
+    assert whole_run.tracker.told == [("start", "whole", None), *expected, ("finish", True)]
 
 
 @pytest.fixture
-def finished(run_once, tmp_path):
-    """A copy of that run, to be changed."""
-    config, whole, results = run_once
+def finished(whole_run, tmp_path):
+    """A copy of the run, to be changed."""
     workdir = tmp_path / "whole"
-    shutil.copytree(whole, workdir)
-    return config, workdir, results
+    shutil.copytree(whole_run.workdir, workdir)
+    return whole_run.config, workdir, whole_run.results
 
 
 def test_a_run_leaves_everything(finished, capsys):
@@ -134,7 +112,7 @@ def test_a_run_leaves_everything(finished, capsys):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_the_log_tells_what_waits_for_input(run_once, tmp_path, monkeypatch, capsys):
+def test_the_log_tells_what_waits_for_input(whole_run, tmp_path, monkeypatch, capsys):
     def slow(inputs, start_step):
         for batch in prompt(inputs, start_step):
             time.sleep(0.5)
@@ -144,11 +122,10 @@ def test_the_log_tells_what_waits_for_input(run_once, tmp_path, monkeypatch, cap
         lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
         return [line["input_wait"] for line in lines if line["split"] == "train"]
 
-    config, whole, _ = run_once
-    assert all(0 <= share < 1 for share in waits(whole))
+    assert all(0 <= share < 1 for share in waits(whole_run.workdir))
     prompt = InputPipeline.train_batches
     monkeypatch.setattr(InputPipeline, "train_batches", slow)
-    train(config, str(tmp_path / "run"))
+    train(whole_run.config, str(tmp_path / "run"))
     assert all(0.5 < share < 1 for share in waits(tmp_path / "run"))
     out = capsys.readouterr().out
     assert re.search(r"  input wait [5-9]\d %  ", out)
@@ -355,16 +332,6 @@ def test_the_host_benchmark(tiny_config):
     assert ms["loop"] > ms["host"] >= 0 and ms["step"] > 0
 
 
-def _program(*arguments, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-m", "noah_jax.train", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        **kwargs,
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -378,20 +345,26 @@ def _program(*arguments, **kwargs):
         (["stray"], "unrecognized arguments: stray"),
     ],
 )
-def test_the_program_answers_bad_input_with_one_line(tmp_path, arguments, words):
-    workdir = tmp_path / "new"
-    ran = _program("--config", "configs/quickstart.py", "--workdir", str(workdir), *arguments)
-    assert ran.returncode != 0
-    assert ran.stdout == "" and len(ran.stderr.splitlines()) == 1, ran.stderr
-    assert words in ran.stderr
-    assert not workdir.exists()
+def test_the_program_answers_bad_input_with_one_line(
+    tmp_path, monkeypatch, capsys, arguments, words
+):
+    monkeypatch.chdir(ROOT)
+    command = ["--config", "configs/quickstart.py", "--workdir", str(tmp_path / "new")]
+    assert train_program([*command, *arguments]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 1, said.err
+    assert words in said.err
+    assert not (tmp_path / "new").exists()
 
 
-def test_the_program_misses_its_files(tmp_path):
-    ran = _program("--config", "configs/none.py", "--workdir", str(tmp_path / "new"))
-    assert ran.returncode != 0 and "configs/none.py" in ran.stderr.splitlines()[-1]
-    ran = _program("--config", "configs/quickstart.py")
-    assert ran.returncode != 0 and "required: --workdir" in ran.stderr.splitlines()[-1]
+def test_the_program_misses_its_files(tmp_path, capsys):
+    assert train_program(["--config", "configs/none.py", "--workdir", str(tmp_path / "new")]) == 1
+    assert "configs/none.py" in capsys.readouterr().err.splitlines()[-1]
+    # As a user starts it, with the lines that its imports might write.
+    command = [sys.executable, "-m", "noah_jax.train", "--config", "configs/quickstart.py"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 1 and ran.stdout == "" and ran.stderr.count("\n") == 1
+    assert "required: --workdir" in ran.stderr
 
 
 def test_neither_tensorflow_nor_pytorch_is_imported(tmp_path):

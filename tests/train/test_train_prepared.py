@@ -1,48 +1,30 @@
 """Trains on a few photographs as class folders and as a prepared TFDS dataset of them."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
-from tests.helpers import GOLDEN, ROOT
-
-
-def _run(*command) -> str:
-    """What a program prints, started as a user starts it."""
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout
+from noah_jax.prepare.__main__ import main as prepare
+from noah_jax.train import train
+from tests.helpers import GOLDEN, make_tiny_config
 
 
-def test_training_on_a_prepared_set_is_training_on_its_folders(tmp_path):
+def test_training_on_a_prepared_set_is_training_on_its_folders(tmp_path, capsys):
     folders, prepared = tmp_path / "folders", tmp_path / "prepared"
     for photograph in (GOLDEN / "images").iterdir():
         for split in ("train", "val"):
             folder = folders / split / photograph.stem.split("_")[0]
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(photograph, folder)
-    script = "scripts/prepare_imagenet.py"
-    said = _run(script, "--folder", folders, "--name", "my_images", "--data-dir", prepared)
-    assert said == f"{prepared}/my_images/1.0.0 is complete: train 7, val 7\n"
-    for workdir, *data in (
-        (tmp_path / "a", f"--config.dataset=folder:{folders}"),
-        (tmp_path / "b", "--config.dataset=my_images", f"--config.data.dir={prepared}"),
-    ):
-        said = _run(
-            *["-m", "noah_jax.train", "--config", "configs/resnet.py:noah_resnet18"],
-            *["--config.model.image_size=32", "--config.data.eval_resize=36"],
-            *["--config.batch_size=4", "--config.model.batch_norm_group=4"],
-            *["--config.epochs=1.8", "--config.optim.learning_rate=0.01", "--config.log_every=1"],
-            f"--config.compilation_cache={ROOT / '.pytest_cache' / 'jax'}",
-            *["--workdir", workdir, *data],
-        )
+    words = ["--folder", str(folders), "--name", "my_images", "--data-dir", str(prepared)]
+    assert prepare(words) == 0
+    assert capsys.readouterr().out == f"{prepared}/my_images/1.0.0 is complete: train 7, val 7\n"
+    for workdir, dataset in (("a", f"folder:{folders}"), ("b", "my_images")):
+        config = make_tiny_config(dataset)
+        config.data.update(dir=str(prepared), crop="random_resized", eval_resize=36)
+        config.model.image_size = 32
+        config.batch_size, config.epochs, config.log_every = 4, 1.8, 1
+        train(config, str(tmp_path / workdir))
+        said = capsys.readouterr().out
         assert "7 training and 7 evaluation images of" in said and "3 steps of 4 images" in said
     results, metrics = (
         [(tmp_path / workdir / name).read_text() for workdir in ("a", "b")]

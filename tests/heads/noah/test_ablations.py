@@ -40,9 +40,16 @@ def _block_logits(head, *, kv_split, head_split):
     return (weights * projected["value"]).sum(2)
 
 
-@pytest.mark.parametrize(("head_split", "kv_split"), SWITCHES)
-@pytest.mark.parametrize("attention", ["softmax", "uniform"])
-@pytest.mark.parametrize("merge", MERGES)
+def _cases():
+    """All forms as published, two of them with every switch, and the others as slow tests."""
+    for attention, merge in itertools.product(("softmax", "uniform"), MERGES):
+        quick = (attention, merge) in (("softmax", "mean"), ("uniform", "max"))
+        for switches in SWITCHES:
+            marks = () if quick or all(switches) else pytest.mark.slow
+            yield pytest.param(*switches, attention, merge, marks=marks)
+
+
+@pytest.mark.parametrize(("head_split", "kv_split", "attention", "merge"), list(_cases()))
 def test_logits_and_contributions(head_split, kv_split, attention, merge):
     switches = {"head_split": head_split, "kv_split": kv_split}
     head = _head(attention=attention, merge=merge, **switches)
@@ -50,8 +57,13 @@ def test_logits_and_contributions(head_split, kv_split, attention, merge):
         if weights is not None:  # biases start at zero, where a missing one would not be seen
             weights.bias[...] = jax.random.normal(jax.random.key(2), weights.bias.shape)
     expected = MERGES[merge](_block_logits(head, **switches), axis=1)
-    np.testing.assert_allclose(head(FEATURES, train=False), expected, atol=2e-5)
-    parts = head.contributions(FEATURES, jnp.arange(CLASSES))
+
+    @jax.jit
+    def run(features):
+        return head(features, train=False), head.contributions(features, jnp.arange(CLASSES))
+
+    logits, parts = run(FEATURES)
+    np.testing.assert_allclose(logits, expected, atol=2e-5)
     total = parts.contributions.sum((1, 3, 4)) + parts.bias.sum(1)
     np.testing.assert_allclose(total, expected, atol=2e-5)
     np.testing.assert_allclose(parts.attention.sum((3, 4)), 1, atol=1e-5)

@@ -29,6 +29,7 @@ def _features(*shape, seed=7):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+@pytest.mark.optimised
 def test_golden_cases_of_the_original(golden, capsys):
     assert parity(["--golden", str(golden), "--head"]) == 0
     assert "11 of 11 agree" in capsys.readouterr().out
