@@ -15,11 +15,19 @@ _INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
 def resized_crop(
-    pixels: np.ndarray, box: Box, size: tuple[int, int], interpolation: str, *, flip: bool = False
+    pixels: np.ndarray,
+    box: Box,
+    size: tuple[int, int],
+    interpolation: str,
+    *,
+    flip: bool = False,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Does approximately what `geometry.resized_crop` does, with the same arguments."""
     left, top, right, bottom = box
     halved = bottom - top >= 2 * size[0] or right - left >= 2 * size[1]
     method = cv2.INTER_AREA if halved else _INTERPOLATIONS[interpolation]
-    pixels = cv2.resize(pixels[top:bottom, left:right], size[::-1], interpolation=method)
-    return cv2.flip(pixels, 1) if flip else pixels
+    cut = pixels[top:bottom, left:right]
+    if flip:
+        return cv2.flip(cv2.resize(cut, size[::-1], interpolation=method), 1, dst=out)
+    return cv2.resize(cut, size[::-1], dst=out, interpolation=method)

@@ -10,8 +10,9 @@ import functools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import grain
 import numpy as np
@@ -20,7 +21,7 @@ from grain.experimental import ThreadPrefetchIterDataset
 
 from noah_jax.data.batch import Batch
 from noah_jax.data.corrupt import CorruptImages, first_usable
-from noah_jax.data.decoding import DecodedSource
+from noah_jax.data.decoding import DecodedSource, FinishExample
 from noah_jax.data.sampler import Sampler
 from noah_jax.data.shard_batches import with_evaluation_shards, with_training_shards
 from noah_jax.data.source import Label
@@ -109,11 +110,15 @@ def train_batches(
     """
     check_readers(num_threads=num_threads, num_workers=num_workers)
     local_size = local_rows(sampler.batch_size, process_count)
-    load = functools.partial(
-        _load_for_training, source, transform, sampler, process_index * local_size
-    )
     if num_workers is None:
         num_workers = 0 if source.cached else suggested_workers()
+    first_row = process_index * local_size
+    load = _LoadBatch(
+        functools.partial(_new_training_batch, source, transform),
+        functools.partial(_fill_for_training, source, transform, sampler, first_row),
+        local_size,
+        shared=num_workers == 0,
+    )
     batches = read_ahead(
         range(start_step, total_steps),
         load,
@@ -163,28 +168,41 @@ def eval_batches(
     check_readers(num_threads=num_threads, num_workers=0)
     local_size = local_rows(batch_size, process_count)
     shape = transform(np.zeros((1, 1, 3), np.uint8)).shape
-    load = functools.partial(
-        _load_for_evaluation, source, transform, shape, batch_size, process_index * local_size
+    first_row = process_index * local_size
+    load = _LoadBatch(
+        functools.partial(_new_evaluation_batch, source, shape),
+        functools.partial(_fill_for_evaluation, source, transform, batch_size, first_row),
+        local_size,
+        shared=True,
     )
     steps = range(-(-len(source) // batch_size))
     batches = read_ahead(steps, load, _join, local_size, num_threads, put, corrupt_images)
     return with_evaluation_shards(batches, source, batch_size)
 
 
-def _load_for_training(
+def _new_training_batch(source: DecodedSource, transform: TrainTransform, rows: int) -> Batch:
+    batch: Batch = {
+        "image": np.empty((rows, *transform.size, 3), np.uint8),
+        "label": np.empty((rows, *source.label_shape), np.int32),
+    }
+    if transform.draw_shape is not None:
+        batch["draws"] = np.empty((rows, *transform.draw_shape), np.float32)
+    return batch
+
+
+def _fill_for_training(
     source: DecodedSource,
     transform: TrainTransform,
     sampler: Sampler,
     first_row: int,
     step: int,
     rows: range,
-) -> Loaded[Batch]:
-    image = np.empty((len(rows), *transform.size, 3), np.uint8)
-    label = np.empty((len(rows), *source.label_shape), np.int32)
-    draws = np.empty((len(rows), *(transform.draw_shape or ())), np.float32)
+    batch: Batch,
+) -> list[CorruptImageError]:
     errors: list[CorruptImageError] = []
+    image: Any = batch["image"]
 
-    def start(row: int, offset: int = 0) -> Callable[[], tuple[Transformed, Label]]:
+    def start(row: int, offset: int = 0) -> FinishExample:
         # A generator that a failed image has used is not used again: each call makes a new one.
         _, index, random = sampler.at(step, first_row + row)
         return source.start((index + offset) % len(source), transform, random)
@@ -194,42 +212,83 @@ def _load_for_training(
     for i, row in enumerate(rows):
 
         def use(offset: int, i: int = i, row: int = row) -> tuple[Transformed, Label]:
-            return (start(row, offset) if offset else started[i])()
+            return (start(row, offset) if offset else started[i])(image[i])
 
-        drawn, label[i] = first_usable(use, len(source), errors)
-        image[i] = drawn.pixels
+        drawn, batch["label"][i] = first_usable(use, len(source), errors)
         if drawn.draws is not None:
-            draws[i] = drawn.draws
-    batch: Batch = {"image": image, "label": label}
-    if transform.draw_shape is not None:
-        batch["draws"] = draws
-    return batch, errors
+            batch["draws"][i] = drawn.draws
+    return errors
 
 
-def _load_for_evaluation(
+def _new_evaluation_batch(source: DecodedSource, shape: tuple[int, ...], rows: int) -> Batch:
+    return {
+        "image": np.zeros((rows, *shape), np.uint8),
+        "label": np.zeros((rows, *source.label_shape), np.int32),
+        "mask": np.zeros(rows, np.bool_),
+    }
+
+
+def _fill_for_evaluation(
     source: DecodedSource,
     transform: EvalTransform,
-    shape: tuple[int, ...],
     batch_size: int,
     first_row: int,
     step: int,
     rows: range,
-) -> Loaded[Batch]:
-    image = np.zeros((len(rows), *shape), np.uint8)
-    label = np.zeros((len(rows), *source.label_shape), np.int32)
-    mask = np.zeros(len(rows), np.bool_)
+    batch: Batch,
+) -> list[CorruptImageError]:
     errors: list[CorruptImageError] = []
     for i, row in enumerate(rows):
         index = step * batch_size + first_row + row
         if index >= len(source):
             break
         try:
-            pixels, label[i] = source[index]
+            pixels, batch["label"][i] = source[index]
         except CorruptImageError as error:
             errors.append(error)
         else:
-            image[i], mask[i] = transform(pixels), True
-    return {"image": image, "label": label, "mask": mask}, errors
+            batch["image"][i] = transform(pixels)
+            batch["mask"][i] = True
+    return errors
+
+
+class _LoadBatch:
+    """Loads the chunks of batches, which write into the same arrays if they share a process.
+
+    Args:
+      new: Makes the arrays of a number of rows.
+      fill: Takes a step, this host's rows and arrays of so many rows, which it fills; returns the
+        images that could not be decoded.
+      local_size: Number of this host's rows of a batch.
+      shared: Whether all chunks are loaded by threads of this process, so that each returns the
+        whole batch. Otherwise a chunk is returned alone, because it goes to another process.
+    """
+
+    def __init__(
+        self,
+        new: Callable[[int], Batch],
+        fill: Callable[[int, range, Batch], list[CorruptImageError]],
+        local_size: int,
+        *,
+        shared: bool,
+    ):
+        self._new, self._fill, self._local_size = new, fill, local_size
+        self._lock = threading.Lock() if shared else None
+        # Batches by step whose last chunk has not begun, and how many rows have.
+        self._begun: dict[int, tuple[Batch, int]] = {}
+
+    def __call__(self, step: int, rows: range) -> Loaded[Batch]:
+        if self._lock is None:
+            batch = self._new(len(rows))
+            return batch, self._fill(step, rows, batch)
+        with self._lock:
+            if step not in self._begun:
+                self._begun[step] = self._new(self._local_size), 0
+            batch, begun = self._begun.pop(step)
+            if begun + len(rows) < self._local_size:
+                self._begun[step] = batch, begun + len(rows)
+        part = {key: v[rows.start : rows.stop] for key, v in cast(Any, batch).items()}
+        return batch, self._fill(step, rows, cast(Batch, part))
 
 
 def local_rows(batch_size: int, process_count: int) -> int:
@@ -326,13 +385,9 @@ def _ignore_ctrl_c(index: int, count: int) -> None:
 
 
 def _join(chunks: Sequence[Batch]) -> Batch:
-    """Joins a batch's chunks."""
-    batch: Batch = {
-        "image": np.concatenate([chunk["image"] for chunk in chunks]),
-        "label": np.concatenate([chunk["label"] for chunk in chunks]),
-    }
-    if "mask" in chunks[0]:
-        batch["mask"] = np.concatenate([chunk["mask"] for chunk in chunks])
-    if "draws" in chunks[0]:
-        batch["draws"] = np.concatenate([chunk["draws"] for chunk in chunks])
-    return batch
+    """Joins a batch's chunks, which may be the same whole batch."""
+    first = chunks[0]
+    if all(chunk is first for chunk in chunks):
+        return first
+    joined = {key: np.concatenate([c[key] for c in cast(Any, chunks)]) for key in first}
+    return cast(Batch, joined)

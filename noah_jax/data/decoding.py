@@ -19,6 +19,9 @@ from noah_jax.data.transforms import TrainTransform, Transformed
 from noah_jax.errors import CorruptImageError, one_line
 
 DecodedImage = tuple[np.ndarray, Label]  # uint8 `[height, width, 3]`, and the label
+# These write the image to the array that they are given, if any: contiguous uint8 `[*size, 3]`.
+FinishImage = Callable[[np.ndarray | None], Transformed]
+FinishExample = Callable[[np.ndarray | None], tuple[Transformed, Label]]
 
 
 def decode(data: bytes, name: str = "the image") -> np.ndarray:
@@ -65,24 +68,24 @@ def decode_and_transform(
     Raises:
       CorruptImageError: See `decode`. `random` may have been used by then.
     """
-    return start_transform(data, transform, random, name)().pixels
+    return start_transform(data, transform, random, name)(None).pixels
 
 
 def start_transform(
     data: bytes, transform: TrainTransform, random: np.random.Generator, name: str = "the image"
-) -> Callable[[], Transformed]:
+) -> FinishImage:
     """Draws a transform's random choices and returns the function that decodes and transforms."""
     header = read_header(data)
     if header is None:
-        return lambda: transform.transform(_decode_by_pillow(data, name), random)
+        return lambda out: transform.transform(_decode_by_pillow(data, name), random, out)
     choices = transform.draw((header.width, header.height), random)
 
-    def finish() -> Transformed:
+    def finish(out: np.ndarray | None) -> Transformed:
         rows = None if choices.box is None else choices.box[3]
         pixels = decode_jpeg(data, header, rows=rows, approximate=transform.approximate)
         if pixels is None:
             pixels = _decode_by_pillow(data, name)
-        return Transformed(transform.apply(pixels, choices), transform.encode(choices))
+        return Transformed(transform.apply(pixels, choices, out), transform.encode(choices))
 
     return finish
 
@@ -153,19 +156,20 @@ class DecodedSource:
 
     def start(
         self, index: int, transform: TrainTransform, random: np.random.Generator
-    ) -> Callable[[], tuple[Transformed, Label]]:
+    ) -> FinishExample:
         """Reads an image and draws its transform's random choices, see `start_transform`.
 
         Returns:
-          A function that returns the transformed image and its label. It raises a
+          A function that takes the array to write to, which may be `None`, and returns the
+          transformed image and its label. It raises a
           CorruptImageError if the image cannot be decoded or its label is no class; `random` may
           have been used by then.
         """
         if self._cache is not None:
 
-            def finish_cached() -> tuple[Transformed, Label]:
+            def finish_cached(out: np.ndarray | None) -> tuple[Transformed, Label]:
                 pixels, label = self[index]
-                return transform.transform(pixels, random), label
+                return transform.transform(pixels, random, out), label
 
             return finish_cached
         try:
@@ -173,8 +177,8 @@ class DecodedSource:
         except CorruptImageError as error:
             return functools.partial(_fail, error)
         finish = start_transform(data, transform, random, self._source.describe(index))
-        return lambda: (finish(), label)
+        return lambda out: (finish(out), label)
 
 
-def _fail(error: CorruptImageError) -> tuple[Transformed, Label]:
+def _fail(error: CorruptImageError, out: np.ndarray | None) -> tuple[Transformed, Label]:
     raise error

@@ -91,7 +91,13 @@ def draw_crop(
 
 
 def resized_crop(
-    pixels: np.ndarray, box: Box, size: tuple[int, int], interpolation: str, *, flip: bool = False
+    pixels: np.ndarray,
+    box: Box,
+    size: tuple[int, int],
+    interpolation: str,
+    *,
+    flip: bool = False,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Cuts out a box, resizes it and flips it left to right if asked.
 
@@ -101,8 +107,9 @@ def resized_crop(
       size: `(height, width)` of the result in pixels.
       interpolation: "bilinear" or "bicubic".
       flip: Whether to flip the result.
+      out: Array to write the result to: contiguous uint8 `[*size, 3]`.
     """
-    return resize(pixels, size, interpolation, box=box, flip=flip)
+    return resize(pixels, size, interpolation, box=box, flip=flip, out=out)
 
 
 def draw_offset(pad: int, random: np.random.Generator) -> tuple[int, int]:

@@ -67,7 +67,8 @@ def decode_jpeg(
     strict = True
     if rows is not None and header.height_at is not None and rows + _MARGIN < header.height:
         at = header.height_at
-        data = data[:at] + (rows + _MARGIN).to_bytes(2, "big") + data[at + 2 :]
+        lower = (rows + _MARGIN).to_bytes(2, "big")
+        data = b"".join((data[:at], lower, memoryview(data)[at + 2 :]))
         strict = False  # in strict mode the rest of the file is an error
     try:
         return simplejpeg.decode_jpeg(

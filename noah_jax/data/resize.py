@@ -59,27 +59,18 @@ def resize(
     height, width = size
     pitch = 3 * pixels.shape[1]
     start = top * pitch + 3 * left
-    flat, flat_out = _read_only(np.ascontiguousarray(pixels)), out.reshape(-1)
+    source, target = np.ascontiguousarray(pixels).reshape(-1), out.reshape(-1)
     bicubic = interpolation == "bicubic"
     # Pillow 13's rule for which pass comes first.
     if down > height and down - height > 2 * (across - width):
         squeezed = np.empty(height * 3 * across, np.uint8)
-        _resize_columns(flat, start, pitch, down, 3 * across, height, bicubic, squeezed)
-        squeezed = _read_only(squeezed)
-        _resize_rows(squeezed, 0, 3 * across, height, across, width, bicubic, flip, flat_out)
+        _resize_columns(source, start, pitch, down, 3 * across, height, bicubic, squeezed)
+        _resize_rows(squeezed, 0, 3 * across, height, across, width, bicubic, flip, target)
     else:
         squeezed = np.empty(down * 3 * width, np.uint8)
-        _resize_rows(flat, start, pitch, down, across, width, bicubic, flip, squeezed)
-        squeezed = _read_only(squeezed)
-        _resize_columns(squeezed, 0, 3 * width, down, 3 * width, height, bicubic, flat_out)
+        _resize_rows(source, start, pitch, down, across, width, bicubic, flip, squeezed)
+        _resize_columns(squeezed, 0, 3 * width, down, 3 * width, height, bicubic, target)
     return out
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    """Returns a flat read-only view. Numba would compile functions again for other arrays."""
-    view = array.reshape(-1)
-    view.flags.writeable = False
-    return view
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

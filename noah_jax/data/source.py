@@ -162,7 +162,7 @@ def read_bytes(path: str) -> bytes:
     try:
         if is_remote(path):
             return epath.Path(path).read_bytes()
-        with open(path, "rb") as file:  # takes half the time of epath
+        with open(path, "rb", buffering=0) as file:  # takes half the time of epath
             return file.read()
     except OSError as error:
         raise UnreadableImageError(path, error.strerror or one_line(error, 200)) from error

@@ -151,10 +151,18 @@ class TrainTransform:
             ),
         )
 
-    def apply(self, pixels: np.ndarray, choices: TrainChoices) -> np.ndarray:
-        """Returns the transformed image; a pure function."""
+    def apply(
+        self, pixels: np.ndarray, choices: TrainChoices, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Returns the transformed image.
+
+        Args:
+          pixels: uint8 `[height, width, 3]`.
+          choices: The random choices.
+          out: Array to write the result to: contiguous uint8 `[*size, 3]`.
+        """
         if choices.box is not None:
-            pixels = self._resized_crop(pixels, choices.box, choices)
+            pixels = self._resized_crop(pixels, choices.box, choices, out)
         else:
             resize = geometry.squash if self.squash else geometry.fit
             pixels = resize(pixels, self.size, choices.interpolation)
@@ -164,10 +172,13 @@ class TrainTransform:
                 pixels = geometry.center_crop(pixels, self.size)
             if choices.flip:
                 pixels = geometry.flip(pixels)
-        if self.on_device or not (choices.adjustments or choices.operations):
+        if not self.on_device and (choices.adjustments or choices.operations):
+            image = color_jitter(Image.fromarray(pixels), choices.adjustments)
+            pixels = np.asarray(rand_augment(image, choices.operations, self.fill))
+        if out is None or pixels is out:
             return pixels
-        image = color_jitter(Image.fromarray(pixels), choices.adjustments)
-        return np.asarray(rand_augment(image, choices.operations, self.fill))
+        out[:] = pixels
+        return out
 
     @property
     def draw_shape(self) -> tuple[int, int] | None:
@@ -183,23 +194,35 @@ class TrainTransform:
         rows, _ = self.draw_shape
         return encode_draws(choices.adjustments, choices.operations, rows=rows, size=self.size)
 
-    def _resized_crop(self, pixels: np.ndarray, box: Box, choices: TrainChoices) -> np.ndarray:
+    def _resized_crop(
+        self, pixels: np.ndarray, box: Box, choices: TrainChoices, out: np.ndarray | None
+    ) -> np.ndarray:
         if self.approximate:
             from noah_jax.data import approximate  # needs OpenCV, which is an extra
 
             resized_crop = approximate.resized_crop
         else:
             resized_crop = geometry.resized_crop
-        return resized_crop(pixels, box, self.size, choices.interpolation, flip=choices.flip)
+        return resized_crop(
+            pixels, box, self.size, choices.interpolation, flip=choices.flip, out=out
+        )
 
     def __call__(self, pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Draws the random choices and applies those that are the host's."""
         return self.transform(pixels, random).pixels
 
-    def transform(self, pixels: np.ndarray, random: np.random.Generator) -> Transformed:
-        """Draws the random choices, applies those that are the host's and encodes the others."""
+    def transform(
+        self, pixels: np.ndarray, random: np.random.Generator, out: np.ndarray | None = None
+    ) -> Transformed:
+        """Draws the random choices, applies those that are the host's and encodes the others.
+
+        Args:
+          pixels: uint8 `[height, width, 3]`.
+          random: Generator of the random choices.
+          out: Array to write the image to: contiguous uint8 `[*size, 3]`.
+        """
         choices = self.draw(pixels.shape[1::-1], random)
-        return Transformed(self.apply(pixels, choices), self.encode(choices))
+        return Transformed(self.apply(pixels, choices, out), self.encode(choices))
 
 
 def make_eval_transform(

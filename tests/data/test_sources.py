@@ -35,8 +35,7 @@ class _Numbers:
 
     def start(self, index, transform, random):
         pixels, label = self[index]
-        pixels = transform.transform(pixels, random)
-        return lambda: (pixels, label)
+        return lambda out: (transform.transform(pixels, random, out), label)
 
 
 def _take(source, transform=None, batch_size=8, **kwargs):
