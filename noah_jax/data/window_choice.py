@@ -33,8 +33,8 @@ def choose_window(window: int | None, train: Source, evaluation: Source) -> int 
       against it.
 
     Raises:
-      InputError: If the images are not in shards, the cache is too small for the window, or nothing
-        was chosen and the shards are sorted by class; says what to set.
+      InputError: If the images are not in shards, the cache is too small for the window or larger
+        than its disk, or nothing was chosen and the shards are sorted by class; says what to set.
     """
     if window and not _lengths(train):
         raise InputError(
@@ -44,7 +44,9 @@ def choose_window(window: int | None, train: Source, evaluation: Source) -> int 
     shards = shard_set(train)
     if shards is None or not shards.remote:
         return window
-    room = _room(shards, shard_set(evaluation))
+    eval_shards = shard_set(evaluation)
+    shards.cache.check_space(shards.size + (eval_shards.size if eval_shards is not None else 0))
+    room = _room(shards, eval_shards)
     largest = max(shard.size for shard in shards.shards)
     sizes = (
         f"{train.name} has {len(shards.shards):,} shards with {_gigabytes(shards.size)}, and"

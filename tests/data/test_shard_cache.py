@@ -1,5 +1,6 @@
 """The cache of shards on a machine: whole files, a bound, and a bucket with faults."""
 
+import collections
 import errno
 import os
 import pathlib
@@ -169,6 +170,19 @@ def test_a_full_disk_is_one_line(shards, cache, monkeypatch):
     with pytest.raises(WriteError, match=words):
         cache.open(shards[0])
     assert _files(cache) == []
+
+
+def test_a_cache_that_is_larger_than_its_disk_is_refused(shards, tmp_path, monkeypatch):
+    cache = ShardCache(str(tmp_path / "a" / "b"), gigabytes=64)
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, 2 * SIZE))
+    cache.check_space(2 * SIZE)
+    with pytest.raises(
+        InputError, match=r"a/b has room for 2e-06 GB of shards, and 1\.2e-05 GB are"
+    ):
+        cache.check_space(12 * SIZE)
+    cache.open(shards[0])  # What is here already needs no room.
+    cache.check_space(3 * SIZE)
 
 
 def test_shards_that_are_not_there(bucket):

@@ -15,13 +15,14 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from typing import IO
 
 from noah_jax.data.folder_walk import warn_once
 from noah_jax.data.streaming.download import download
 from noah_jax.data.streaming.shards import Shard
-from noah_jax.errors import WriteError
+from noah_jax.errors import InputError, WriteError
 from noah_jax.files import whole
 from noah_jax.paths import expand_home
 
@@ -122,6 +123,28 @@ class ShardCache:
         """Says whether a shard is here."""
         return os.path.exists(self._path(shard))
 
+    def check_space(self, size: int) -> None:
+        """Checks that the disk has room for what the cache will take.
+
+        Args:
+          size: Bytes of all shards that will be read.
+
+        Raises:
+          InputError: If it has less.
+        """
+        existing = self.folder
+        while not os.path.exists(existing):
+            existing = os.path.dirname(existing)
+        held = sum(bytes_ for _, bytes_, _ in self._entries())
+        room = shutil.disk_usage(existing).free + held
+        needed = min(size, self.capacity)
+        if needed > room:
+            raise InputError(
+                f"the disk of {self.folder} has room for {room / _GIGABYTE:,.4g} GB of shards, and"
+                f" {needed / _GIGABYTE:,.4g} GB are to be kept there; free space, set"
+                " data.cache_gb or choose another data.cache_dir"
+            )
+
     def _path(self, shard: Shard) -> str:
         return os.path.join(self.folder, f"{shard.identity}-{shard.name}")
 
@@ -156,13 +179,7 @@ class ShardCache:
 
     def _make_room(self, size: int) -> bool:
         """Removes the shards that were not opened for longest; returns whether that was enough."""
-        entries = []
-        for entry in os.scandir(self.folder):
-            if not entry.is_file():
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                status = entry.stat()
-                entries.append((status.st_mtime_ns, status.st_size, entry.path))
+        entries = self._entries()
         excess = sum(bytes_ for _, bytes_, _ in entries) + size - self.capacity
         for _, bytes_, path in sorted(entries):
             if excess <= 0:
@@ -170,6 +187,18 @@ class ShardCache:
             if self._remove(path):
                 excess -= bytes_
         return excess <= 0
+
+    def _entries(self) -> list[tuple[int, int, str]]:
+        """Returns when each shard here was opened last, its bytes and its path."""
+        if not os.path.isdir(self.folder):
+            return []
+        entries = []
+        for entry in os.scandir(self.folder):
+            if entry.is_file():
+                with contextlib.suppress(FileNotFoundError):  # Another process has removed it.
+                    status = entry.stat()
+                    entries.append((status.st_mtime_ns, status.st_size, entry.path))
+        return entries
 
     def _remove(self, path: str) -> bool:
         """Removes a shard that nobody reads, or an unfinished file that nobody writes."""
