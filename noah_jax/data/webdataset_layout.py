@@ -47,7 +47,9 @@ class WebDataset:
         self._place = place
         self._cache = cache
         self._pattern = is_pattern(place)
-        self._folder = expand_home(place).rpartition("/")[0] or "." if self._pattern else place
+        self._folder = (
+            expand_home(place.split("::")[0]).rpartition("/")[0] or "." if self._pattern else place
+        )
         self._shards = {"train": find_shards(place)} if self._pattern else _find_splits(place)
         self.splits = sorted(self._shards)
 

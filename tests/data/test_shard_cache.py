@@ -61,10 +61,14 @@ def test_a_shard_is_downloaded_once_and_is_whole(bucket, shards, cache):
 
 
 def test_what_was_opened_longest_ago_makes_room(shards, cache):
+    other = pathlib.Path(cache.folder) / "thesis.tex"  # of somebody who named this folder
+    other.parent.mkdir()
+    other.write_bytes(bytes(100 * SIZE))
+    os.utime(other, (0, 0))
     for number in (0, 1, 2, 0, 3):
         cache.open(shards[number])
         time.sleep(0.002)  # The file system's clock ticks more slowly than this program runs.
-    assert _held(cache, shards) == [0, 2, 3]
+    assert _held(cache, shards) == [0, 2, 3] and other.exists()
 
 
 def test_what_is_read_stays(shards, cache, capsys):

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from typing import IO
@@ -30,6 +31,8 @@ DEFAULT_FOLDER = "~/.cache/noah_jax/shards"
 DEFAULT_GIGABYTES = 64.0
 _GIGABYTE = 10**9
 _NUM_LOCKS = 256
+# A shard, or with a dot one that is being downloaded. Whatever else there is, is left alone.
+_OURS = re.compile(r"\.?[0-9a-f]{32}-.")
 
 
 class NoRoomError(Exception):
@@ -194,7 +197,7 @@ class ShardCache:
             return []
         entries = []
         for entry in os.scandir(self.folder):
-            if entry.is_file():
+            if _OURS.match(entry.name) and entry.is_file():
                 with contextlib.suppress(FileNotFoundError):  # Another process has removed it.
                     status = entry.stat()
                     entries.append((status.st_mtime_ns, status.st_size, entry.path))
