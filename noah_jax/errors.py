@@ -75,6 +75,10 @@ class ReadError(InputError):
     """Raised if a file cannot be read; says what was found, what was expected and what to do."""
 
 
+class UnreachableError(ReadError):
+    """Raised if a bucket does not give a file; a later try may succeed."""
+
+
 class WriteError(NoahError, OSError):
     """Raised if a file or folder cannot be written; says which one, why and what to do."""
 

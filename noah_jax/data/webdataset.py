@@ -23,7 +23,7 @@ from noah_jax.data.streaming.cache import LocalShard, ShardCache
 from noah_jax.data.streaming.sets import ShardSet
 from noah_jax.data.streaming.shards import Shard
 from noah_jax.data.tar_index import TarIndex, index_tar, load_index
-from noah_jax.errors import InputError, UnreadableImageError, one_line
+from noah_jax.errors import InputError, NoahError, UnreadableImageError, one_line
 
 
 class WebDatasetSource:
@@ -76,6 +76,8 @@ class WebDatasetSource:
         try:
             shard = self.shard_set.reader(number)
             data = shard.read(int(self._offset[index]), int(self._size[index]))
+        except NoahError:
+            raise  # A full disk, which is an OSError too, is no fault of the image.
         except OSError as error:
             reason = error.strerror or one_line(error, 200)
             raise UnreadableImageError(self.describe(index), reason) from error

@@ -12,7 +12,7 @@ from etils import epath
 from noah_jax import console, distributed
 from noah_jax.cli import as_typed, load_config
 from noah_jax.console import say
-from noah_jax.errors import JoinError, NoahError
+from noah_jax.errors import JoinError, NoahError, UnreachableError
 from noah_jax.heads.registry import HEADS
 from noah_jax.inference.loading import read_description
 from noah_jax.interrupts import advising
@@ -51,7 +51,7 @@ def run_training(arguments: argparse.Namespace) -> int:
     except Stopped as stopped:
         say(stopped)
         return RESTARTABLE
-    except JoinError as error:
+    except (JoinError, UnreachableError) as error:
         console.fail(error)
         return RESTARTABLE
     say(closing_words(arguments.workdir, results))

@@ -1,6 +1,7 @@
 """Images from buckets through a small cache: their order, and what a run says and refuses."""
 
 import collections
+import errno
 import pathlib
 import shutil
 
@@ -18,7 +19,7 @@ from noah_jax.data.sources import open_sources
 from noah_jax.data.streaming.cache import ShardCache
 from noah_jax.data.transforms import TrainTransform, make_eval_transform
 from noah_jax.data.window_choice import choose_window, describe_window
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, WriteError
 from tests.bucket import as_bucket
 from tests.shards import write_mixed_shards, write_webdataset
 
@@ -211,6 +212,17 @@ def test_a_corrupt_shard_is_named(folder, tmp_path):
         )
         with pytest.raises(InputError, match=r"mixed-train\.array_record\S+ cannot be read"):
             train[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_is_no_corrupt_image(kind, folder, bucket, tmp_path, monkeypatch):
+    def full(shard, file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    train, _ = _open(kind, tmp_path, 4)
+    monkeypatch.setattr("noah_jax.data.streaming.cache.download", full)
+    with pytest.raises(WriteError, match="is on a full disk"):
+        _take(train, _sampler(train, 2), total_steps=1)
 
 
 def test_the_number_of_open_shards_is_bounded(folder, bucket, tmp_path):

@@ -7,8 +7,10 @@ import shutil
 import pytest
 from ml_collections import ConfigDict
 
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, UnreachableError
 from noah_jax.train import train
+from noah_jax.train.__main__ import main
+from noah_jax.train.watchdog import RESTARTABLE
 from tests.bucket import as_bucket
 from tests.shards import write_mixed_shards, write_tables, write_webdataset
 
@@ -58,6 +60,16 @@ def test_a_run_on_folders_goes_on_with_their_shards(kind, tiny_run, class_folder
         write_webdataset(tmp_path / "shards", class_folders, shards=3)
         with pytest.raises(InputError, match="the training images are as many, but other files"):
             train(config, str(tmp_path / "run"))
+
+
+def test_a_bucket_that_does_not_answer_is_no_lasting_error(tmp_path, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise UnreachableError("gs://bucket/a.tar cannot be downloaded")
+
+    monkeypatch.setattr("noah_jax.train.program.train", fail)
+    words = ["--config=quickstart.py", f"--workdir={tmp_path}", "--num_processes=1"]
+    assert main(words) == RESTARTABLE
+    assert capsys.readouterr().err == "error: gs://bucket/a.tar cannot be downloaded\n"
 
 
 @pytest.mark.slow

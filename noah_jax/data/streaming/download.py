@@ -8,7 +8,7 @@ from typing import IO, Any, Protocol
 import google_crc32c
 
 from noah_jax.data.streaming.shards import Shard, filesystem
-from noah_jax.errors import ReadError, one_line
+from noah_jax.errors import ReadError, UnreachableError, one_line
 
 BLOCK = 2**24  # bytes of a request
 # Seconds to wait before a request is tried again. The libraries of buckets try again themselves.
@@ -37,7 +37,8 @@ def download(shard: Shard, file: IO[bytes]) -> None:
       file: The file, which has the shard's length.
 
     Raises:
-      ReadError: If the bucket does not give the bytes, or its checksum is another one.
+      ReadError: If the shard is gone, or its checksum is another one.
+      UnreachableError: If the bucket does not give the bytes.
       OSError: If the file cannot be written.
     """
     for _ in range(_TRIES):
@@ -80,7 +81,7 @@ def _read(shard: Shard, start: int, end: int) -> bytes:
             reason = one_line(error, 200)
         if wait is not None:
             time.sleep(wait)
-    raise ReadError(
+    raise UnreachableError(
         f"{shard.path} cannot be downloaded, tried {len(WAITS) + 1} times: {reason}; the same"
         " command goes on when its bucket can be reached"
     )
