@@ -12,6 +12,7 @@ import pytest
 from noah_jax.data.streaming import cache as cache_module
 from noah_jax.data.streaming.ahead import ReadAhead
 from noah_jax.data.streaming.cache import NoRoomError, ShardCache
+from noah_jax.data.streaming.readers import openable
 from noah_jax.data.streaming.shards import find_shards
 from noah_jax.errors import InputError, ReadError, WriteError
 from tests.bucket import as_bucket
@@ -209,6 +210,25 @@ def test_shards_that_are_not_there(bucket):
     ):
         with pytest.raises(ReadError, match=words):
             find_shards(pattern)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "expected", "becomes"),
+    [
+        (1024, 4096, 1000, 1512),
+        (1024, 1200, 688, 1200),
+        (1024, -1, 1000, 1512),
+        (4096, 4096, 1000, None),
+        (-1, -1, 1000, None),
+        (256, 256, 1, 256),
+    ],
+)
+def test_the_limit_of_open_files(soft, hard, expected, becomes, monkeypatch):
+    changes = []
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (soft, hard))
+    monkeypatch.setattr("resource.setrlimit", lambda kind, limits: changes.append(limits))
+    assert openable(1000) == expected
+    assert changes == ([] if becomes is None else [(becomes, hard)])
 
 
 def _wait_for(condition):

@@ -1,6 +1,8 @@
 """Keeps the readers of shard files open, the ones that were used last."""
 
 import collections
+import contextlib
+import resource
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -8,6 +10,29 @@ from typing import Any, Generic, TypeVar
 from noah_jax.data.streaming.shards import Shard
 
 Reader = TypeVar("Reader")
+
+_OTHER_FILES = 512  # that a process may have open besides shards
+
+
+def openable(count: int) -> int:
+    """Lets this process have more files open, as far as the system allows.
+
+    Args:
+      count: How many shards' files it would open at once.
+
+    Returns:
+      How many of them it may.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    wanted = count + _OTHER_FILES
+    if soft == unlimited or soft >= wanted:
+        return count
+    allowed = wanted if hard == unlimited else min(wanted, hard)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    return max(1, min(count, soft - _OTHER_FILES))
 
 
 class Readers(Generic[Reader]):

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from noah_jax.data.streaming.cache import LocalShard, ShardCache
-from noah_jax.data.streaming.readers import Readers
+from noah_jax.data.streaming.readers import Readers, openable
 from noah_jax.data.streaming.shards import Shard
 
 Reader = TypeVar("Reader")
 
-# Readers of local files that stay open; many systems let a process open 1,024 files.
-_MOST_OPEN = 256
+_FILES_PER_READER = 2  # one to read, one to hold the shard's lock
 
 
 class ShardSet(Generic[Reader]):
@@ -68,13 +67,12 @@ class ShardSet(Generic[Reader]):
         self._readers.most_open = count
 
     def _most_open(self) -> int:
-        if not self.remote:
-            return _MOST_OPEN
-        # Half of the cache is for what is read, the other half for what is read next.
-        if self.size <= self.cache.capacity:
-            return len(self.shards)
-        largest = max(shard.size for shard in self.shards)
-        return max(1, self.cache.capacity // 2 // largest)
+        count = len(self.shards)
+        if self.remote and self.size > self.cache.capacity:
+            # Half of the cache is for what is read, the other half for what is read next.
+            largest = max(shard.size for shard in self.shards)
+            count = max(1, self.cache.capacity // 2 // largest)
+        return max(1, openable(count * _FILES_PER_READER) // _FILES_PER_READER)
 
 
 @dataclasses.dataclass(frozen=True)
