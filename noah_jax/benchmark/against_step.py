@@ -189,6 +189,10 @@ def _is_possible(setting: Lighter) -> bool:
 def measure_and_print(args: argparse.Namespace) -> None:
     """Measures what the options name, and prints a table and what to do."""
     config = load_config(args)
+    if config.data.loader != "host":
+        raise InputError(
+            "--against-step measures what the host's loader gives: add --config.data.loader=host"
+        )
     machine = None if args.machine is None else parse_machine(args.machine)
     with working("opening the data"):
         sources, images = open_or_make(config)

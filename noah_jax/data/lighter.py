@@ -30,6 +30,8 @@ def lighter_settings(section: ConfigDict) -> list[Lighter]:
     Args:
       section: The section `data`.
     """
+    if section.loader != "host":
+        return []
     wanted = {
         "augment_on_device": bool(section.rand_augment.num_ops or section.color_jitter),
         "approximate_decode": section.crop == "random_resized" and not section.cache,

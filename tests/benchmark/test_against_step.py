@@ -126,7 +126,9 @@ def test_settings_that_are_in_force_or_do_not_help_are_left_out():
     assert [x.name for x in lighter_settings(section)] == ["data.approximate_decode=True"]
     section.rand_augment.num_ops = 2
     assert len(lighter_settings(section)) == 2
-    section.augment_on_device, section.cache = True, True
+    section.loader = "dali"
+    assert not lighter_settings(section)
+    section.loader, section.augment_on_device, section.cache = "host", True, True
     assert not lighter_settings(section)
 
 
@@ -197,6 +199,10 @@ def test_the_program(here, tiny_config, tmp_path, monkeypatch, capsys):
     ("words", "message"),
     [
         (["--against-step", "--folder", "x"], "--config.dataset=folder:PATH"),
+        (
+            ["--against-step", "--config=quickstart.py", "--config.data.loader=dali"],
+            "add --config.data.loader=host",
+        ),
         (["--machine=h100:8"], "go with --against-step"),
         (["--config=quickstart.py"], "go with --against-step"),
     ],

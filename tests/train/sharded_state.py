@@ -69,6 +69,17 @@ def _difference(one: Any, other: Any) -> float:
     return max(np.abs(a - b).max() / max(np.abs(a).max(), 1) for a, b in pairs)
 
 
+def _joins_shards(setup: TrainSetup) -> bool:
+    """Says whether rows that were placed on each device by itself are a batch like any other."""
+    rows = {"image": np.arange(setup.mesh.size * 6).reshape(-1, 3)}
+    devices = distributed.row_devices(setup.mesh)
+    shards = map(jax.device_put, np.split(rows["image"], len(devices)), devices)
+    joined = {"image": distributed.join_shards(list(shards), setup.mesh)}
+    joined = distributed.put_batch(joined, setup.mesh)["image"]
+    expected = distributed.put_batch(rows, setup.mesh)["image"]
+    return joined.sharding == expected.sharding and bool((joined == expected).all())
+
+
 def _save(folder: str, state: Any) -> None:
     checkpoints = Checkpoints(folder)
     checkpoints.save(STEPS, state)
@@ -111,6 +122,7 @@ def main(data: str, folder: str) -> None:
         "bytes": [distributed.device_bytes(s) for s in (state, sharded_state)],
         "real_bytes": sum(x.addressable_shards[0].data.nbytes for x in arrays),
         "arguments": [s.memory_analysis().argument_size_in_bytes for s in (step, sharded_step)],
+        "joined": _joins_shards(replicated),
         "donated": [hlo.donated_parameters(s.as_text()) for s in (step, sharded_step)],
     }
     _save(f"{folder}/sharded", sharded_state)

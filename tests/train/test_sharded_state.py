@@ -91,3 +91,7 @@ def test_large_arrays_are_split_along_the_longest_axis_that_divides():
     assert placed["kernel"].spec == PartitionSpec(None, None, None, "data")
     assert placed["odd"].spec == PartitionSpec(None, "data")
     assert placed["small"].spec == placed["indivisible"].spec == PartitionSpec()
+
+
+def test_shards_that_each_device_has_are_a_batch(found):
+    assert found["joined"]
