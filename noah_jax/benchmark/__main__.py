@@ -65,6 +65,11 @@ def _batches(text: str) -> list[int]:
     return [positive(part) for part in text.split(",")]
 
 
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return positive(width), positive(height)
+
+
 def _option(text: str) -> tuple[str, str | bool]:
     name, equals, value = text.partition("=")
     if not name or not equals:
@@ -96,6 +101,13 @@ def _eval_options(parser: Parser) -> None:
 def _input_options(parser: Parser) -> None:
     parser.add_argument(
         "--folder", type=_folder, help="class folders; by default photographs made for this"
+    )
+    parser.add_argument(
+        "--photograph-size",
+        type=_size,
+        default=(500, 375),
+        metavar="WIDTHxHEIGHT",
+        help="size of these photographs in pixels (500x375)",
     )
     parser.add_argument("--recipe", choices=("cnn", "deit"), help="by default both")
     parser.add_argument("--batch", type=positive, default=64, help="images a batch (%(default)s)")

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 
+from noah_jax.benchmark.input_at_size import at_size_contenders
 from noah_jax.benchmark.input_contenders import (
     CNN,
     RECIPES,
@@ -48,6 +49,7 @@ CONTENDERS: tuple[Callable[[Setting], Contenders], ...] = (
     torch_contenders,
     own_contenders,
     dali_contenders,
+    at_size_contenders,
 )
 _REFERENCES = ("torchvision", "torchvision, uint8", "timm")  # those that others are compared with
 _FILES = 1024  # files of the made set; few enough to stay in memory, so that no disk counts
@@ -134,13 +136,14 @@ def measure_and_print(args: argparse.Namespace) -> None:
     record: dict[str, dict[str, list[Turn]]] = {}
     with tempfile.TemporaryDirectory() as made:
         folder = args.folder or pathlib.Path(made)
+        width, height = args.photograph_size
         if args.folder is None:
-            write_class_folder(folder, files=_FILES)
+            write_class_folder(folder, files=_FILES, size=(width, height))
         source, _ = open_sources(f"folder:{folder}")
         cores = num_cores()
         say(
             f"{cores} core(s), batch {args.batch}, medians of {args.rounds} turns;"
-            f" {len(source):,} files of {args.folder or 'made photographs, 500 x 375, 110 kB'}"
+            f" {len(source):,} files of {args.folder or f'made photographs, {width} x {height}'}"
         )
         for recipe in recipes:
             setting = Setting(recipe, folder, source, args.batch, cores)

@@ -11,7 +11,8 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from noah_jax.data.decoding import decode
+from noah_jax.data.shrink import shrink_image
+from noah_jax.data.shrunk import Shrinking
 from noah_jax.data.source import AbsentSource, Label, Source
 
 SIZE = (500, 375)  # width and height in pixels, the most frequent of ImageNet
@@ -19,15 +20,20 @@ _BYTES = 110_000  # average size of a file of ImageNet
 _FALL = 1.1  # the amplitude is the frequency to the power of minus this
 _DIFFERENT = 16  # photographs of a source
 _SHRUNK = 64  # images of a source that are made smaller
-_QUALITY = 95
 
 
-def make_photograph(seed: int) -> bytes:
-    """Returns a JPEG file of about 110,000 bytes."""
+def make_photograph(seed: int, size: tuple[int, int] = SIZE) -> bytes:
+    """Returns a JPEG file of about 110,000 bytes, or as many a pixel if it has another size.
+
+    Args:
+      seed: Decides what is on it.
+      size: Width and height in pixels.
+    """
     random = np.random.RandomState(seed)
-    width, height = SIZE
+    width, height = size
+    wanted = _BYTES * (width * height) / (SIZE[0] * SIZE[1])
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    amplitude = np.maximum(frequency, 1 / max(SIZE)) ** -_FALL
+    amplitude = np.maximum(frequency, 1 / max(size)) ** -_FALL
     noise = random.standard_normal((3, 2, *amplitude.shape))
     luma, red, blue = np.fft.irfft2((noise[:, 0] + 1j * noise[:, 1]) * amplitude, (height, width))
     pixels = np.stack([luma + 0.3 * red, luma, luma + 0.3 * blue], -1)
@@ -36,20 +42,23 @@ def make_photograph(seed: int) -> bytes:
     for quality in range(75, 96):
         out = io.BytesIO()
         image.save(out, "JPEG", quality=quality)
-        if out.tell() >= _BYTES:
+        if out.tell() >= wanted:
             break
     return out.getvalue()
 
 
-def write_class_folder(folder: pathlib.Path, *, files: int, different: int = 32) -> None:
+def write_class_folder(
+    folder: pathlib.Path, *, files: int, different: int = 32, size: tuple[int, int] = SIZE
+) -> None:
     """Writes `train/CLASS/image.jpg` and `val/CLASS/image.jpg` of four classes.
 
     Args:
       folder: Folder to make.
       files: Number of training files; there are four validation files.
       different: Number of different photographs among them.
+      size: Their width and height in pixels.
     """
-    photographs = [make_photograph(seed) for seed in range(min(files, different))]
+    photographs = [make_photograph(seed, size) for seed in range(min(files, different))]
     for split, count in (("train", files), ("val", 4)):
         for i in range(count):
             path = folder / split / f"class{i % 4}" / f"{i:05}.jpg"
@@ -76,7 +85,7 @@ class Photographs(AbsentSource):
 
 
 class ShrunkSource:
-    """Some images of a source, made smaller, as a set of smaller images would have them.
+    """Some images of a source, made smaller, as `prepare --max-side` would store them.
 
     Args:
       source: The source.
@@ -91,16 +100,13 @@ class ShrunkSource:
         self.class_names = source.class_names
         self.multi_label = source.multi_label
         self.shrunk = False
+        shrinking = Shrinking(side)
         self._images: list[tuple[bytes, Label]] = []
         for index in range(0, len(source), math.ceil(len(source) / _SHRUNK)):
             data, label = source[index]
-            image = Image.fromarray(decode(data, source.describe(index)))
-            if max(image.size) > side:
-                image.thumbnail((side, side), Image.Resampling.LANCZOS)
-                out = io.BytesIO()
-                image.save(out, "JPEG", quality=_QUALITY)
-                data, self.shrunk = out.getvalue(), True
-            self._images.append((data, label))
+            smaller = shrink_image(data, shrinking, source.describe(index))
+            self.shrunk |= smaller != data
+            self._images.append((smaller, label))
 
     def __len__(self) -> int:
         return len(self._images)

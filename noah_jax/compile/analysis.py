@@ -18,6 +18,7 @@ from noah_jax.aot.targets import Target
 from noah_jax.console import working
 from noah_jax.data import imagenet
 from noah_jax.data.prepare_labelled import absent_labelled
+from noah_jax.data.shrunk import original_name
 from noah_jax.errors import CompileError, InputError
 from noah_jax.train.param_groups import trainable
 from noah_jax.train.setup import TrainSetup, build
@@ -220,8 +221,9 @@ def smaller_batch(config: ConfigDict, target: Target, unfit: Report) -> Report |
 
 
 def _build(config: ConfigDict, devices: list[jax.Device]) -> TrainSetup:
-    known = config.dataset == imagenet.NAME
-    absent = imagenet.absent_imagenet() if known else absent_labelled(config.dataset)
+    dataset = original_name(config.dataset)
+    known = dataset == imagenet.NAME
+    absent = imagenet.absent_imagenet() if known else absent_labelled(dataset)
     # The evaluation is not compiled, so its batch need not fit the machine.
     config = copy.deepcopy(config)
     if config.eval_batch_size is not None:

@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 from noah_jax.data.jpeg import decode_jpeg, read_header
+from noah_jax.data.jpeg_regions import cut_region
+from noah_jax.data.raw import decode_raw
 from noah_jax.data.source import Label, Source, check_label
 from noah_jax.data.transforms import TrainTransform, Transformed
 from noah_jax.errors import CorruptImageError, one_line
@@ -40,6 +42,8 @@ def decode(data: bytes, name: str = "the image") -> np.ndarray:
     """
     header = read_header(data)
     if header is not None and (pixels := decode_jpeg(data, header)) is not None:
+        return pixels
+    if header is None and (pixels := decode_raw(data)) is not None:
         return pixels
     return _decode_by_pillow(data, name)
 
@@ -77,10 +81,15 @@ def start_transform(
     """Draws a transform's random choices and returns the function that decodes and transforms."""
     header = read_header(data)
     if header is None:
-        return lambda out: transform.transform(_decode_by_pillow(data, name), random, out)
+        return lambda out: transform.transform(decode(data, name), random, out)
     choices = transform.draw((header.width, header.height), random)
 
     def finish(out: np.ndarray | None) -> Transformed:
+        if choices.box is not None and (region := cut_region(data, choices.box)) is not None:
+            pixels = decode_jpeg(region.data, header, approximate=transform.approximate)
+            if pixels is not None:
+                moved = choices.move_box(-region.left, -region.top)
+                return Transformed(transform.apply(pixels, moved, out), transform.encode(choices))
         rows = None if choices.box is None else choices.box[3]
         pixels = decode_jpeg(data, header, rows=rows, approximate=transform.approximate)
         if pixels is None:

@@ -28,8 +28,10 @@ from etils import epath
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from noah_jax.console import Work, working
+from noah_jax.console import Work, say, working
 from noah_jax.data.folders import FolderSource
+from noah_jax.data.in_threads import in_threads
+from noah_jax.data.shrunk import read_shrinking
 from noah_jax.data.source import SAMPLE, ImageFiles
 from noah_jax.data.tfds import CERTAIN_LABELS, MULTI_LABEL_FILE_NAME
 from noah_jax.errors import InputError, NoahError, WriteError
@@ -54,12 +56,18 @@ class Split:
       num_images: Number of images that it must have.
       shards: For each shard a function that makes its records, serialised `tf.train.Example`s.
       origin: Describes the data that the records are made of. A run that resumes compares it.
+      change: What becomes of each record, if the records are not written as they are. It is called
+        in threads.
+      compressed: Whether ArrayRecord compresses the records, which leaves JPEG files as large as
+        they are.
     """
 
     name: str
     num_images: int
     shards: Sequence[Callable[[], Iterable[bytes]]]
     origin: str
+    change: Callable[[bytes], bytes] | None = None
+    compressed: bool = True
 
 
 def describe_images(
@@ -240,13 +248,20 @@ def shard_parts(items: Sequence[Any]) -> list[Sequence[Any]]:
     return [items[start:end] for start, end in itertools.pairwise(bounds)]
 
 
-def prepare(info: tfds.core.DatasetInfo, splits: Sequence[Split], data_dir: str) -> pathlib.Path:
+def prepare(
+    info: tfds.core.DatasetInfo,
+    splits: Sequence[Split],
+    data_dir: str,
+    *,
+    tell: Callable[[str], None] = say,
+) -> pathlib.Path:
     """Writes a dataset, or the part of it that an earlier run has not written.
 
     Args:
       info: Description of the dataset; its splits and its file format are filled in.
       splits: The splits to write.
       data_dir: A local folder, TFDS's `data_dir`.
+      tell: Called with a line when the dataset is complete.
 
     Returns:
       The dataset's folder, `DATA_DIR/NAME/VERSION`.
@@ -259,12 +274,11 @@ def prepare(info: tfds.core.DatasetInfo, splits: Sequence[Split], data_dir: str)
         raise InputError(
             f"{data_dir} is no local folder; prepare locally, then copy the dataset there"
         )
-    target = pathlib.Path(expand_home(data_dir)) / info.full_name
+    target, partial = target_folder(info, data_dir), partial_folder(info, data_dir)
     if target.exists():
-        _check_prepared(target, splits)
-        print(f"{target} is prepared already", flush=True)
+        _check_prepared(target, info, splits)
+        tell(f"{target} is prepared already")
         return target
-    partial = target.with_name(f".{target.name}.partial")
     with _write_errors(partial):
         partial.mkdir(parents=True, exist_ok=True)
         with lock(partial):
@@ -277,11 +291,24 @@ def prepare(info: tfds.core.DatasetInfo, splits: Sequence[Split], data_dir: str)
             partial.rename(target)
             (target / _PLAN).unlink()
     counts = ", ".join(f"{split.name} {split.num_images:,}" for split in splits)
-    print(f"{target} is complete: {counts}", flush=True)
+    tell(f"{target} is complete: {counts}")
     return target
 
 
-def _check_prepared(target: pathlib.Path, splits: Sequence[Split]) -> None:
+def target_folder(info: tfds.core.DatasetInfo, data_dir: str) -> pathlib.Path:
+    """Returns the folder of a dataset, `DATA_DIR/NAME/VERSION`."""
+    return pathlib.Path(expand_home(data_dir)) / info.full_name
+
+
+def partial_folder(info: tfds.core.DatasetInfo, data_dir: str) -> pathlib.Path:
+    """Returns the folder of a dataset that is not complete yet."""
+    target = target_folder(info, data_dir)
+    return target.with_name(f".{target.name}.partial")
+
+
+def _check_prepared(
+    target: pathlib.Path, planned: tfds.core.DatasetInfo, splits: Sequence[Split]
+) -> None:
     """Checks that a folder holds the dataset that is to be written."""
     advice = "choose another --data-dir or remove it"
     if not (target / "dataset_info.json").is_file():
@@ -298,6 +325,16 @@ def _check_prepared(target: pathlib.Path, splits: Sequence[Split]) -> None:
     expected = {split.name: split.num_images for split in splits}
     if actual != expected:
         raise InputError(f"{target} holds another dataset ({actual}, not {expected}); {advice}")
+    for split in splits:
+        images, wanted = (
+            "the original images" if found is None else f"images {found.describe()}"
+            for found in (read_shrinking(i.metadata, split.name) for i in (info, planned))
+        )
+        if images != wanted:
+            raise InputError(
+                f"{target} holds {images} in {split.name}, not {wanted}; choose another --name or"
+                " --data-dir, or remove it"
+            )
 
 
 @contextlib.contextmanager
@@ -357,11 +394,12 @@ def _write_split(name: str, split: Split, folder: pathlib.Path) -> tfds.core.Spl
         if (length := _num_records(path)) is not None:
             lengths[index] = length
     if done := sum(lengths.values()):
-        print(f"{split.name}: going on after {done:,} images", flush=True)
+        say(f"{split.name}: going on after {done:,} images")
     with working(f"writing {split.name}", split.num_images, done=done) as work:
         for index, records in enumerate(split.shards):
             if index not in lengths:
-                lengths[index] = _write_shard(paths[index], records(), work)
+                written = in_threads(split.change, records()) if split.change else records()
+                lengths[index] = _write_shard(paths[index], split, written, work)
     if (total := sum(lengths.values())) != split.num_images:
         raise InputError(
             f"{split.name} must have {split.num_images:,} images, {total:,} were found in"
@@ -376,12 +414,13 @@ def _write_split(name: str, split: Split, folder: pathlib.Path) -> tfds.core.Spl
     )
 
 
-def _write_shard(path: epath.Path, records: Iterable[bytes], work: Work) -> int:
+def _write_shard(path: epath.Path, split: Split, records: Iterable[bytes], work: Work) -> int:
     """Writes a shard, whole or not at all; returns its number of records."""
+    options = "group_size:1" if split.compressed else "group_size:1,uncompressed"
     count = 0
     with whole(path) as partial:
         try:
-            with contextlib.closing(ArrayRecordWriter(str(partial), "group_size:1")) as writer:
+            with contextlib.closing(ArrayRecordWriter(str(partial), options)) as writer:
                 for record in records:
                     writer.write(record)
                     count += 1

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from noah_jax.data.shard_order import ShardWindows
+from noah_jax.data.shrunk import shrinking_of
 from noah_jax.data.source import ImageFiles, Source
 
 
@@ -25,8 +26,9 @@ def record_data(
       `class_names`, and for `train` and `eval` the number of `images` and, where the images are
       files or in shards that have an index, `images_by_class` (with one label an image) and a
       `fingerprint` of the files' names, labels and order; else the `name` of the dataset, its
-      version and the split. With windows, `shards` stands for the lengths of the shards. It does
-      not depend on where the files lie, so all hosts have the same.
+      version and the split, and the `pixels` of images that were shrunk. With windows, `shards`
+      stands for the lengths of the shards. It does not depend on where the files lie, so all hosts
+      have the same.
     """
     record = _record_split(train)
     if windows is not None:  # Then their order depends on the shards' lengths too.
@@ -46,7 +48,9 @@ def _record_split(source: Source) -> dict[str, Any]:
             record["images_by_class"] = by_class
         return record | {"fingerprint": known}
     if not isinstance(source, ImageFiles):
-        return record | {"name": source.name}
+        shrinking = shrinking_of(source)
+        pixels = {} if shrinking is None else {"pixels": shrinking.describe()}
+        return record | {"name": source.name} | pixels
     if not source.multi_label:
         labels = np.array([label for _, label in source.files], int)
         record["images_by_class"] = np.bincount(labels, minlength=len(source.class_names)).tolist()

@@ -8,7 +8,7 @@ A TFRecord file has for each record its length (8 bytes, little-endian), a check
 import functools
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import google_crc32c
 import tensorflow_datasets as tfds
@@ -28,6 +28,24 @@ def plan_conversion(folder: str) -> tuple[tfds.core.DatasetInfo, list[Split]]:
     Raises:
       InputError: If there is no such dataset, or some of its shards are missing.
     """
+    return open_prepared(folder, tfds.core.FileFormat.TFRECORD, read_tfrecord)
+
+
+def open_prepared(
+    folder: str,
+    file_format: tfds.core.FileFormat,
+    read: Callable[[epath.Path], Iterator[bytes]],
+) -> tuple[tfds.core.DatasetInfo, list[Split]]:
+    """Plans a dataset with the records, shards and splits of one that is there.
+
+    Args:
+      folder: Folder of the dataset's `dataset_info.json`.
+      file_format: The format that it must have.
+      read: Yields the records of a file.
+
+    Raises:
+      InputError: If there is no such dataset, or some of its shards are missing.
+    """
     try:
         info = tfds.builder_from_directory(folder).info
     except Exception as error:  # TFDS raises errors of many kinds for other folders
@@ -35,8 +53,11 @@ def plan_conversion(folder: str) -> tuple[tfds.core.DatasetInfo, list[Split]]:
             f"{folder} is no dataset that TFDS prepared (DATA_DIR/NAME/VERSION):"
             f" {one_line(error, 200)}"
         ) from error
-    if info.file_format != tfds.core.FileFormat.TFRECORD:
-        raise InputError(f"{folder} is stored as {info.file_format.value}, not as tfrecord")
+    if info.file_format != file_format:
+        raise InputError(
+            f"{folder} is stored as {info.file_format.value}, not as {file_format.value}"
+        )
+    kind = "TFRecord" if file_format == tfds.core.FileFormat.TFRECORD else "ArrayRecord"
     splits = []
     for name, split in info.splits.items():
         paths = [epath.Path(path) for path in split.filepaths]
@@ -47,8 +68,8 @@ def plan_conversion(folder: str) -> tuple[tfds.core.DatasetInfo, list[Split]]:
             Split(
                 name,
                 split.num_examples,
-                [functools.partial(read_tfrecord, path) for path in paths],
-                origin=f"{len(paths):,} TFRecord files, {size:,} bytes",
+                [functools.partial(read, path) for path in paths],
+                origin=f"{len(paths):,} {kind} files, {size:,} bytes",
             )
         )
     return info, splits

@@ -47,6 +47,13 @@ class TrainChoices:
     adjustments: tuple[Adjustment, ...]
     operations: tuple[Operation, ...]
 
+    def move_box(self, right: int, down: int) -> "TrainChoices":
+        """Returns the choices for an image in which the box lies elsewhere, in pixels."""
+        assert self.box is not None
+        left, top, end, bottom = self.box
+        box = (left + right, top + down, end + right, bottom + down)
+        return dataclasses.replace(self, box=box)
+
 
 class Transformed(NamedTuple):
     """A training image.

@@ -12,6 +12,7 @@ from noah_jax.compilation import DEFAULT_CACHE, enable_compilation_cache
 from noah_jax.console import say, working
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
+from noah_jax.data.shrunk import shrinking_of
 from noah_jax.errors import InputError, NoahError, one_line
 from noah_jax.evaluate.report_files import write_report
 from noah_jax.evaluation.dataset import DatasetChoice, open_dataset
@@ -91,6 +92,11 @@ def evaluate_all(
         if trained.preprocessing != told:
             trained.say_preprocessing()
             told = trained.preprocessing
+        if (shrinking := shrinking_of(source)) is not None:
+            console.warn_once(
+                f"the images of {source.name} are {shrinking.describe()}; figures on the original"
+                " images may differ"
+            )
         corrupt_images = CorruptImages("replace", tell=console.warn)
         results = evaluate(
             _inference(programs, trained, min(batch_size, max(1, len(source)))),

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from noah_jax.data.image_files import FileSource
+from noah_jax.data.shrunk import shrinking_of
 from noah_jax.data.source import Source
 from noah_jax.data.sources import data_folder
 from noah_jax.errors import InputError, ReadError, did_you_mean
@@ -32,6 +33,7 @@ class _RelabelledSource:
     def __init__(self, source: Source, rows: Sequence[tuple[int, int]]):
         self.name = source.name
         self.class_names = source.class_names
+        self.shrinking = shrinking_of(source)
         self._source = source
         self._rows = rows
 

@@ -91,6 +91,9 @@ def _differences(saved: Mapping[str, Any], record: Mapping[str, Any]) -> Iterato
             )
         elif before.get("name") != now.get("name"):
             yield f"{words} were {before.get('name', 'files')} and are {now.get('name', 'files')}"
+        elif before.get("pixels") != now.get("pixels"):
+            images = (split.get("pixels", "as they were taken") for split in (before, now))
+            yield f"{words} were {next(images)} and are {next(images)}"
         elif not classes:
             yield f"{words} are as many, but other files or in another order"
 

@@ -121,6 +121,7 @@ class InputPipeline:
             "the shards that are shuffled together": self.sampler.shards_per_window,
             "the fingerprint of the training images": self.record["train"].get("fingerprint"),
             "the fingerprint of the evaluation images": self.record["eval"].get("fingerprint"),
+            "the size of the training images": self.record["train"].get("pixels"),
         }
 
     def _shared_arguments(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from noah_jax import distributed
 from noah_jax.config import flat_config
 from noah_jax.config_sections import scaled
+from noah_jax.data.shrunk import describe_pixels
 from noah_jax.models.base import Model
 from noah_jax.train.setup import TrainSetup
 from noah_jax.train.state import State
@@ -36,6 +37,9 @@ def describe_setup(setup: TrainSetup, *, parameters: os.PathLike[str]) -> Iterat
     )
     if line := inputs.describe_order():
         yield line
+    pixels = describe_pixels(inputs.train_source.encoded, inputs.eval_source.encoded)
+    if pixels is not None:
+        yield pixels
     yield (
         f"{plan.total_steps} steps of {plan.batch_size} images, {setup.config.epochs:g} epochs, on"
         f" {setup.mesh.size} {jax.devices()[0].device_kind} device(s)"
