@@ -18,6 +18,8 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from noah_jax.data import imagenet, prepare, tfrecord
 from noah_jax.data.decoding import decode
+from noah_jax.data.shrink import shrink_dataset
+from noah_jax.data.shrunk import Shrinking
 from noah_jax.data.sources import open_sources
 from tests.helpers import GOLDEN, ROOT
 
@@ -345,6 +347,25 @@ def test_a_tfrecord_dataset_is_converted(tfrecords, folders, tmp_path):
     with pytest.raises(ValueError, match="holds a dataset in tfrecord format; choose another"):
         prepare.prepare(*tfrecord.plan_conversion(str(tfrecords)), str(tmp_path / "old"))
     assert _checksums(tfrecords) == before
+
+
+def test_tars_folders_and_tfrecords_are_shrunk_alike(tars, folders, tfrecords, tmp_path):
+    contents = []
+    for i, plan in enumerate(
+        (
+            imagenet.plan_tars(*tars, METADATA),
+            imagenet.plan_imagenet_folders(str(folders), METADATA),
+            tfrecord.plan_conversion(str(tfrecords)),
+        )
+    ):
+        data_dir = str(tmp_path / str(i))
+        folder = prepare.prepare(*shrink_dataset(*plan, Shrinking(100)), data_dir)
+        assert folder == tmp_path / str(i) / "imagenet2012_100/5.1.0"
+        train, val = open_sources("imagenet2012_100", data_dir=data_dir)
+        assert _content(val) == _content(open_sources(str(folders))[1])
+        contents.append([(*train[i], train.file_name(i)) for i in range(9)])
+    assert contents[0] == contents[1] == contents[2]
+    assert max(decode(contents[0][0][0]).shape) == 100
 
 
 def test_corrupt_tfrecords_are_named(tfrecords, tmp_path):
