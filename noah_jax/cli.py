@@ -52,6 +52,7 @@ EXTRAS = {
     "cv2": "approximate",
     "datasets": "hf",
     "gdown": "released",
+    "huggingface_hub": "hub",
     "mlflow": "mlflow",
     "trackio": "trackio",
     "wandb": "wandb",

@@ -30,8 +30,9 @@ def default_config() -> ConfigDict:
     # Class folders without train/ and val/ are split, see noah_jax/data/split.py.
     config.dataset = "fashion_mnist_sample"
 
-    # The weights to start with: a run's folder, a converted folder or a PyTorch file, as
-    # noah_jax.load_model takes it. Only a run's first start reads it; None means fresh weights.
+    # The weights to start with: a run's folder, a converted folder, a PyTorch file or a name such
+    # as hf://USER/NAME, as noah_jax.load_model takes it. Only a run's first start reads it; None
+    # means fresh weights.
     config.init_from = placeholder(str)
     config.init_ema = False  # Take the moving average of those weights.
 

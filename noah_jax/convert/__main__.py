@@ -4,11 +4,13 @@
     python -m noah_jax.convert SRC DST --ema          convert the EMA weights, not the raw ones
     python -m noah_jax.convert SRC DST --dry-run      only say what would be done
     python -m noah_jax.convert --released NAME DST    download a checkpoint of the authors first
+    python -m noah_jax.convert hf://USER/NAME DST     a repository of Hugging Face
     python -m noah_jax.convert --to-torch FOLDER OUT.safetensors
 
 SRC is a checkpoint of the original's training programs, a state dict (`.pth`), weights of the
-same architectures from torchvision, timm or Facebook, or a safetensors file. No code in it is
-run. DST is a new folder, local or `gs://`, for `noah_jax.load_model`.
+same architectures from torchvision, timm or Facebook, or a safetensors file; or where to download
+one: hf://USER/NAME[@REVISION], https://.../NAME-CHECKSUM.pth. No code in it is run. DST is a new
+folder, local or `gs://`, for `noah_jax.load_model`.
 
 The file rarely tells how its training prepared images. `--set mean=0.5 std=0.5 resize=256 crop=224
 interpolation=bicubic` does. What is not given comes from timm's `pretrained_cfg` (in the file, or
@@ -57,7 +59,8 @@ def _parser() -> Parser:
         "source",
         metavar="SRC",
         type=local_path,
-        help="a PyTorch file; a name with --released; a folder with --to-torch",
+        help="a PyTorch file, local or hf://USER/NAME[@REVISION][/FILE] or"
+        " https://.../NAME-CHECKSUM.pth; a name with --released; a folder with --to-torch",
     )
     add(
         "destination",

@@ -14,10 +14,13 @@ from noah_jax.data.preprocessing import ARCHITECTURE, SETTINGS
 from noah_jax.errors import InputError
 from noah_jax.files import whole
 from noah_jax.heads.registry import unpublished_options
+from noah_jax.hub.hugging_face import commit_of
+from noah_jax.hub.names import is_elsewhere
+from noah_jax.hub.released import fetch, sha256
+from noah_jax.hub.resolve import local_checkpoint
 from noah_jax.inference.loading import describe_weights, load_model, read_description
 from noah_jax.models.published import published
 from noah_jax.pytorch.load import LoadedModel, load_torch
-from noah_jax.pytorch.released import fetch, sha256
 from noah_jax.pytorch.save import COUNTER, batch_counters, make_state_dict, state_dict_writer
 from noah_jax.runs.destination import free_destination
 from noah_jax.runs.model_folder import write_model_folder
@@ -37,7 +40,7 @@ def convert(
     """Converts a PyTorch file to a folder that `noah_jax.load_model` reads; prints a summary.
 
     Args:
-      source: The file, see `load_torch`.
+      source: The file, or a name that `noah_jax.hub.resolve.local_checkpoint` takes.
       destination: A folder, local or `gs://`, that does not exist or is empty. It appears whole
         or not at all; in a `gs://` folder, `model.json` is written last.
       name: Registered name of the model; `None` finds it.
@@ -59,9 +62,10 @@ def convert(
     target = free_destination(destination, folder=True, overwrite=overwrite)
     arguments = dict(arguments or {})
     settings = {key: arguments.pop(key) for key in SETTINGS if key in arguments}
+    path = local_checkpoint(source)
     try:
         with working(f"reading {source}"):
-            loaded = load_torch(source, name=name, hint=hint, ema=ema, arguments=arguments)
+            loaded = load_torch(path, name=name, hint=hint, ema=ema, arguments=arguments)
     except TypeError as error:
         if not arguments:
             raise
@@ -78,8 +82,9 @@ def convert(
         "arguments": loaded.model.arguments,
         "preprocessing": preprocessing.to_json(),
         "source": {
-            "file": os.path.basename(source),
-            "sha256": sha256(source),
+            "file": os.path.basename(path),
+            "sha256": sha256(path),
+            **({"from": source, "commit": commit_of(path)} if is_elsewhere(source) else {}),
             "weights": loaded.weights.weights,
             "layout": loaded.weights.layout,
             "facts": loaded.weights.metadata,

@@ -9,13 +9,15 @@
         --real-labels real.json
 
 A checkpoint is a training run's folder (its newest checkpoint), RUN/checkpoints/STEP,
-RUN/checkpoints (all of them, one row each), a converted folder, a PyTorch file, or a folder that
-holds such folders. Images are prepared as the checkpoint says, which is told on standard error:
-a run's own evaluation, what was given when the weights were converted, or else what was published
-for the architecture; --mean, --std, --resize, --crop and --interpolation replace it. All devices of
-the process share the work. Images that cannot be decoded are named on standard error and left out.
-Of class folders that the training split, only the images that it did not train on are evaluated.
-The exit code is 0, or 1 after an error.
+RUN/checkpoints (all of them, one row each), a converted folder, a PyTorch file, a folder that
+holds such folders, or what is downloaded once: hf://USER/NAME[@REVISION], released://NAME or
+https://.../NAME-CHECKSUM.pth. Images are prepared as the checkpoint says, which is told on standard
+error: a run's own evaluation, what was given when the weights were converted, timm's pretrained_cfg
+in the config.json beside them, or else what was published for the architecture; --mean, --std,
+--resize, --crop and --interpolation replace it. All devices of the process share the work. Images
+that cannot be decoded are named on standard error and left out. Of class folders that the training
+split, only the images that it did not train on are evaluated. The exit code is 0, or 1 after an
+error.
 
 Models that were trained for several labels an image (config.loss is sigmoid or asymmetric) are
 measured by mean average precision (mAP, and its variants in VOC 2010 and VOC 2007) and by

@@ -21,6 +21,7 @@ import sys
 
 from noah_jax.cli import Parser, program
 from noah_jax.inference.flags import (
+    CHECKPOINT_HELP,
     add_class_names,
     add_ema,
     add_preprocessing,
@@ -39,8 +40,7 @@ def _parser() -> Parser:
         type=local_path,
         action="append",
         required=True,
-        help="a run's or converted folder, RUN/checkpoints/STEP, or a PyTorch file; give it twice"
-        " to compare two models",
+        help=f"{CHECKPOINT_HELP}; give it twice to compare two models",
     )
     add_ema(parser)
     add(

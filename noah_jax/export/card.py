@@ -9,6 +9,7 @@ from etils import epath
 from noah_jax.data.interpolation import SQUASH
 from noah_jax.data.preprocessing import Preprocessing
 from noah_jax.heads.registry import unpublished_options
+from noah_jax.hub.names import is_elsewhere
 from noah_jax.inference.trained import TrainedModel
 from noah_jax.models.published import published
 from noah_jax.runs.run_dir import CHECKPOINTS
@@ -154,6 +155,8 @@ def _configuration(trained: TrainedModel, description: dict[str, Any]) -> Iterat
 
 def _recorded(trained: TrainedModel) -> dict[str, Any] | None:
     """Returns the evaluation that the training recorded at the checkpoint's step."""
+    if is_elsewhere(trained.path):
+        return None
     folder = epath.Path(trained.path)
     if trained.path.endswith(f"/{CHECKPOINTS}/{trained.step}"):
         folder = folder.parent.parent

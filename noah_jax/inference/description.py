@@ -2,15 +2,13 @@
 
 import functools
 import importlib.resources
-import json
-import os
-import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from noah_jax.data.interpolation import SQUASH
 from noah_jax.data.preprocessing import (
     ARCHITECTURE,
     GIVEN,
@@ -33,9 +31,10 @@ def describe_model(
     *,
     metadata: Mapping[str, Any],
     config: Mapping[str, Any],
-    pretrained_cfg: Mapping[str, Any],
     settings: Mapping[str, Any],
     path: str,
+    pretrained_cfg: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Preprocessing:
     """Gives a model the preprocessing and the class names of its weights; returns the former.
 
@@ -43,9 +42,10 @@ def describe_model(
       model: The model that was loaded.
       metadata: The contents of `model.json`; empty for a PyTorch file.
       config: The configuration of the training; empty for converted weights.
-      pretrained_cfg: timm's description of the weights; empty if there is none.
       settings: What the user gives, see `noah_jax.data.preprocessing.check_setting`.
       path: What the user named, for messages.
+      pretrained_cfg: timm's description of the weights, if there is one.
+      class_names: The classes that timm's description names, if it does.
 
     Raises:
       InputError: If a setting does not fit.
@@ -59,38 +59,19 @@ def describe_model(
     elif config:
         found = of_run(config["data"], image_size=model.image_size, mean=model.mean, std=model.std)
     else:
-        found = _of_weights(model, pretrained_cfg, path)
+        found = _of_weights(model, pretrained_cfg or {}, path)
     preprocessing = found.override(settings, GIVEN)
     if preprocessing.size != model.image_size:
         _check_input_size(model, preprocessing.size)
     model.preprocessing = preprocessing
     model.mean, model.std = preprocessing.mean, preprocessing.std
     names = metadata.get("class_names")
+    if names is None and class_names is not None and len(class_names) == model.num_classes:
+        names = class_names
     if names is None and model.num_classes == len(imagenet_classes()):
         names = imagenet_classes()
     model.class_names = None if names is None else tuple(names)
     return preprocessing
-
-
-def read_pretrained_cfg(path: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Finds timm's description of weights, in their file or in the `config.json` beside it.
-
-    Args:
-      path: The PyTorch file.
-      metadata: What the file says, see `noah_jax.pytorch.files.layouts.Weights`.
-
-    Returns:
-      timm's `pretrained_cfg`; empty if there is none.
-    """
-    beside = os.path.join(os.path.dirname(path), "config.json")
-    config = dict(metadata)
-    if "pretrained_cfg" not in config and os.path.isfile(beside):
-        try:
-            config = json.loads(pathlib.Path(beside).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}  # some other program's file
-    cfg = config.get("pretrained_cfg") if isinstance(config, dict) else None
-    return cfg if isinstance(cfg, dict) else {}
 
 
 def published_preprocessing(model: Model) -> Preprocessing:
@@ -119,12 +100,14 @@ def _of_weights(model: Model, pretrained_cfg: Mapping[str, Any], path: str) -> P
     settings: dict[str, Any] = {
         key: pretrained_cfg[key] for key in ("mean", "std") if key in pretrained_cfg
     }
+    if pretrained_cfg.get("crop_mode") == SQUASH:
+        settings["resize"] = SQUASH
     if interpolation := pretrained_cfg.get("interpolation"):
         settings["interpolation"] = _TIMM_INTERPOLATIONS.get(interpolation, interpolation)
     try:
         if model.image_size == model.architecture.image_size and "input_size" in pretrained_cfg:
             settings["crop"] = tuple(pretrained_cfg["input_size"][1:])
-        if "crop_pct" in pretrained_cfg:
+        if "crop_pct" in pretrained_cfg and "resize" not in settings:
             side = min(settings.get("crop", model.image_size))
             settings["resize"] = int(side / pretrained_cfg["crop_pct"])
         return published_preprocessing(model).override(settings, PRETRAINED)

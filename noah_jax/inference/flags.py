@@ -6,6 +6,11 @@ from typing import Any
 from noah_jax.cli import Parser, positive
 from noah_jax.paths import local_path
 
+# What every flag for a trained model takes.
+CHECKPOINT_HELP = (
+    "a run's or converted folder, RUN/checkpoints/STEP, a PyTorch file, hf://USER/NAME[@REVISION],"
+    " released://NAME or https://.../NAME-CHECKSUM.pth"
+)
 _SETTINGS = ("mean", "std", "resize", "crop", "interpolation")
 
 
@@ -16,7 +21,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         type=local_path,
         required=True,
-        help="a run's or converted folder, RUN/checkpoints/STEP, or a PyTorch file",
+        help=CHECKPOINT_HELP,
     )
     add_ema(parser)
 

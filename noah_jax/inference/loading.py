@@ -12,7 +12,8 @@ from flax.traverse_util import flatten_dict
 from noah_jax.data.preprocessing import Preprocessing
 from noah_jax.errors import MissingError, ReadError, near_matches
 from noah_jax.files import read_text
-from noah_jax.inference.description import describe_model, read_pretrained_cfg
+from noah_jax.hub.resolve import local_checkpoint
+from noah_jax.inference.description import describe_model
 from noah_jax.models import create_model
 from noah_jax.models.base import Model, Tree
 from noah_jax.models.create import NOAH_ARGUMENTS
@@ -31,7 +32,8 @@ class Loaded(NamedTuple):
       model: The model, with the preprocessing and the class names of the weights.
       params: The parameters.
       stats: BatchNorm's statistics.
-      metadata: The contents of `model.json`; empty for a PyTorch file.
+      metadata: The contents of `model.json`; empty for a PyTorch file, unless the `config.json`
+        beside it holds them.
       config: The configuration of the training, of averaged weights the part that evaluation needs;
         empty for converted weights.
     """
@@ -77,7 +79,10 @@ def load_model(path: str, *, ema: bool = False) -> tuple[Model, Tree, Tree]:
     Args:
       path: The `--workdir` of a training run, or a folder written by `noah-jax convert`, each
         local or `gs://`. Or a local `.pth` or `.safetensors` file from PyTorch, whose model is
-        inferred from its keys and shapes.
+        inferred from its keys and shapes. Or what is downloaded once and kept:
+        `hf://USER/NAME[@REVISION]`, a repository of Hugging Face as timm writes it,
+        `released://NAME`, a checkpoint that NOAH's authors released, and an address
+        `https://.../NAME-CHECKSUM.pth`, as torchvision's weights have.
       ema: Load the exponential moving average of the weights instead of the raw weights.
 
     Returns:
@@ -90,8 +95,9 @@ def load_model(path: str, *, ema: bool = False) -> tuple[Model, Tree, Tree]:
       FileNotFoundError: If the folder does not exist or holds no model.
       noah_jax.errors.CheckpointError: If no checkpoint can be used, or if the folder holds no
         moving average.
-      ValueError: If a file cannot be read or holds no moving average, if no registered model
-        fits it, or if weights are not finite.
+      ValueError: If a file cannot be read or downloaded, or holds no moving average, if no
+        registered model fits it, or if weights are not finite.
+      noah_jax.errors.MissingPackageError: If a name needs a package that is not installed.
     """
     loaded = load_with_step(path, ema=ema)
     return loaded.model, loaded.params, loaded.stats
@@ -118,12 +124,13 @@ def load_with_step(
         there is no checkpoint of that step, a `ValueError` also if a setting does not fit.
     """
     path = expand_home(path)
-    folder = epath.Path(path)
+    folder = epath.Path(local_checkpoint(path))
     if folder.is_file():
-        loaded = load_torch(path, ema=ema)
+        loaded = load_torch(folder, ema=ema)
         describe_weights(loaded, path, settings or {})
         params, stats = jax.tree.map(jnp.asarray, (loaded.params, loaded.stats))
-        return Loaded(0, loaded.model, params, stats, {}, {})
+        metadata = dict(loaded.config.own)
+        return Loaded(0, loaded.model, params, stats, metadata, metadata.pop("config", {}))
     model, description, config = _described(folder, path, settings or {})
     params, stats = model.abstract()
     step, tree = restore_model(
@@ -146,11 +153,12 @@ def describe_weights(loaded: LoadedModel, path: str, settings: Mapping[str, Any]
     """
     return describe_model(
         loaded.model,
-        metadata={},
+        metadata=loaded.config.own,
         config={},
-        pretrained_cfg=read_pretrained_cfg(path, loaded.weights.metadata),
         settings=settings,
         path=path,
+        pretrained_cfg=loaded.config.pretrained_cfg,
+        class_names=loaded.config.class_names,
     )
 
 
@@ -162,9 +170,10 @@ def load_description(path: str) -> Model:
     Raises:
       FileNotFoundError, ValueError: See `load_model`.
     """
-    folder = epath.Path(path)
+    path = expand_home(path)
+    folder = epath.Path(local_checkpoint(path))
     if folder.is_file():
-        loaded = load_torch(path)
+        loaded = load_torch(folder)
         describe_weights(loaded, path, {})
         return loaded.model
     return _described(folder, path, {})[0]
@@ -201,7 +210,6 @@ def _described(
         model,
         metadata=description,
         config=config,
-        pretrained_cfg={},
         settings=settings,
         path=path,
     )

@@ -14,6 +14,7 @@ from noah_jax.data.preprocessing import ARCHITECTURE, Preprocessing
 from noah_jax.data.split import FolderSplit, read_split
 from noah_jax.errors import InputError
 from noah_jax.files import read_text
+from noah_jax.hub.names import is_elsewhere
 from noah_jax.inference.description import imagenet_classes
 from noah_jax.inference.loading import load_with_step
 from noah_jax.models.base import Model, Tree
@@ -159,15 +160,20 @@ def find_checkpoints(paths: Sequence[str]) -> list[CheckpointPath]:
     Args:
       paths: Each is a run's or a converted folder (its newest checkpoint), a checkpoint in it
         (`RUN/checkpoints/300`), all of them (`RUN/checkpoints`), a folder of such folders (the
-        newest checkpoint of each), or a PyTorch file.
+        newest checkpoint of each), a PyTorch file, or a name such as `hf://USER/NAME`, see
+        `noah_jax.hub.resolve.local_checkpoint`.
 
     Raises:
       ValueError: If a folder of checkpoints holds none.
     """
-    return [checkpoint for path in paths for checkpoint in _expand(epath.Path(expand_home(path)))]
+    return [checkpoint for path in paths for checkpoint in _expand(expand_home(path))]
 
 
-def _expand(path: epath.Path) -> Iterator[CheckpointPath]:
+def _expand(name: str) -> Iterator[CheckpointPath]:
+    if is_elsewhere(name):
+        yield CheckpointPath(name, None)
+        return
+    path = epath.Path(name)
     parent = path.parent
     if path.name.isdigit() and (parent.parent / MODEL_FILE).exists():
         yield CheckpointPath(os.fspath(parent.parent), int(path.name))
@@ -178,7 +184,8 @@ def _expand(path: epath.Path) -> Iterator[CheckpointPath]:
             yield CheckpointPath(os.fspath(parent), step)
     elif path.is_dir() and not (path / MODEL_FILE).exists():
         folders = sorted(p for p in path.iterdir() if (p / MODEL_FILE).exists())
-        for folder in folders or [path]:  # loading it says what is missing
+        # A folder alone may be laid out as a repository; loading it says what is missing.
+        for folder in folders or [path]:
             yield CheckpointPath(os.fspath(folder), None)
     else:
         yield CheckpointPath(os.fspath(path), None)
@@ -205,7 +212,8 @@ def load_trained(
     """
     loaded = load_with_step(path, ema=ema, step=step, settings=settings)
     name = CheckpointPath(path, step).name
-    return TrainedModel(path=name, ema=ema, split=read_split(epath.Path(path)), **loaded._asdict())
+    split = None if is_elsewhere(path) else read_split(epath.Path(path))
+    return TrainedModel(path=name, ema=ema, split=split, **loaded._asdict())
 
 
 def load_one(

@@ -2,8 +2,8 @@
 
     python -m noah_jax.parity --checkpoint SRC --reference REF.npz
 
-compares a checkpoint (a converted or trained folder, or a PyTorch file) with the logits of your
-own PyTorch model, which `scripts/dump_torch_reference.py` writes.
+compares a checkpoint (a converted or trained folder, a PyTorch file, hf://USER/NAME) with the
+logits of your own PyTorch model, which `scripts/dump_torch_reference.py` writes.
 
 The models, their training and the head against golden vectors of the original code:
 
@@ -33,13 +33,14 @@ import sys
 
 from noah_jax.cli import Parser, program
 from noah_jax.errors import UsageError
+from noah_jax.inference.flags import CHECKPOINT_HELP
 from noah_jax.paths import local_path
 
 
 def _parser() -> Parser:
     parser = Parser("python -m noah_jax.parity", __doc__)
     add = parser.add_argument
-    add("--checkpoint", metavar="SRC", type=local_path, help="the folder or PyTorch file to check")
+    add("--checkpoint", metavar="SRC", type=local_path, help=f"what to check: {CHECKPOINT_HELP}")
     add("--reference", metavar="NPZ", type=local_path, help="PyTorch's logits for the checkpoint")
     add("--golden", metavar="DIR", type=local_path, help="the folder of golden vectors")
     add(

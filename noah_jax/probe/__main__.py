@@ -2,12 +2,12 @@
 
     python -m noah_jax.probe --backbone runs/quickstart --heads linear noah --knn
     python -m noah_jax.probe --backbone runs/converted --dataset folder:imagenet --heads linear ep
-    python -m noah_jax.probe --backbone weights.pth --dataset folder:photos --heads --knn
+    python -m noah_jax.probe --backbone hf://timm/resnet50.a1_in1k --heads --knn
     python -m noah_jax.probe --backbone resnet50 --dataset folder:photos    # fresh weights
 
-The backbone is a run's or converted folder or a PyTorch file, and its images are prepared as its
-weights ask for. A registered name stands for fresh weights, which say what a probe gives without
-any training of the backbone.
+The backbone is a run's or converted folder, a PyTorch file or a name such as hf://USER/NAME, and
+its images are prepared as its weights ask for. A registered name stands for fresh weights, which
+say what a probe gives without any training of the backbone.
 
 Features are computed once, without augmentation, and cached with a checksum for every chunk. An
 interrupted command goes on from the last chunk, and chunks that are corrupt are computed again. The

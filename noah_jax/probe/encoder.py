@@ -152,7 +152,7 @@ def _draw(name: str, settings: Mapping[str, Any], dtype: str) -> TrainedModel:
     with working(f"drawing the weights of {name}"):
         init = jax.jit(model.init, compiler_options=QUICK_COMPILE)
         params, stats = init(jax.random.key(0))
-    describe_model(model, metadata={}, config={}, pretrained_cfg={}, settings=settings, path=name)
+    describe_model(model, metadata={}, config={}, settings=settings, path=name)
     console.note(
         f"{name} has fresh random weights: what follows is a baseline, not a trained backbone"
     )

@@ -8,12 +8,15 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from noah_jax.errors import ConversionError, InputError
+from noah_jax.models import create_model, get_family
 from noah_jax.models.base import Model, Tree
 from noah_jax.models.finite import check_finite
 from noah_jax.pytorch.files.layouts import Weights, load_weights
-from noah_jax.pytorch.infer import find_model, name_in_metadata
+from noah_jax.pytorch.infer import ModelMatch, find_model, name_in_metadata
 from noah_jax.pytorch.mapping import to_jax
+from noah_jax.pytorch.model_config import ModelConfig, read_model_config
 from noah_jax.pytorch.other_heads import options_in_metadata, table_of
+from noah_jax.pytorch.renames import rename
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,7 @@ class LoadedModel:
         into the mapped file.
       stats: BatchNorm's statistics, likewise; `{}` for a model without BatchNorm.
       weights: The state dict as it is in the file, and what the file says about it.
+      config: What the `config.json` beside the file says about it.
       notes: Sentences on what the file does not tell.
     """
 
@@ -33,6 +37,7 @@ class LoadedModel:
     params: Tree
     stats: Tree
     weights: Weights
+    config: ModelConfig
     notes: tuple[str, ...]
 
 
@@ -52,20 +57,27 @@ def load_torch(
       path: A local file.
       name: Registered name of the model; `None` finds it.
       hint: What the model is called, to choose between names of the same weights; `None` takes
-        what the file calls it. The shapes decide everything else.
+        what the file, or a `config.json` beside it, calls it. The shapes decide everything else.
       ema: Load the exponential moving average of the weights, not the weights themselves.
       arguments: Arguments of `create_model` that override what the shapes tell.
 
     Raises:
       ReadError: If the file cannot be read or has no such weights, or they are not finite.
       ConversionError: If the weights do not fit `name`, or no model; the message counts the
-        missing, extra and misshapen keys, and names the model that fits.
+        missing, extra and misshapen keys, and names the model that fits. Also if `config.json`
+        names an architecture that this package does not have, and `name` is not given.
       InputError: If `name` is not registered, or an argument does not exist or fit.
     """
     weights = load_weights(path, ema=ema)
-    hint = hint or name_in_metadata(weights.metadata)
-    arguments = {**options_in_metadata(weights.metadata), **(arguments or {})}
-    match = find_model(weights.state_dict, name=name, hint=hint, arguments=arguments)
+    config = read_model_config(path, weights.metadata)
+    if config.own and name is None and not arguments:
+        match = _own_model(weights, config.own)
+    else:
+        if name is None:
+            hint = hint or config.name() or name_in_metadata(weights.metadata)
+            arguments = {**config.arguments(), **(arguments or {})}
+        arguments = {**options_in_metadata(weights.metadata), **(arguments or {})}
+        match = find_model(weights.state_dict, name=name, hint=hint, arguments=arguments)
     params, stats = match.model.abstract()
     table = table_of(match.model)
     check_finite(match.state_dict, os.fspath(path))
@@ -80,7 +92,13 @@ def load_torch(
     check_finite(flatten_dict(tree, sep="/"), os.fspath(path))
     wrapped = (f"{weights.prefix} in front of all keys is left out",) if weights.prefix else ()
     notes = (*wrapped, *match.notes)
-    return LoadedModel(match.model, tree["params"], tree.get("stats", {}), weights, notes)
+    return LoadedModel(match.model, tree["params"], tree.get("stats", {}), weights, config, notes)
+
+
+def _own_model(weights: Weights, own: Mapping[str, Any]) -> ModelMatch:
+    """Creates the model that this package's own section of `config.json` describes."""
+    model = create_model(own["name"], **own["arguments"])
+    return ModelMatch(model, rename(weights.state_dict, get_family(model.name)), ())
 
 
 def _fitting_name(weights: Weights, hint: str | None) -> str | None:

@@ -70,8 +70,8 @@ def few_images_warning(setup: TrainSetup) -> str | None:
         return None
     return (
         f"all weights start afresh, and {images:,} images are few to learn from; weights that know"
-        " images already, --config.init_from=PATH, reach far more (a run's or converted folder, or"
-        " a PyTorch file)"
+        " images already, --config.init_from=PATH, reach far more (a run's or converted folder, a"
+        " PyTorch file, or hf://USER/NAME)"
     )
 
 

@@ -15,10 +15,10 @@ from noah_jax.data.preprocessing import from_json, of_run
 from noah_jax.evaluate.__main__ import main as evaluate
 from noah_jax.explain.__main__ import main as explain
 from noah_jax.export.__main__ import main as export
-from noah_jax.inference.description import read_pretrained_cfg
 from noah_jax.inference.trained import load_one
 from noah_jax.predict.__main__ import main as predict
 from noah_jax.pytorch.files import layouts
+from noah_jax.pytorch.model_config import read_model_config
 from tests.pytorch.files import torch_files as files
 
 # How the golden checkpoints were trained, and their top-1 on the sample's 2,000 test images.
@@ -135,7 +135,7 @@ def test_a_pretrained_cfg_in_the_file_goes_before(tmp_path):
     metadata = layouts._metadata({"state_dict": {}, "pretrained_cfg": CFG})
     assert metadata == {"pretrained_cfg": CFG}
     (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {}}))
-    assert read_pretrained_cfg(str(tmp_path / "in.pth"), metadata) == CFG
+    assert read_model_config(str(tmp_path / "in.pth"), metadata).pretrained_cfg == CFG
 
 
 def test_a_run_has_its_own(tiny_run, class_folders, tmp_path, capsys):

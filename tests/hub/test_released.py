@@ -13,9 +13,9 @@ import pytest
 from noah_jax import load_model
 from noah_jax.convert.__main__ import main
 from noah_jax.convert.program import convert
+from noah_jax.hub import released
+from noah_jax.hub.released import fetch
 from noah_jax.models.published import published
-from noah_jax.pytorch import released
-from noah_jax.pytorch.released import fetch
 from tests.pytorch.files import torch_files as files
 
 NAME = "noah_resnet18"
@@ -225,7 +225,7 @@ def test_without_gdown(tmp_path, capsys, monkeypatch):
 )
 def test_what_was_not_released(name, problem, tmp_path, capsys):
     said = _error(capsys, "--released", name, tmp_path / "folder", "--cache", tmp_path)
-    assert problem in said and "nearest are noah_" in said
+    assert problem in said and "the nearest of the 52 released ones are noah_" in said
     assert not list(tmp_path.iterdir())
 
 

@@ -4,27 +4,17 @@
 `NAME.pth.download*.part`, and the next attempt continues it.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator
-from typing import TextIO
 
-from noah_jax.console import say
-from noah_jax.errors import (
-    InputError,
-    MissingPackageError,
-    ReadError,
-    WriteError,
-    near_matches,
-    one_line,
-)
+from noah_jax.console import note
+from noah_jax.errors import InputError, MissingPackageError, ReadError, near_matches, one_line
 from noah_jax.files import write_text
+from noah_jax.hub.cache import default_folder, filling
 from noah_jax.models import list_models
 from noah_jax.models.published import published
 from noah_jax.paths import expand_home
@@ -41,9 +31,8 @@ _TIMEOUT = 60  # seconds without a byte, after which a connection counts as brok
 
 
 def default_cache() -> pathlib.Path:
-    """Returns the folder for downloads, by the XDG base directory specification."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(expand_home(base)) / "noah_jax" / "released"
+    """Returns the folder for downloads."""
+    return default_folder("released")
 
 
 def fetch(name: str, *, cache: str | os.PathLike | None = None, url: str | None = None) -> str:
@@ -68,19 +57,11 @@ def fetch(name: str, *, cache: str | os.PathLike | None = None, url: str | None 
     url = (url or os.environ.get(URL_VARIABLE) or URL).replace("{id}", file_id)
     folder = default_cache() if cache is None else pathlib.Path(expand_home(os.fspath(cache)))
     path = folder / f"{name}.pth"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f"{path.name}.lock").open("w")
-    except OSError as error:
-        raise WriteError(
-            f"the cache {folder} cannot be written ({error.strerror}); choose another folder with"
-            " --cache"
-        ) from error
-    with lock, _locked(lock, path):
+    with filling(path, "choose another folder with --cache"):
         if path.exists():
-            say(f"{name}: downloaded before, {path}")
+            note(f"{name}: downloaded before, {path}")
         else:
-            say(f"{name}: downloading {url}")
+            note(f"{name}: downloading {url}")
             _download(name, url, _PAGE.format(id=file_id), path)
         _verify(path, name, url)
     return str(path)
@@ -103,20 +84,9 @@ def _google_drive_id(name: str) -> str:
     )
     similar = near_matches(name, releases, 3) or sorted(releases)[:3]
     raise InputError(
-        f"--released {name}: {reason}; among the {len(releases)} released checkpoints, the nearest"
+        f"there is no released {name}: {reason}; the nearest of the {len(releases)} released ones"
         f" are {', '.join(similar)}"
     )
-
-
-@contextlib.contextmanager
-def _locked(lock: TextIO, path: pathlib.Path) -> Iterator[None]:
-    """Admits one process at a time, because two would append to the same partial download."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        say(f"waiting for another process that downloads {path}")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    yield
 
 
 def _download(name: str, url: str, page: str, path: pathlib.Path) -> None:
@@ -184,7 +154,7 @@ def _verify(path: pathlib.Path, name: str, url: str) -> None:
     if not record.exists():
         metadata = {"name": name, "url": url, "bytes": path.stat().st_size, "sha256": actual}
         write_text(record, json.dumps(metadata, indent=2) + "\n")
-        say(f"{name}: SHA-256 {actual}, recorded in {record}")
+        note(f"{name}: SHA-256 {actual}, recorded in {record}")
         return
     try:
         expected = json.loads(record.read_text())["sha256"]
