@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from noah_jax.heads.noah.module import NOAH
     from noah_jax.heads.noah.poca import poca
     from noah_jax.inference.loading import load_model
-    from noah_jax.models.create import create_model
+    from noah_jax.inference.pretrained import create_model
     from noah_jax.models.registry import list_models
 
 __version__ = "0.2.0"
@@ -23,7 +23,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "NOAH": "noah_jax.heads.noah",
-        "create_model": "noah_jax.models.create",
+        "create_model": "noah_jax.inference.pretrained",
         "list_models": "noah_jax.models.registry",
         "load_model": "noah_jax.inference.loading",
         "poca": "noah_jax.heads.noah",

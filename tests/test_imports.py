@@ -36,7 +36,7 @@ LIBRARIES = {
     "pytorch.files": set(),
     "pytorch": {"pytorch.files", "models", "heads", "nn"},
     "hub": {"models", "pytorch.files"},
-    "inference": {"hub", "models", "pytorch", "pytorch.files", "runs", "data", "tasks"},
+    "inference": {"hub", "heads", "models", "pytorch", "pytorch.files", "runs", "data", "tasks"},
     "evaluation": {"inference", "models", "data", "tasks"},
     "train": {"inference", "models", "pytorch", "runs", "data", "tasks", "heads", "nn"},
     "aot": {"heads", "models", "nn"},

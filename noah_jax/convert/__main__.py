@@ -77,6 +77,17 @@ def _parser() -> Parser:
     ):
         add(flag, action="store_true", help=meaning)
     add("--model", metavar="NAME", help="registered name of the model; by default it is found")
+    add(
+        "--prefix",
+        metavar="NAME",
+        help="take the keys that begin with NAME., where a file holds several models",
+    )
+    add(
+        "--head",
+        choices=["fresh"],
+        help="take the backbone alone, leave every other key out, and draw a fresh head: that of"
+        " --model, else a linear one, with the num_classes of --set",
+    )
     parser.add_several(
         "--set",
         lambda word: re.match("[a-z_.]+=", word) is not None,
@@ -95,7 +106,10 @@ def _parser() -> Parser:
 def _main(args: argparse.Namespace) -> int:
     if args.cache and not args.released:
         raise UsageError("--cache is for --released")
-    if args.to_torch and (args.model or args.ema or args.set or args.dry_run or args.released):
+    if args.to_torch and (
+        (args.model or args.ema or args.set or args.dry_run or args.released)
+        or (args.prefix or args.head)
+    ):
         raise UsageError(
             "--to-torch takes a folder, a file and --overwrite, none of the other options"
         )
@@ -108,6 +122,8 @@ def _main(args: argparse.Namespace) -> int:
         name=args.model,
         ema=args.ema,
         arguments=dict(args.set),
+        prefix=args.prefix,
+        fresh_head=args.head == "fresh",
         dry_run=args.dry_run,
         overwrite=args.overwrite,
     )

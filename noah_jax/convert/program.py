@@ -1,10 +1,12 @@
 """Does the work of the converter: PyTorch's files to folders of this package, and back."""
 
 import collections
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -18,8 +20,13 @@ from noah_jax.hub.hugging_face import commit_of
 from noah_jax.hub.names import is_elsewhere
 from noah_jax.hub.released import fetch, sha256
 from noah_jax.hub.resolve import local_checkpoint
+from noah_jax.inference.initial_weights import HEAD_ONLY, fit_weights
 from noah_jax.inference.loading import describe_weights, load_model, read_description
+from noah_jax.inference.trained import FRESH
+from noah_jax.models import create_model
 from noah_jax.models.published import published
+from noah_jax.models.start import Start
+from noah_jax.pytorch.infer import HEADLESS
 from noah_jax.pytorch.load import LoadedModel, load_torch
 from noah_jax.pytorch.save import COUNTER, batch_counters, make_state_dict, state_dict_writer
 from noah_jax.runs.destination import free_destination
@@ -34,6 +41,8 @@ def convert(
     hint: str | None = None,
     ema: bool = False,
     arguments: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
+    fresh_head: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> LoadedModel:
@@ -48,6 +57,9 @@ def convert(
       ema: Convert the exponential moving average of the weights.
       arguments: Arguments of `create_model` that override what the file tells, and preprocessing
         of the weights, see `noah_jax.data.preprocessing.check_setting`.
+      prefix: See `load_torch`.
+      fresh_head: Take the backbone alone and draw a head for it: that of `name`, or else a linear
+        one, with the `num_classes` and the other options of a head in `arguments`.
       dry_run: Write nothing.
       overwrite: Replace a folder that this function wrote before, once the new one is whole.
 
@@ -65,7 +77,17 @@ def convert(
     path = local_checkpoint(source)
     try:
         with working(f"reading {source}"):
-            loaded = load_torch(path, name=name, hint=hint, ema=ema, arguments=arguments)
+            loaded = load_torch(
+                path,
+                name=name,
+                hint=hint,
+                ema=ema,
+                arguments=_of_backbone(arguments) if fresh_head else arguments,
+                prefix=prefix,
+                backbone=fresh_head,
+            )
+            if fresh_head:
+                loaded = _with_fresh_head(loaded, name, arguments)
     except TypeError as error:
         if not arguments:
             raise
@@ -89,12 +111,36 @@ def convert(
             "layout": loaded.weights.layout,
             "facts": loaded.weights.metadata,
             COUNTER: batch_counters(loaded.weights.state_dict),
+            **({"head": FRESH} if fresh_head else {}),
         },
     }
     tree = {"params": loaded.params, "stats": loaded.stats}
     write_model_folder(target, metadata, tree, overwrite=overwrite)
     say(f"saved in {destination}: noah_jax.load_model({destination!r})")
     return loaded
+
+
+def _of_backbone(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if key not in HEAD_ONLY}
+
+
+def _with_fresh_head(
+    loaded: LoadedModel, name: str | None, arguments: Mapping[str, Any]
+) -> LoadedModel:
+    """Draws a head for a backbone that was loaded without one."""
+    source = loaded.model
+    # A class token is there if the head reads it.
+    backbone = _of_backbone(source.arguments)
+    backbone.pop("class_token", None)
+    model = create_model(name or source.name, **{**backbone, **arguments})
+    initial = fit_weights(source, loaded.params, loaded.stats, model, where="--head fresh")
+    model.start = Start(initial.params, initial.stats)
+    params, stats = model.init(jax.random.key(0))
+    lines = (line for line in initial.lines if not line.startswith("the head is fresh"))
+    kind = model.arguments["head"]
+    said = f"the head is fresh ({kind}, {model.num_classes} classes): train it before you use it"
+    notes = (said, *lines, *(note for note in loaded.notes if note != HEADLESS))
+    return dataclasses.replace(loaded, model=model, params=params, stats=stats, notes=notes)
 
 
 def convert_released(
@@ -198,6 +244,8 @@ _LAYOUTS = {
     "deit": "a checkpoint of the DeiT training",
     "pvt": "a checkpoint of the PVT training",
     "timm": "a checkpoint of timm's training",
+    "lightning": "a checkpoint of Lightning",
+    "deepspeed": "a checkpoint of DeepSpeed",
     "wrapped": "a checkpoint with a state dict",
     "bare": "a state dict",
     "safetensors": "a safetensors file",

@@ -20,6 +20,7 @@ COVER = "cover"  # a word for resize=None
 
 # Where a setting comes from.
 GIVEN, RUN, PRETRAINED, ARCHITECTURE = "given", "run", "timm pretrained_cfg", "architecture"
+TORCHVISION = "torchvision"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Preprocessing:
       mean: Mean of each channel, for pixels in 0..1; it is subtracted.
       std: Standard deviation of each channel; the difference is divided by it.
       sources: Where each of `SETTINGS` comes from: "given" by the user, the "run", a "timm
-        pretrained_cfg", or published for the "architecture".
+        pretrained_cfg", "torchvision", or published for the "architecture".
     """
 
     size: tuple[int, int]

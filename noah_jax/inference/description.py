@@ -14,6 +14,7 @@ from noah_jax.data.preprocessing import (
     GIVEN,
     PRETRAINED,
     SETTINGS,
+    TORCHVISION,
     Preprocessing,
     from_json,
     of_run,
@@ -35,6 +36,7 @@ def describe_model(
     path: str,
     pretrained_cfg: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
+    published: Mapping[str, Any] | None = None,
 ) -> Preprocessing:
     """Gives a model the preprocessing and the class names of its weights; returns the former.
 
@@ -46,6 +48,7 @@ def describe_model(
       path: What the user named, for messages.
       pretrained_cfg: timm's description of the weights, if there is one.
       class_names: The classes that timm's description names, if it does.
+      published: The settings with which torchvision published the weights, if it did.
 
     Raises:
       InputError: If a setting does not fit.
@@ -60,6 +63,7 @@ def describe_model(
         found = of_run(config["data"], image_size=model.image_size, mean=model.mean, std=model.std)
     else:
         found = _of_weights(model, pretrained_cfg or {}, path)
+        found = found.override(published or {}, TORCHVISION)
     preprocessing = found.override(settings, GIVEN)
     if preprocessing.size != model.image_size:
         _check_input_size(model, preprocessing.size)

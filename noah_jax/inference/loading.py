@@ -18,6 +18,7 @@ from noah_jax.models import create_model
 from noah_jax.models.base import Model, Tree
 from noah_jax.models.create import NOAH_ARGUMENTS
 from noah_jax.models.finite import check_finite
+from noah_jax.models.pretrained import preprocessing_of
 from noah_jax.paths import expand_home
 from noah_jax.pytorch.load import LoadedModel, load_torch
 from noah_jax.runs.checkpoints import restore_model
@@ -145,7 +146,7 @@ def describe_weights(loaded: LoadedModel, path: str, settings: Mapping[str, Any]
 
     Args:
       loaded: The model.
-      path: The file.
+      path: What the user named.
       settings: What the user gives, see `noah_jax.data.preprocessing.check_setting`.
 
     Raises:
@@ -159,6 +160,7 @@ def describe_weights(loaded: LoadedModel, path: str, settings: Mapping[str, Any]
         path=path,
         pretrained_cfg=loaded.config.pretrained_cfg,
         class_names=loaded.config.class_names,
+        published=preprocessing_of(path),
     )
 
 

@@ -23,6 +23,8 @@ from noah_jax.runs.checkpoints import saved_steps
 from noah_jax.runs.run_dir import CHECKPOINTS, MODEL_FILE
 from noah_jax.tasks.multi_label import LOSSES
 
+FRESH = "fresh"  # in model.json, a head that was drawn when the backbone was converted
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
@@ -62,7 +64,13 @@ class TrainedModel:
         return self.model.preprocessing
 
     def check_head(self) -> None:
-        """Raises an InputError if the model has no head, so that it gives features, not logits."""
+        """Raises an InputError if the model has no head, so that it gives features, not logits.
+
+        Warns of a head that was never trained.
+        """
+        source = self.metadata.get("source")
+        if isinstance(source, dict) and source.get("head") == FRESH:
+            console.warn(f"{self.path} has a fresh head, which was never trained: train it first")
         if self.model.arguments["features_only"]:
             raise InputError(
                 f"{self.path} holds a {self.model.name} without a head, which gives features and"

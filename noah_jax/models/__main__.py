@@ -4,6 +4,7 @@
     python -m noah_jax.models 'noah_resnet*'
     python -m noah_jax.models 'resnet*' --head csra
     python -m noah_jax.models resnet50 --heads
+    python -m noah_jax.models 'resnet*' --pretrained
     python -m noah_jax.models 'deit_*' --heads linear noah csra
 
 Parameters and multiply-adds (what papers call FLOPs) are those of one image of the published size
@@ -13,6 +14,13 @@ of the head's blocks, r the fraction of the channels that feeds the query.
 
 `--heads` lists what each head costs on a backbone, with its default options and the published
 number of classes: the model's parameters and FLOPs, and the head's own share of them.
+
+`--pretrained` lists the published weights that fit the architectures here, by the name of their
+checkpoint, which every program takes: timm's (hf://timm/...), torchvision's (https://...) and those
+that NOAH's authors released (released://...), with licence, classes and published top-1. Top-1 was
+measured with images of that size, and that part of the resized image; it is timm's
+results-imagenet.csv, torchvision's enum of weights, or the README files of the original. The first
+one of a name is what `create_model(name, pretrained=True)` takes.
 """
 
 import argparse
@@ -39,6 +47,12 @@ def _parser() -> Parser:
         metavar="NAME",
         help="list these heads on each backbone; all without a name",
     )
+    chosen.add_argument(
+        "--pretrained", action="store_true", help="list the published weights of each model"
+    )
+    parser.add_argument(
+        "--json", dest="as_json", action="store_true", help="one JSON line for each of --pretrained"
+    )
     return parser
 
 
@@ -47,6 +61,8 @@ def _print(given: argparse.Namespace) -> int:
     from noah_jax.models.registry import NOAH_PREFIX, list_models
     from noah_jax.models.table import HEADER, row
 
+    if given.as_json and not given.pretrained:
+        raise UsageError("--json is for --pretrained")
     names = list_models(given.pattern)
     if given.head is not None:
         check_head(given.head)
@@ -54,6 +70,8 @@ def _print(given: argparse.Namespace) -> int:
     if not names:
         near = did_you_mean(given.pattern, list_models())
         raise UsageError(f"no model matches {given.pattern!r} of {len(list_models())}{near}")
+    if given.pretrained:
+        return _print_pretrained(names, given.as_json)
     if given.heads is not None:
         _print_heads(list(dict.fromkeys(n.removeprefix(NOAH_PREFIX) for n in names)), given.heads)
         return 0
@@ -62,6 +80,20 @@ def _print(given: argparse.Namespace) -> int:
         for name in names:
             say(row(name, given.head))
             work.advance()
+    return 0
+
+
+def _print_pretrained(names: list[str], as_json: bool) -> int:
+    from noah_jax.models.pretrained import pretrained_weights
+    from noah_jax.models.table import PRETRAINED_HEADER, pretrained_json, pretrained_row
+
+    rows = [row for name in names for row in pretrained_weights() if row.name == name]
+    if not rows:
+        raise UsageError(f"nobody published weights of {', '.join(names[:5])} that are known here")
+    if not as_json:
+        say(PRETRAINED_HEADER)
+    for row in rows:
+        say(pretrained_json(row) if as_json else pretrained_row(row))
     return 0
 
 

@@ -19,6 +19,7 @@ from noah_jax.heads.registry import heads_that_draw
 from noah_jax.models.backbone import Backbone
 from noah_jax.models.family import Architecture
 from noah_jax.models.images import check_images, check_shape, normalise
+from noah_jax.models.start import Start
 from noah_jax.nn.dropout import Key
 from noah_jax.nn.mesh_axes import on_auto_axes, spec_of
 from noah_jax.nn.modules import Tree, split_module, state_to_tree, tree_to_state
@@ -50,10 +51,12 @@ class Model:
       class_names: The classes in the order of the logits, where `noah_jax.load_model` found them.
       preprocessing: What the weights expect to be done to images, where `noah_jax.load_model`
         loaded some; `preprocessing.transform()` resizes and crops one.
+      start: The weights at which `init` starts; `None` draws all of them.
     """
 
     class_names: tuple[str, ...] | None = None
     preprocessing: "Preprocessing | None" = None
+    start: Start | None = None
 
     def __init__(
         self,
@@ -84,15 +87,22 @@ class Model:
         )
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
-        """Draws fresh weights.
+        """Draws fresh weights, or starts at those that the model was created with.
 
         Args:
-          key: Random key.
+          key: Random key; weights that are not fresh do not depend on it.
 
         Returns:
           float32 parameters and BatchNorm statistics, each nested dicts of arrays. The statistics
           are `{}` for models without BatchNorm.
         """
+        return (
+            self._draw(key)
+            if self.start is None
+            else self.start.complete(self._draw, self.abstract(), key)
+        )
+
+    def _draw(self, key: jax.Array) -> tuple[Tree, Tree]:
         _, params, stats = split_module(self._build(_rngs(key)))
         return state_to_tree(params), state_to_tree(stats)
 

@@ -116,8 +116,6 @@ class Family:
         pass them. Numbers that an expression captures count too, so `blocks/(\\d+)/` stands for
         one layer a block. Parameters that match none come last. Without any the order is not
         known.
-      headless: Whether weights are published without a head, so that a file without one is
-        complete.
       positions: Where a state dict tells the image size; `None` where it does not.
       is_kind: Whether a state dict has the kind of blocks that an architecture has, whatever
         their sizes. By default all architectures of the family have the same kind.
@@ -136,7 +134,6 @@ class Family:
     renames: tuple[Rename, ...] = ()
     regroup: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = _as_it_is
     layers: tuple[str, ...] = ()
-    headless: bool = False
     positions: Positions | None = None
     is_kind: Callable[[Shapes, Architecture], bool] = _same_kind
     infer_dimensions: Callable[[Shapes], dict[str, Any]] = _no_arguments

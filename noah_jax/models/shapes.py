@@ -53,7 +53,12 @@ class Shapes:
 
 
 def class_token_argument(shapes: Shapes) -> dict[str, bool]:
-    """Returns `{"class_token": True}` for a class token beside a head that does not read it."""
+    """Returns `{"class_token": True}` for a class token beside a head that does not read it.
+
+    Without a head, the argument says whether there is a class token.
+    """
+    if not shapes.depth("head."):
+        return {"class_token": "cls_token" in shapes}
     beside = "cls_token" in shapes and "head.weight" not in shapes
     return {"class_token": True} if beside else {}
 

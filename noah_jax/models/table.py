@@ -1,10 +1,13 @@
-"""Formats the tables of models and of heads that `python -m noah_jax.models` prints."""
+"""Formats the tables of models, heads and weights that `python -m noah_jax.models` prints."""
 
+import dataclasses
 import fractions
+import json
 from collections.abc import Iterator, Sequence
 
 from noah_jax.models.create import create_model
 from noah_jax.models.flops import multiply_adds
+from noah_jax.models.pretrained import PretrainedWeights
 from noah_jax.models.published import published
 
 _SOURCE = "NOAH README"
@@ -14,6 +17,11 @@ HEADER = _LINE.format("model", "parameters/M", "FLOPs/G", "top-1", "source", "N"
 _HEAD_LINE = "{:28} {:16} {:>12} {:>10} {:>9} {:>10}"
 HEADS_HEADER = _HEAD_LINE.format(
     "backbone", "head", "parameters/M", "its own/M", "FLOPs/G", "its own/G"
+)
+
+_WEIGHTS_LINE = "{:30} {:>6} {:>5} {:>5} {:>7}  {:18} {}"
+PRETRAINED_HEADER = _WEIGHTS_LINE.format(
+    "model", "top-1", "side", "crop", "classes", "licence", "checkpoint"
 )
 
 
@@ -56,3 +64,22 @@ def head_rows(name: str, heads: Sequence[str]) -> Iterator[str]:
             (total - trunks[key]) / 1e9,
         )
         yield _HEAD_LINE.format(name, head, *(f"{figure:.4f}" for figure in figures))
+
+
+def pretrained_row(weights: PretrainedWeights) -> str:
+    """Returns the line of the table for published weights."""
+    arguments = ", ".join(f"{key}={value}" for key, value in weights.arguments.items())
+    return _WEIGHTS_LINE.format(
+        weights.name,
+        "-" if weights.top1 is None else f"{weights.top1:.2f}",
+        weights.image_size,
+        f"{weights.crop_pct:.3g}",
+        weights.num_classes or "none",
+        weights.licence or "-",
+        weights.source + (f" ({arguments})" if arguments else ""),
+    )
+
+
+def pretrained_json(weights: PretrainedWeights) -> str:
+    """Returns all that is known of published weights, as one line of JSON."""
+    return json.dumps(dataclasses.asdict(weights))

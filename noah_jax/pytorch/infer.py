@@ -14,7 +14,7 @@ Which arguments `create_model` gets is decided in one place, `_create`.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,21 +38,18 @@ from noah_jax.pytorch.head import (
     HEAD_ARGUMENTS,
     StateDict,
     create_with_head,
-    head_keys,
     head_kind,
     model_name,
 )
 from noah_jax.pytorch.mapping import expected_shapes, match
 from noah_jax.pytorch.other_heads import options_not_told, table_of
+from noah_jax.pytorch.parts import Part, backbone_of, find_part, is_any_kind
 from noah_jax.pytorch.renames import rename
 
-_HEADLESS = (
+HEADLESS = (
     "the file has no head: the model gives the last feature map (features_only); training that"
     " starts from it with init_from adds a fresh head"
 )
-
-# Fraction of the file's keys that a family's table must know for the file to be of that family.
-_MIN_KNOWN = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +94,8 @@ def find_model(
     name: str | None = None,
     hint: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    beside: Collection[str] = (),
+    backbone: bool = False,
 ) -> ModelMatch:
     """Finds the model of a state dict; the module's docstring says how.
 
@@ -106,6 +105,8 @@ def find_model(
       hint: What the file calls the model.
       arguments: Arguments of `create_model`; they override what the shapes tell. If `name` is
         given, they must have every dimension that is not the published one.
+      beside: Keys that the file keeps beside the model, see `find_part`.
+      backbone: Whether to take the backbone alone, and to leave out every key that is not its.
 
     Raises:
       ConversionError: In one line that names the nearest models, if no registered model fits.
@@ -114,38 +115,25 @@ def find_model(
     given = dict(arguments or {})
     if kind := foreign_kind(state_dict):
         raise ConversionError(kind)
-    state_dict, prefix = _without_prefix(state_dict)
+    part = find_part(state_dict, beside)
+    if backbone:
+        part = backbone_of(part)
     if name is not None:
-        found = _named_model(state_dict, name, given)
+        found = _named_model(part.state_dict, name, given)
     else:
-        found = _fitting_model(state_dict, hint, given)
-    if not prefix:
-        return found
-    return dataclasses.replace(
-        found, notes=(f"{prefix} in front of all keys is left out", *found.notes)
-    )
+        found = _fitting_model(part, hint, given)
+    return dataclasses.replace(found, notes=(*part.notes, *found.notes))
 
 
-def _without_prefix(state_dict: StateDict) -> tuple[dict[str, np.ndarray], str]:
-    """Takes the names off that all keys start with, unless they are a family's own.
-
-    Returns:
-      The state dict, and the prefix that it had, such as `net.backbone.`.
-    """
-    stripped, prefix = dict(state_dict), ""
-    while not _families(stripped):
-        first = {key.partition(".")[0] for key in stripped}
-        if len(first) != 1 or not all("." in key for key in stripped):
-            return dict(state_dict), ""
-        prefix += f"{first.pop()}."
-        stripped = {key.partition(".")[2]: value for key, value in stripped.items()}
-    return stripped, prefix
-
-
-def _fitting_model(state_dict: StateDict, hint: str | None, given: Mapping[str, Any]) -> ModelMatch:
+def _fitting_model(part: Part, hint: str | None, given: Mapping[str, Any]) -> ModelMatch:
     """Finds the model whose shapes are the state dict's; see `find_model`."""
-    misfits = []
-    for family in _families(state_dict):
+    misfits, state_dict = [], part.state_dict
+    for family in part.families:
+        if not is_any_kind(state_dict, family):
+            raise ConversionError(
+                f"the keys are like those of {family.name} models, but of a kind of block that this"
+                " package does not have"
+            )
         candidate = _nearest_candidate(rename(state_dict, family), family, hint, given)
         model = _create_of_own_sizes(candidate)
         problems = _differences(candidate.state_dict, model)
@@ -181,46 +169,17 @@ def _named_model(state_dict: StateDict, name: str, given: Mapping[str, Any]) -> 
         raise ConversionError(
             f"the file has a {kind} head, but {name} has another; --model {right_name} has it"
         )
-    if kind is None and not family.headless:
-        kind = "linear"
     candidate = _resized(_Candidate(renamed, base, kind, sizes={}, given=given))
     model = _create(candidate)
-    untold = options_not_told(model, given) if candidate.kind else _HEADLESS
+    untold = options_not_told(model, given) if candidate.kind else HEADLESS
     notes = (*filter(None, [untold]), *candidate.notes)
     return ModelMatch(model, candidate.state_dict, notes)
-
-
-def _families(state_dict: StateDict) -> list[Family]:
-    """Returns the families whose tables know most of the keys."""
-    known = {}
-    for name, family in FAMILIES.items():
-        keys = rename(state_dict, family)
-        known[name] = sum(
-            any(match(row.torch, key) is not None for row in family.table) for key in keys
-        )
-    most = max(known.values(), default=0)
-    backbone = sum(not key.startswith("head.") for key in state_dict)
-    if most < max(_MIN_KNOWN * backbone, 1):
-        return []
-    families = [FAMILIES[name] for name, count in known.items() if count == most]
-    return [family for family in families if _is_any_kind(state_dict, family)] or families
-
-
-def _is_any_kind(state_dict: StateDict, family: Family) -> bool:
-    """Says whether a state dict has the kind of blocks of one of a family's architectures."""
-    shapes = Shapes(rename(state_dict, family))
-    return any(family.is_kind(shapes, x) for x in family.architectures.values())
 
 
 def _nearest_candidate(
     state_dict: dict[str, np.ndarray], family: Family, hint: str | None, given: Mapping[str, Any]
 ) -> _Candidate:
     kind = head_kind(state_dict, family)
-    if kind is None and not family.headless:
-        raise ConversionError(
-            f"no head in the state dict, though its other keys are those of {family.name}"
-            f" models: expected {' or '.join(head_keys(family))}"
-        )
     base, sizes = nearest(state_dict, family, _bare_name(hint))
     return _resized(_Candidate(state_dict, base, kind, sizes, given))
 
@@ -305,9 +264,12 @@ def _image_size(state_dict: StateDict, positions: Positions | None) -> dict[str,
     patches = lengths[0] - has_token
     side = math.isqrt(max(patches, 0))
     if side * side != patches or not side:
+        key = next(key for key, _ in positions.tensors if key in shapes)
+        token = f", {patches} without that of the class token" if has_token else ""
         raise ConversionError(
-            f"{patches} positions are not a square of patches, so the file does not tell the image"
-            " size; give --set image_size=HEIGHT,WIDTH"
+            f"{key} has {lengths[0]} positions{token}, which are no square of patches: either the"
+            " images are no square, then give --set image_size=HEIGHT,WIDTH, or the model has"
+            " tokens that no model here has"
         )
     return {"image_size": side * shapes.length(positions.patch_kernel, -1)}
 
@@ -372,7 +334,7 @@ def _notes(
     """
     sizes, given = candidate.sizes, candidate.given
     if candidate.kind is None:
-        yield _HEADLESS
+        yield HEADLESS
     elif untold := options_not_told(model, given):
         yield untold
     yield from candidate.notes

@@ -5,9 +5,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from flax.traverse_util import flatten_dict
 
-from noah_jax.errors import ConversionError, InputError
+from noah_jax.errors import ConversionError, InputError, ReadError
 from noah_jax.models import create_model, get_family
 from noah_jax.models.base import Model, Tree
 from noah_jax.models.finite import check_finite
@@ -48,6 +49,8 @@ def load_torch(
     hint: str | None = None,
     ema: bool = False,
     arguments: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
+    backbone: bool = False,
 ) -> LoadedModel:
     """Reads a training checkpoint, a state dict or a safetensors file and finds its model.
 
@@ -60,6 +63,8 @@ def load_torch(
         what the file, or a `config.json` beside it, calls it. The shapes decide everything else.
       ema: Load the exponential moving average of the weights, not the weights themselves.
       arguments: Arguments of `create_model` that override what the shapes tell.
+      prefix: What the keys of the model begin with, if there are several models in the file.
+      backbone: Whether to take the backbone alone; all other keys are left out.
 
     Raises:
       ReadError: If the file cannot be read or has no such weights, or they are not finite.
@@ -70,14 +75,21 @@ def load_torch(
     """
     weights = load_weights(path, ema=ema)
     config = read_model_config(path, weights.metadata)
-    if config.own and name is None and not arguments:
+    if config.own and name is None and not arguments and not backbone and prefix is None:
         match = _own_model(weights, config.own)
     else:
         if name is None:
             hint = hint or config.name() or name_in_metadata(weights.metadata)
             arguments = {**config.arguments(), **(arguments or {})}
         arguments = {**options_in_metadata(weights.metadata), **(arguments or {})}
-        match = find_model(weights.state_dict, name=name, hint=hint, arguments=arguments)
+        match = find_model(
+            _under(weights.state_dict, prefix, path),
+            name=name,
+            hint=hint,
+            arguments=arguments,
+            beside=weights.beside,
+            backbone=backbone,
+        )
     params, stats = match.model.abstract()
     table = table_of(match.model)
     check_finite(match.state_dict, os.fspath(path))
@@ -93,6 +105,20 @@ def load_torch(
     wrapped = (f"{weights.prefix} in front of all keys is left out",) if weights.prefix else ()
     notes = (*wrapped, *match.notes)
     return LoadedModel(match.model, tree["params"], tree.get("stats", {}), weights, config, notes)
+
+
+def _under(
+    state_dict: Mapping[str, np.ndarray], prefix: str | None, path: str | os.PathLike
+) -> Mapping[str, np.ndarray]:
+    """Takes the keys that begin with a prefix, without it; all keys if it is `None`."""
+    if prefix is None:
+        return state_dict
+    prefix = prefix.rstrip(".") + "."
+    inside = {k.removeprefix(prefix): x for k, x in state_dict.items() if k.startswith(prefix)}
+    if not inside:
+        first = sorted({key.partition(".")[0] for key in state_dict})
+        raise ReadError(f"{path}: no key begins with {prefix}; they begin with {', '.join(first)}")
+    return inside
 
 
 def _own_model(weights: Weights, own: Mapping[str, Any]) -> ModelMatch:

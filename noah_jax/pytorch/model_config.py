@@ -27,6 +27,8 @@ _TOLD = {
     *("patch_drop_rate", "drop_block_rate", "weight_init", "zero_init_last", "init_values"),
     *("reg_tokens", "channel_multiplier", "num_blocks", "mlp_ratios"),
 }
+# Values that say nothing new. A vision transformer that pools by "avg" has keys of its own.
+_USUAL = {"in_chans": (3,), "global_pool": ("avg", "token")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,7 @@ class ModelConfig:
         """
         args = {key: value for key, value in self.model_args.items() if value is not None}
         heads = args.pop("num_heads", None)
-        if args.get("in_chans") == 3:
-            del args["in_chans"]
+        args = {key: x for key, x in args.items() if x not in _USUAL.get(key, ())}
         if unknown := sorted(args.keys() - _TOLD):
             key = unknown[0]
             raise ConversionError(

@@ -28,6 +28,10 @@ from noah_jax.pytorch.mapping import expected_shapes
 StateDict = Mapping[str, np.ndarray]
 
 ORIGINAL_HEADS = ("linear", "noah")  # those with names of the original, in the families' tables
+_ORIGINAL_KEYS = tuple(
+    frozenset(f"head.{part}{leaf}" for part in parts for leaf in ("weight", "bias"))
+    for parts in (("",), ("N.",), ("query.", "value."))
+)
 _IN_HEAD = "params/head/"
 _WIDTH = 64  # channels of a map on which a head is made to see its keys
 
@@ -52,6 +56,8 @@ def _rows(head: Tree) -> Iterator[Row]:
 def other_head(state_dict: StateDict) -> str | None:
     """Returns which head beside linear and NOAH a state dict has; `None` if it has none."""
     keys = frozenset(_unnumbered(key for key in state_dict if key.startswith("head.")))
+    if not keys or keys in _ORIGINAL_KEYS:
+        return None  # making all the other heads takes longer than all else
     others = (kind for kind in HEADS if kind not in ORIGINAL_HEADS)
     return next((kind for kind in others if keys == _keys(kind)), None)
 

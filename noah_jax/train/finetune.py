@@ -1,50 +1,15 @@
-"""Takes over weights from another model, as far as this one can start with them.
+"""Starts a training state with weights that were loaded from elsewhere."""
 
-The backbone must be the same. The head is taken over if it is the same too, and is fresh
-otherwise. Position embeddings are resized to another image size as the backbone's authors do it.
-"""
-
-import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from noah_jax.data.preprocessing import Preprocessing
-from noah_jax.errors import CheckpointError, InputError
-from noah_jax.heads.registry import unpublished_options
-from noah_jax.inference.loading import load_with_step
-from noah_jax.models import create_model, get_family
-from noah_jax.models.base import Model
-from noah_jax.models.positions import fit_positions
-from noah_jax.runs.data_file import describe_classes
+from noah_jax.errors import InputError
+from noah_jax.inference.initial_weights import InitialWeights
 from noah_jax.train.state import State
-
-# Arguments of `create_model` that may differ between two models with the same backbone.
-_HEAD_ARGUMENTS = (
-    *("head", "num_classes", "head_num", "key_ratio", "head_split", "kv_split"),
-    *("head_options", "features_only"),
-)
-_FREE_ARGUMENTS = {*_HEAD_ARGUMENTS, "image_size", "head_drop_rate", "drop_rate", "drop_path_rate"}
-_FREE_ARGUMENTS |= {"batch_norm_group", "remat", "dtype"}
-_MAX_LISTED = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class InitialWeights:
-    """Weights to start with.
-
-    Attributes:
-      params: float32 arrays on this host, by path. A parameter that is missing stays fresh.
-      stats: The running statistics, likewise.
-      lines: What was taken from where, what was resized, and what stays fresh.
-    """
-
-    params: Mapping[str, np.ndarray]
-    stats: Mapping[str, np.ndarray]
-    lines: tuple[str, ...]
 
 
 def check_initial_weights(section: Mapping[str, Any]) -> None:
@@ -57,89 +22,6 @@ def check_initial_weights(section: Mapping[str, Any]) -> None:
         raise InputError("init_ema=True needs init_from, whose moving average it takes")
 
 
-def load_initial_weights(
-    path: str,
-    model: Model,
-    *,
-    ema: bool = False,
-    class_names: Sequence[str] | None = None,
-    keep_head: bool = False,
-    preprocessing: Preprocessing | None = None,
-) -> InitialWeights:
-    """Loads the weights of a folder or file that `model` can start with.
-
-    Args:
-      path: What `noah_jax.load_model` takes.
-      model: The model to start; nothing is computed with it.
-      ema: Take the moving average of the weights.
-      class_names: The classes of the model, in the order of their indices. If the weights' own are
-        others, their head is not taken.
-      keep_head: Take it all the same, if there are as many classes.
-      preprocessing: What is done to the model's images, to say where the weights expect another
-        mean or standard deviation.
-
-    Raises:
-      InputError: If there are no such weights, or their backbone is another one.
-    """
-    try:
-        loaded = load_with_step(path, ema=ema)
-    except (FileNotFoundError, ValueError, CheckpointError) as error:
-        raise InputError(f"init_from={path}: {error}") from error
-    except Exception as error:  # The library behind gs:// may be missing, or raise its own errors.
-        raise InputError(f"init_from={path} cannot be read: {error!r}") from error
-    step, source_model = loaded.step, loaded.model
-    params, stats = (
-        {k: np.asarray(v) for k, v in _flat(tree).items()} for tree in (loaded.params, loaded.stats)
-    )
-    _check_backbone(path, source_model, model)
-
-    name = ("the moving average of " if ema else "") + source_model.name
-    origin = f"{path} after step {step}" if step else path
-    lines = [f"starting from {name}, {source_model.num_params:,} parameters, in {origin}"]
-    if preprocessing is not None:
-        lines += _compare_normalisation(loaded.model, preprocessing)
-    wanted = _flat(model.abstract()[0])
-    fresh: set[str] = set()
-    source_head, head = _describe_head(source_model), _describe_head(model)
-    if source_head != head:
-        lines.append(f"the head is fresh: {source_head} there, {head} here")
-        fresh = {key for key in wanted if _in_head(key)}
-    elif head != "none" and class_names is not None:
-        line, is_fresh = _compare_classes(source_model.class_names, class_names, keep_head)
-        lines += line
-        fresh = {key for key in wanted if is_fresh and _in_head(key)}
-    # Some parts of a backbone exist only with one kind of head, such as a class token.
-    added = sorted(key for key in wanted.keys() - params.keys() if not _in_head(key))
-    dropped = sorted(key for key in params.keys() - wanted.keys() if not _in_head(key))
-    if added:
-        lines.append(f"fresh as well, because only this head needs them: {', '.join(added)}")
-    if dropped:
-        lines.append(f"left out, because only the head there needs them: {', '.join(dropped)}")
-    resized: dict[str, np.ndarray] = {}
-    positions = get_family(model.name).positions
-    antialias = positions is not None and positions.antialias
-    for key, grid in model.position_grids.items():
-        source_grid = source_model.position_grids[key]
-        resized[key] = fit_positions(
-            params[key], source_grid, grid, wanted[key].shape[1], antialias=antialias
-        )
-        if source_grid != grid:
-            sizes = f"{_size(source_grid)} to {_size(grid)}"
-            how = "bicubically, antialiased," if antialias else "bicubically"
-            lines.append(f"{key} resized {how} from {sizes} positions")
-    taken = {
-        key: resized.get(key, params[key]) for key in wanted if key in params and key not in fresh
-    }
-    if misshapen := [key for key in taken if taken[key].shape != wanted[key].shape]:
-        raise InputError(
-            f"init_from={path}: {misshapen[0]} and {len(misshapen) - 1} more weights of"
-            f" {source_model.name} mix the tokens of images of {_size(source_model.image_size)}"
-            f" pixels and cannot be resized: set model.image_size, here {_size(model.image_size)},"
-            " to that"
-        )
-    return InitialWeights(taken, stats, tuple(lines))
-
-
 def take_over(state: State, initial: InitialWeights) -> State:
     """Replaces the weights of a fresh state, on the same devices; the average starts at them."""
     weights = {"params": initial.params, "stats": initial.stats}
@@ -149,112 +31,12 @@ def take_over(state: State, initial: InitialWeights) -> State:
     return state | new
 
 
-def _check_backbone(path: str, source: Model, model: Model) -> None:
-    """Raises unless the weights fit this backbone.
-
-    The backbone is built with the head and the image size of the weights' own model, so that only
-    the backbone can differ.
-    """
-    borrowed = {key: source.arguments[key] for key in (*_HEAD_ARGUMENTS, "image_size")}
-    reasons = [
-        f"{key} is {source.arguments[key]!r} there and {model.arguments[key]!r} here"
-        for key in sorted(source.arguments.keys() & model.arguments.keys() - _FREE_ARGUMENTS)
-        if source.arguments[key] != model.arguments[key]
-    ]
-    try:
-        twin = create_model(model.name, **{**model.arguments, **borrowed})
-    except ValueError as error:
-        raise InputError(
-            f"init_from={path}: {source.name} does not fit {model.name}: {error}"
-        ) from error
-    actual, expected = (
-        {key: leaf.shape for tree in m.abstract() for key, leaf in _flat(tree).items()}
-        for m in (source, twin)
-    )
-    # The number of attention heads is the one size that no shape shows.
-    same_heads = source.arguments.get("num_heads") == model.arguments.get("num_heads")
-    if actual == expected and same_heads:
-        return
-    misshapen = [key for key in expected if key in actual and actual[key] != expected[key]]
-    for problem, keys in (
-        ("missing there", expected.keys() - actual.keys()),
-        ("unknown here", actual.keys() - expected.keys()),
-        ("of another shape", [f"{k} {actual[k]} for {expected[k]}" for k in misshapen]),
-    ):
-        if keys:
-            reasons.append(f"{len(keys)} {problem}, such as {_listed(keys)}")
-    raise InputError(
-        f"init_from={path}: {source.name} there does not fit {model.name} here:"
-        f" {'; '.join(reasons)}"
-    )
-
-
-def _compare_classes(
-    before: Sequence[str] | None, now: Sequence[str], keep_head: bool
-) -> tuple[list[str], bool]:
-    """Returns what to say of two heads of as many classes, and whether a fresh one is needed."""
-    if before is None:
-        return ["the head is taken over: as many classes there, whose names are not known"], False
-    if not (difference := describe_classes(before, now)):
-        return [], False
-    if keep_head:
-        words = f"the head is taken over, as data.allow_change=True says, although {difference}"
-        return [words], False
-    return [
-        f"the head is fresh: as many classes there, but {difference}"
-        " (--config.data.allow_change=True takes it over)"
-    ], True
-
-
-def _compare_normalisation(source: Model, own: Preprocessing) -> list[str]:
-    """Returns what to say if weights expect images that are normalised otherwise."""
-    if np.allclose([source.mean, source.std], [own.mean, own.std], rtol=0, atol=1e-4):
-        return []
-    mean, std = ((",".join(f"{x:g}" for x in values)) for values in (source.mean, source.std))
-    return [
-        f"those weights expect images of mean {mean} and std {std}, and this run has others;"
-        f" --config.data.mean='({mean})' --config.data.std='({std})' takes theirs"
-    ]
-
-
-def _describe_head(model: Model) -> str:
-    """Returns all that a head's weights depend on, except for its input, in words."""
-    arguments = model.arguments
-    if arguments["features_only"]:
-        return "none"
-    kind = arguments["head"]
-    if kind == "noah":
-        kind = f"NOAH with N={arguments['head_num']}, r={arguments['key_ratio']:g}"
-        kind += "".join(
-            f", {key}=False" for key in ("head_split", "kv_split") if not arguments[key]
-        )
-    if options := unpublished_options(arguments["head"], arguments["head_options"]):
-        kind += f", {options}"
-    return f"{kind} of {model.num_classes} classes"
-
-
-def _in_head(path: str) -> bool:
-    return path.startswith("head/")
-
-
 def _replace(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """Replaces the arrays of a tree that are given by path; each process makes its own shards."""
     placed = {
         key: jax.make_array_from_callback(leaf.shape, leaf.sharding, arrays[key].__getitem__)
         if key in arrays
         else leaf
-        for key, leaf in _flat(tree).items()
+        for key, leaf in flatten_dict(tree, sep="/").items()
     }
     return unflatten_dict(placed, sep="/")
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    return flatten_dict(tree, sep="/")
-
-
-def _listed(keys: Collection[str]) -> str:
-    return ", ".join(sorted(keys)[:_MAX_LISTED])
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -32,6 +32,7 @@ from noah_jax.data.source import Source
 from noah_jax.data.split import FolderPart, FolderSplit
 from noah_jax.data.window_choice import choose_window
 from noah_jax.heads.registry import never_decay
+from noah_jax.inference.initial_weights import InitialWeights, load_initial_weights
 from noah_jax.models import create_model, get_family
 from noah_jax.models.base import Model
 from noah_jax.tasks.task import Task, make_task
@@ -39,7 +40,7 @@ from noah_jax.train.accumulation import check_accumulate
 from noah_jax.train.choices import settle_by_size, settle_model
 from noah_jax.train.compiled_steps import StepCompiler
 from noah_jax.train.device_augment import make_apply_draws
-from noah_jax.train.finetune import InitialWeights, check_initial_weights, load_initial_weights
+from noah_jax.train.finetune import check_initial_weights
 from noah_jax.train.input_pipeline import InputPipeline
 from noah_jax.train.mixing import Mixing, make_augment
 from noah_jax.train.optimizer import make_optimizer

@@ -16,10 +16,10 @@ from noah_jax.errors import ConversionError
 from noah_jax.explain.__main__ import main as explain
 from noah_jax.export.__main__ import main as export
 from noah_jax.heads.registry import HEADS
+from noah_jax.inference.initial_weights import load_initial_weights
 from noah_jax.pytorch.load import load_torch
 from noah_jax.pytorch.save import make_state_dict, state_dict_writer
 from noah_jax.runs.checkpoints import save_model
-from noah_jax.train.finetune import load_initial_weights
 from noah_jax.train.param_groups import find_param_groups, trainable
 from tests.helpers import GOLDEN
 

@@ -15,9 +15,9 @@ from noah_jax.data.record import record_data
 from noah_jax.data.source import SAMPLE
 from noah_jax.data.sources import open_sources
 from noah_jax.errors import InputError
+from noah_jax.inference.initial_weights import load_initial_weights
 from noah_jax.runs.data_file import check_data, describe_classes
 from noah_jax.train import train
-from noah_jax.train.finetune import load_initial_weights
 
 
 @pytest.fixture

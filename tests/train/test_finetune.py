@@ -12,12 +12,13 @@ from flax.traverse_util import flatten_dict
 
 from noah_jax import create_model, load_model
 from noah_jax.inference.description import published_preprocessing
+from noah_jax.inference.initial_weights import load_initial_weights
 from noah_jax.models.positions import resize_bicubic
 from noah_jax.runs.checkpoints import save_model
 from noah_jax.runs.run_dir import CHECKPOINTS, prepare_folder
 from noah_jax.train import main as train_program
 from noah_jax.train import train
-from noah_jax.train.finetune import load_initial_weights, take_over
+from noah_jax.train.finetune import take_over
 from noah_jax.train.setup import build
 from tests.helpers import make_tiny_config
 

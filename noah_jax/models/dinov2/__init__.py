@@ -38,7 +38,6 @@ FAMILY = Family(
     renames=pytorch.RENAMES,
     regroup=pytorch.regroup,
     positions=pytorch.POSITIONS,
-    headless=True,
     is_kind=pytorch.is_kind,
     infer_dimensions=pytorch.infer_dimensions,
     likely_num_heads=pytorch.likely_num_heads,

@@ -35,14 +35,16 @@ class Weights:
         file.
       weights: "raw" for the trained weights, "ema" for their exponential moving average.
       has_ema: Whether the file has an exponential moving average.
-      layout: The kind of file: "cnn", "deit", "pvt" or "timm" for checkpoints of these training
-        programs, "wrapped" for a state dict under some key, "bare" for a state dict alone,
-        "safetensors".
+      layout: The kind of file: "cnn", "deit", "pvt", "timm", "lightning" or "deepspeed" for
+        checkpoints of these training programs, "wrapped" for a state dict under some key, "bare"
+        for a state dict alone, "safetensors".
       metadata: What else the file says, as JSON could hold it: `epoch`, `acc`, `best_acc`,
         `metric`, `arch`, `args` (by name), timm's `pretrained_cfg`; for safetensors, its
         `metadata`.
       prefix: What wrappers put in front of every key of the file, such as "module."; it is left out
         of `state_dict`.
+      beside: The keys of `state_dict` that stood outside the module that holds the others, such as
+        `criterion.weight` beside `model.conv1.weight`.
     """
 
     state_dict: dict[str, np.ndarray]
@@ -51,6 +53,7 @@ class Weights:
     layout: str
     metadata: dict[str, Any]
     prefix: str = ""
+    beside: tuple[str, ...] = ()
 
 
 def load_weights(path: str | os.PathLike, *, ema: bool = False) -> Weights:
@@ -88,10 +91,11 @@ def load_weights(path: str | os.PathLike, *, ema: bool = False) -> Weights:
         layout = "bare"
     else:
         layout, metadata = _layout(tree), _metadata(tree)
-    arrays, prefix = _arrays(path, (average if ema else raw) or {})
+    arrays, prefix, beside = _arrays(path, (average if ema else raw) or {})
     return Weights(
         state_dict=arrays,
         prefix=prefix,
+        beside=beside,
         weights="ema" if ema else "raw",
         has_ema=average is not None,
         layout=layout,
@@ -188,8 +192,15 @@ def _strip(key: str) -> str:
     return ".".join(names[first:])
 
 
-def _arrays(path: str | os.PathLike, values: dict) -> tuple[dict[str, np.ndarray], str]:
-    """Returns the arrays by their keys without wrappers, and what all keys had in front of them."""
+def _arrays(
+    path: str | os.PathLike, values: dict
+) -> tuple[dict[str, np.ndarray], str, tuple[str, ...]]:
+    """Returns the arrays by their keys without wrappers.
+
+    Returns:
+      The arrays, what all keys had in front of them, and the keys that had no holder's name there
+      if others had one.
+    """
     arrays: dict[str, np.ndarray] = {}
     sources: dict[str, str] = {}
     problems = []
@@ -210,11 +221,17 @@ def _arrays(path: str | os.PathLike, values: dict) -> tuple[dict[str, np.ndarray
         listed = "; ".join(problems[:_MAX_LISTED])
         raise ReadError(f"{path}: {len(problems)} problem(s) in the state dict: {listed}{more}")
     prefixes = {key.removesuffix(name) for name, key in sources.items()}
-    return arrays, prefixes.pop() if len(prefixes) == 1 else ""
+    outside = [name for name, key in sources.items() if _first_name(key) not in _HOLDERS]
+    beside = tuple(outside) if len(outside) < len(sources) else ()
+    return arrays, prefixes.pop() if len(prefixes) == 1 else "", beside
 
 
 def _layout(tree: dict) -> str:
     keys = tree.keys()
+    if "pytorch-lightning_version" in keys:
+        return "lightning"
+    if "module" in keys and keys & {"ds_version", "ds_config", "param_shapes"}:
+        return "deepspeed"
     if "state_dict" in keys and keys & {"acc", "best_acc"}:
         return "cnn"
     if "state_dict" in keys and keys & {"arch", "args", "metric", "state_dict_ema"}:
