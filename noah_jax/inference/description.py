@@ -109,8 +109,11 @@ def _of_weights(model: Model, pretrained_cfg: Mapping[str, Any], path: str) -> P
     if interpolation := pretrained_cfg.get("interpolation"):
         settings["interpolation"] = _TIMM_INTERPOLATIONS.get(interpolation, interpolation)
     try:
-        if model.image_size == model.architecture.image_size and "input_size" in pretrained_cfg:
-            settings["crop"] = tuple(pretrained_cfg["input_size"][1:])
+        if "input_size" in pretrained_cfg:
+            size = tuple(pretrained_cfg["input_size"][1:])
+            # Where the caller gives another size of images, it is theirs.
+            if model.image_size in (size, model.architecture.image_size):
+                settings["crop"] = size
         if "crop_pct" in pretrained_cfg and "resize" not in settings:
             side = min(settings.get("crop", model.image_size))
             settings["resize"] = int(side / pretrained_cfg["crop_pct"])

@@ -5,6 +5,7 @@ deviation, beside PyTorch's own in float32.
 """
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -42,12 +43,16 @@ TORCHVISION = {
 
 
 def _randomised(model):
-    """Gives norms and layer scales values that a mistake would show."""
+    """Gives norms, layer scales and what starts at 0 values that a mistake would show."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, x in [*model.named_parameters(), *model.named_buffers()]:
-            if (x.dtype.is_floating_point and x.ndim <= 1) or ".alpha" in name or ".beta" in name:
+            if not x.dtype.is_floating_point:
+                continue
+            if x.ndim <= 1 or name.endswith((".alpha", ".beta")):
                 x.add_(torch.rand(x.shape, generator=generator) * 0.5)
+            elif not x.any():
+                x.add_(torch.randn(x.shape, generator=generator) * 0.05)
     return model.eval()
 
 
@@ -76,9 +81,11 @@ def test_timm(timm_name, hub, tmp_path):
     side = arguments.get("img_size", 64)
     _check(model, name, source, f"timm {timm_name}", side)
     preprocessing = load_model(source)[0].preprocessing
-    wanted = timm.data.resolve_model_data_config(model)
-    assert preprocessing.size == wanted["input_size"][1:]
-    assert preprocessing.mean == wanted["mean"] and preprocessing.std == wanted["std"]
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+    wanted = timm.data.resolve_data_config(pretrained_cfg=saved)
+    assert preprocessing.size == tuple(wanted["input_size"][1:])
+    assert preprocessing.mean == tuple(wanted["mean"])
+    assert preprocessing.std == tuple(wanted["std"])
     assert preprocessing.interpolation == wanted["interpolation"]
     assert preprocessing.resize == int(preprocessing.size[0] / wanted["crop_pct"])
     assert set(preprocessing.sources.values()) == {"timm pretrained_cfg"}

@@ -1,5 +1,6 @@
 """The machine that `unpickle` drives: a stack, a memo, and bounds on what they may hold."""
 
+import mmap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,17 +33,18 @@ class Interpreter:
     A method raises `ReadError` if the bounds or the fixed tables forbid what the opcode asks for,
     and `IndexError` if the stack does not hold what the opcode takes.
 
-    The arguments are those of `unpickle.loads`.
+    The arguments are those of `unpickle.loads_first`.
     """
 
     def __init__(
         self,
-        data: bytes,
+        data: bytes | mmap.mmap,
         known_calls: Mapping[str, Callable[[tuple], Any]],
         persistent_load: Callable[[Any], Any],
+        begin: int = 0,
     ):
         self.data = data
-        self.position = 0
+        self.position = begin
         self.known_calls = known_calls
         self.persistent_load = persistent_load
         self.stack: list = []

@@ -62,7 +62,7 @@ def load_weights(path: str | os.PathLike, *, ema: bool = False) -> Weights:
     Nothing that the file names is imported or called.
 
     Args:
-      path: A local file of `torch.save` (PyTorch 1.6 or newer) or safetensors.
+      path: A local file of `torch.save` or safetensors.
       ema: Load the exponential moving average instead of the raw weights.
 
     Raises:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -48,6 +48,14 @@ _MAX_NDIM = 32
 _MAX_REPEATED = 2**22
 
 
+class Records(Protocol):
+    """What has the records: an `Archive`, or a file of an older format."""
+
+    arrays: dict[tuple[str, np.dtype], np.ndarray]
+
+    def read(self, record: Record) -> memoryview: ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Storage:
     """A record of numbers that tensors view.
@@ -60,7 +68,7 @@ class Storage:
       kind: PyTorch's name for the storage's class, for messages.
     """
 
-    archive: Archive
+    archive: "Records"
     record: Record
     dtype: np.dtype | None
     numel: int
@@ -136,23 +144,50 @@ def load_storage(archive: Archive, folder: str, pid: Any) -> Storage:
     Raises:
       ReadError: If there is no such record, or its size is not the one that the id states.
     """
-    if type(pid) is not tuple or len(pid) < 5 or pid[0] != "storage":
-        raise ReadError("the persistent id is not the id of a storage")
-    _, cls, key, _, numel = pid[:5]
-    if type(cls) is not Global or type(key) is not str or not _is_count(numel):
-        raise ReadError("the persistent id is not the id of a storage")
+    kind, key, numel = _parts(pid)
     name = f"{folder}/data/{key[:64]}"
     record = archive.records.get(name) if len(key) <= 64 else None
     if record is None:
         raise ReadError(f"expected record {name!r}, which the file lacks")
-    kind = cls.name.rpartition(".")[2]
-    dtype = DTYPES.get(_STORAGES.get(kind.removesuffix("Storage"), ""))
+    dtype = _dtype(kind)
     if dtype is not None and record.size != numel * dtype.itemsize:
         raise ReadError(
             f"record {record.name!r} has {record.size} bytes,"
             f" expected {numel} x {dtype.itemsize} for a {kind}"
         )
     return Storage(archive, record, dtype, numel, kind)
+
+
+def stated_storage(archive: Records, pid: Any) -> Storage:
+    """Returns the storage that a persistent id names, by what the id states of it.
+
+    Where its record starts in the file is not known yet.
+
+    Raises:
+      ReadError: If it has elements of a type that NumPy lacks, or is a view of another storage.
+    """
+    kind, key, numel = _parts(pid)
+    dtype = _dtype(kind)
+    if dtype is None:
+        raise ReadError(f"a {kind}, whose elements are of no type that is read here")
+    if len(pid) > 5 and pid[5] is not None:
+        raise ReadError("a storage that is a view of another")
+    record = Record(key[:64], 0, numel * dtype.itemsize, 0, True)
+    return Storage(archive, record, dtype, numel, kind)
+
+
+def _parts(pid: Any) -> tuple[str, str, int]:
+    """Returns the kind of a storage, its key and its number of elements."""
+    if type(pid) is not tuple or len(pid) < 5 or pid[0] != "storage":
+        raise ReadError("the persistent id is not the id of a storage")
+    _, cls, key, _, numel = pid[:5]
+    if type(cls) is not Global or type(key) is not str or not _is_count(numel):
+        raise ReadError("the persistent id is not the id of a storage")
+    return cls.name.rpartition(".")[2], key, numel
+
+
+def _dtype(kind: str) -> np.dtype | None:
+    return DTYPES.get(_STORAGES.get(kind.removesuffix("Storage"), ""))
 
 
 def describe(value: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from noah_jax.errors import ReadError
 from noah_jax.pytorch.files.archive import Archive, map_file
+from noah_jax.pytorch.files.legacy_file import is_legacy, read_legacy
 from noah_jax.pytorch.files.placeholders import NUMPY_CALLS
 from noah_jax.pytorch.files.tensors import TORCH_CALLS, load_storage
 from noah_jax.pytorch.files.unpickle import loads
@@ -13,12 +14,10 @@ from noah_jax.pytorch.files.unpickle import loads
 MAX_PICKLE = 64 * 2**20  # bytes; a checkpoint of 1,000 tensors with an optimizer has 0.3 MB
 
 _RESAVE = "load it in a recent PyTorch and torch.save it again"
-# torch.save before PyTorch 1.6 started its pickle with the number 0x1950a86a20f9469cfc6c.
-_LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_checkpoint(path: str | os.PathLike) -> Any:
-    """Reads the object that `torch.save` (PyTorch 1.6 or newer) wrote to a file.
+    """Reads the object that `torch.save` wrote to a file, in today's format or that before 1.6.
 
     Nothing that the file names is imported or called.
 
@@ -36,6 +35,8 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
       ReadError: In one line that names the file, the problem and the remedy.
     """
     data = map_file(path)
+    if is_legacy(data):
+        return read_legacy(path, data)
     if data[:4] not in (b"PK\3\4", b"PK\5\6"):
         raise ReadError(f"{path}: {_not_a_zip(data)}")
     archive = Archive(path, data)
@@ -81,8 +82,8 @@ def _folder(archive: Archive) -> str:
 def _not_a_zip(data: mmap.mmap) -> str:
     """Says what a file is if it is not a zip file, and what to do."""
     start = data[:512]
-    if _LEGACY_MAGIC in start[:64] or start[257:262] == b"ustar":
-        return f"written before PyTorch 1.6 (or in its old format); {_RESAVE}"
+    if start[257:262] == b"ustar":
+        return f"written before PyTorch 1.6, as a tar file; {_RESAVE}"
     if start.lstrip()[:1] == b"<":
         return "a web page, not a checkpoint: the download failed; download it again"
     if start.startswith(b"version https://git-lfs"):

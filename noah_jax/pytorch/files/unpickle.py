@@ -7,6 +7,7 @@ its C code allocates whatever a length or a memo index asks for before it checks
 are there.
 """
 
+import mmap
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,13 +40,29 @@ def loads(
     Raises:
       ReadError: If anything is wrong; the message names the opcode and its position.
     """
-    interpreter = Interpreter(data, known_calls, persistent_load)
+    return loads_first(data, known_calls, persistent_load)[0]
+
+
+def loads_first(
+    data: bytes | mmap.mmap,
+    known_calls: Mapping[str, Callable[[tuple], Any]],
+    persistent_load: Callable[[Any], Any],
+    begin: int = 0,
+) -> tuple[Any, int]:
+    """Returns the object of the pickle that begins at a byte, and where the pickle ends.
+
+    The arguments are those of `loads`; behind the pickle there may be anything.
+
+    Raises:
+      ReadError: See `loads`.
+    """
+    interpreter = Interpreter(data, known_calls, persistent_load, begin)
     for _ in range(MAX_OPCODES):
         start = interpreter.position
         try:
             opcode = interpreter.take(1)[0]
             if opcode == ord("."):
-                return interpreter.stack.pop()
+                return interpreter.stack.pop(), interpreter.position
             if opcode not in _OPCODES:
                 raise ReadError(_UNUSUAL.get(opcode, "torch.save does not write it"))
             _OPCODES[opcode](interpreter)
@@ -90,6 +107,8 @@ _OPCODES: dict[int, Callable[[Interpreter], Any]] = {
     # Text and bytes.
     0x8C: _push(lambda s: s.text(1)),
     ord("X"): _push(lambda s: s.text(4)),
+    ord("U"): _push(lambda s: s.text(1)),  # Python 2's, as PyTorch reads them
+    ord("T"): _push(lambda s: s.text(4)),
     0x8D: _push(lambda s: s.text(8)),
     ord("C"): _push(lambda s: s.take(s.unsigned(1))),
     ord("B"): _push(lambda s: s.take(s.unsigned(4))),

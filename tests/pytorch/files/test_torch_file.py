@@ -39,7 +39,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", ["tensors.pth", "tensors_protocol5.pth"])
+@pytest.mark.parametrize("name", ["tensors.pth", "tensors_protocol5.pth", "legacy.pth"])
 def test_every_dtype_and_view_of_torch(name):
     found = {key: value.numpy() for key, value in read_checkpoint(FILES / name).items()}
     assert found.keys() == EXPECTED.keys()
@@ -61,14 +61,25 @@ def test_what_has_no_array_is_a_placeholder():
     ]  # fmt: skip
 
 
-def test_old_and_script_files_name_the_way_out():
-    for name, problem, way_out in (
-        ("legacy.pth", "before PyTorch 1.6", "torch.save it again"),
-        ("torchscript.pt", "TorchScript", "torch.jit.load"),
+def test_script_files_name_the_way_out():
+    with pytest.raises(ReadError, match=r"TorchScript.*torch\.jit\.load"):
+        read_checkpoint(FILES / "torchscript.pt")
+
+
+def test_an_old_file_that_is_cut_or_changed_is_refused(tmp_path):
+    whole, path = (FILES / "legacy.pth").read_bytes(), tmp_path / "old.pth"
+    for size in range(15, len(whole), 61):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ReadError):
+            read_checkpoint(path)
+    for old, new, problem in (
+        (b"little_endianq\x02\x88", b"little_endianq\x02\x89", "big-endian"),
+        (b"\xe9\x03.", b"\xe8\x03.", "in a form not known"),
     ):
-        with pytest.raises(ReadError) as raised:
-            read_checkpoint(FILES / name)
-        assert problem in str(raised.value) and way_out in str(raised.value)
+        assert old in whole
+        path.write_bytes(whole.replace(old, new))
+        with pytest.raises(ReadError, match=problem):
+            read_checkpoint(path)
 
 
 def test_a_file_without_checksums():
