@@ -20,10 +20,12 @@ from noah_jax.hub.hugging_face import commit_of
 from noah_jax.hub.names import is_elsewhere
 from noah_jax.hub.released import fetch, sha256
 from noah_jax.hub.resolve import local_checkpoint
+from noah_jax.inference.description import imagenet_classes
 from noah_jax.inference.initial_weights import HEAD_ONLY, fit_weights
 from noah_jax.inference.loading import describe_weights, load_model, read_description
 from noah_jax.inference.trained import FRESH
 from noah_jax.models import create_model
+from noah_jax.models.base import Model
 from noah_jax.models.published import published
 from noah_jax.models.start import Start
 from noah_jax.pytorch.infer import HEADLESS
@@ -103,6 +105,8 @@ def convert(
         "name": loaded.model.name,
         "arguments": loaded.model.arguments,
         "preprocessing": preprocessing.to_json(),
+        **_named_classes(loaded.model),
+        **({"training": x} if (x := loaded.config.own.get("training")) else {}),
         "source": {
             "file": os.path.basename(path),
             "sha256": sha256(path),
@@ -118,6 +122,13 @@ def convert(
     write_model_folder(target, metadata, tree, overwrite=overwrite)
     say(f"saved in {destination}: noah_jax.load_model({destination!r})")
     return loaded
+
+
+def _named_classes(model: Model) -> dict[str, list[str]]:
+    """Returns the names of a model's classes for `model.json`, unless they are ImageNet's."""
+    names = model.class_names
+    usual = names is None or names == tuple(imagenet_classes())
+    return {} if usual else {"class_names": list(names or ())}
 
 
 def _of_backbone(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import posixpath
 import re
 from types import ModuleType
 
-from noah_jax.console import working
+from noah_jax.console import warn_once, working
 from noah_jax.errors import InputError, MissingError, MissingPackageError, ReadError, one_line
 from noah_jax.hub.names import HubName
 
@@ -46,7 +46,7 @@ def fetch_repository(name: HubName) -> str:
         path = repository.get(name.file)
         if path is None:
             raise MissingError(f"{name}: {repository.address} has no such file{repository.list()}")
-        repository.get(posixpath.join(posixpath.dirname(name.file), CONFIG))
+        repository.get(posixpath.join(posixpath.dirname(name.file), CONFIG), needed=False)
         return path
     for file in WEIGHTS:  # what is kept is asked for first, so that it needs no network
         if repository.kept(file) is not None:
@@ -55,7 +55,7 @@ def fetch_repository(name: HubName) -> str:
         files = (file for file in WEIGHTS if repository.get(file) is not None)
         file = next(files, "")
     if file:
-        repository.get(CONFIG)
+        repository.get(CONFIG, needed=False)
         path = repository.get(file)
         assert path is not None
         return path
@@ -93,14 +93,19 @@ class _Repository:
         )
         return found if isinstance(found, str) else None
 
-    def get(self, file: str) -> str | None:
-        """Returns a file; `None` if the repository does not have it."""
+    def get(self, file: str, *, needed: bool = True) -> str | None:
+        """Returns a file; `None` if the repository does not have it.
+
+        Args:
+          file: Its path in the repository.
+          needed: Whether it is an error if nobody may ask for it; otherwise a warning.
+        """
         # The library also remembers which files a repository does not have.
         path = self._library.try_to_load_from_cache(
             self._name.repository, file, revision=self._revision
         )
         if path is None:
-            path = self._download(file)
+            path = self._download(file, needed)
         if not isinstance(path, str):
             return None
         # The branch may move before the next file.
@@ -126,7 +131,7 @@ class _Repository:
         more = f" and {len(files) - _MAX_LISTED} more" if len(files) > _MAX_LISTED else ""
         return f"; it has {', '.join(sorted(files)[:_MAX_LISTED])}{more}"
 
-    def _download(self, file: str) -> str | None:
+    def _download(self, file: str, needed: bool) -> str | None:
         from noah_jax import __version__
 
         with working(f"downloading {file} of {self._name}"):
@@ -139,7 +144,10 @@ class _Repository:
                     library_version=__version__,
                 )
             except self._library.errors.LocalEntryNotFoundError as error:
-                raise self._explained(error, file) from error
+                if needed or not self._library.constants.HF_HUB_OFFLINE:
+                    raise self._explained(error, file) from error
+                warn_once(f"{self._name}: {file} is not in the cache, which says more of the model")
+                return None
             except self._library.errors.EntryNotFoundError:
                 return None
             except Exception as error:  # the library passes on those of the network's libraries

@@ -131,7 +131,8 @@ def load_with_step(
         describe_weights(loaded, path, settings or {})
         params, stats = jax.tree.map(jnp.asarray, (loaded.params, loaded.stats))
         metadata = dict(loaded.config.own)
-        return Loaded(0, loaded.model, params, stats, metadata, metadata.pop("config", {}))
+        config = metadata.get("training") or {}
+        return Loaded(0, loaded.model, params, stats, metadata, config)
     model, description, config = _described(folder, path, settings or {})
     params, stats = model.abstract()
     step, tree = restore_model(

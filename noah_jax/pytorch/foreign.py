@@ -84,13 +84,13 @@ _KINDS = (
     _Kind("a Swin Transformer", (r"attn\.relative_position_bias_table$",)),
     _Kind("a ConvNeXt", (r"(stages\.0\.(blocks\.)?0\.gamma|features\.1\.0\.layer_scale)$",)),
     _Kind(
-        "timm's EfficientNet",
-        (r"(^|\.)conv_stem\.weight$", r"(^|\.)bn2\.weight$", r"conv_reduce\.weight$"),
-    ),
-    _Kind(
         "timm's MobileNetV3",
         (r"(^|\.)conv_stem\.weight$", r"(^|\.)conv_head\.bias$", r"conv_reduce\.weight$"),
         "its layers differ from those of mobilenetv3_small here, which is the original's",
+    ),
+    _Kind(
+        "timm's EfficientNet",
+        (r"(^|\.)conv_stem\.weight$", r"(^|\.)bn2\.weight$", r"conv_reduce\.weight$"),
     ),
     _Kind("a GhostNet", (r"(^|\.)ghost1\.primary_conv\.",)),
     _Kind(

@@ -2,8 +2,8 @@
 
 timm writes `architecture`, `num_classes`, `pretrained_cfg` (how images are prepared), `model_args`
 and sometimes `label_names`. This package's own section `noah_jax` is the `model.json` of the
-model's folder, with `name`, `arguments`, `preprocessing` and `class_names`, and with `config`, the
-configuration of the training, where there was one. timm passes it over.
+model's folder: `name`, `arguments`, `preprocessing`, `class_names` and `training`, what evaluation
+needs of the training's configuration. timm passes it over.
 """
 
 import dataclasses

@@ -17,6 +17,7 @@ from noah_jax.convert.__main__ import main
 from noah_jax.evaluate.__main__ import main as evaluate_main
 from noah_jax.explain.__main__ import main as explain_main
 from noah_jax.export.__main__ import main as export_main
+from noah_jax.inference.trained import load_one
 from noah_jax.models import create_model, get_family
 from noah_jax.parity.__main__ import main as parity_main
 from noah_jax.predict.__main__ import main as predict_main
@@ -265,3 +266,24 @@ def test_weights_without_a_head(tmp_path, capsys, golden):
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: ") and "without a head" in error
     assert not os.path.exists(out)
+
+
+def test_a_fresh_head(tmp_path, capsys):
+    """A backbone whose head nobody knows gets a fresh one, which every program warns of."""
+    state = files.golden_state("resnet18", width=4, num_classes=5, image_size=32)
+    state = {key.replace("head.2.", "fc.1."): value for key, value in state.items()}
+    source, folder = tmp_path / "in.pth", tmp_path / "folder"
+    files.write(source, state, "bare", "")
+    assert "fc.1.bias: shape (5,) in the file" in _error(capsys, source, folder)
+    arguments = [source, folder, "--head", "fresh", "--set", "num_classes=3"]
+    assert main([*map(str, arguments), "--model", "noah_resnet18", "--set", "width=4"]) == 0
+    said = capsys.readouterr().out
+    assert "the head is fresh (noah, 3 classes): train it before you use it" in said
+    assert "2 key(s) beside the model are left out: fc.1.bias, fc.1.weight" in said
+    assert json.loads((folder / "model.json").read_text())["source"]["head"] == "fresh"
+    model, params, _ = load_model(str(folder))
+    files.assert_same_model(model, create_model("noah_resnet18", width=4, num_classes=3))
+    kernel = state["layer1.0.conv1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(params["layer1"]["0"]["conv1"]["kernel"], kernel)
+    load_one(str(folder)).check_head()
+    assert "has a fresh head, which was never trained" in capsys.readouterr().err

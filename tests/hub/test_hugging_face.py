@@ -62,7 +62,7 @@ def test_what_is_kept_needs_no_network(hub, repository):
     assert hub.requests == []
 
 
-def test_offline(hub, repository, monkeypatch):
+def test_offline(hub, repository, monkeypatch, tmp_path, capsys):
     constants = sys.modules["huggingface_hub.constants"]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(MissingError, match="not in the cache, and HF_HUB_OFFLINE forbids"):
@@ -71,6 +71,11 @@ def test_offline(hub, repository, monkeypatch):
     load_model(MODEL)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     load_model(MODEL)
+    # Whoever brought the weights need not have brought the rest.
+    (config,) = tmp_path.rglob("config.json")
+    config.unlink()
+    assert load_model(MODEL)[0].class_names is None
+    assert "config.json is not in the cache" in capsys.readouterr().err
 
 
 def test_revisions(hub, repository):
@@ -199,7 +204,7 @@ def test_a_repository_of_this_package_is_the_model_that_was_exported(hub, tmp_pa
             "source": dict.fromkeys(("mean", "std", "resize", "crop", "interpolation"), "run"),
         },
         "class_names": list("abcde"),
-        "config": {"loss": "softmax"},
+        "training": {"loss": "sigmoid"},
     }
     config = {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.9] * 3}, "noah_jax": own}
     contents = {"model.safetensors": save(state), "config.json": json.dumps(config).encode()}
@@ -213,6 +218,7 @@ def test_a_repository_of_this_package_is_the_model_that_was_exported(hub, tmp_pa
         assert model.class_names == tuple("abcde") and model.mean == (0.1,) * 3
         assert model.preprocessing.resize == 40
         assert params["head"]["query"]["kernel"].shape[0] == 2
+        assert load_one(path).multi_label
     broken = {**config, "noah_jax": {"name": NAME}}
     (tmp_path / "out" / "config.json").write_text(json.dumps(broken))
     with pytest.raises(ReadError, match="section noah_jax does not describe a model"):
@@ -263,6 +269,7 @@ def test_programs_take_repositories(hub, repository, tmp_path, capsys):
     assert settle_model(config).model.name == "resnet18"
     folder = tmp_path / "folder"
     assert convert_main([f"{MODEL}@main", str(folder)]) == 0
+    assert load_model(str(folder))[0].class_names == ("ant", "bee", "cat", "dog", "elk")
     source = json.loads((folder / "model.json").read_text())["source"]
     assert source["from"] == f"{MODEL}@main" and source["commit"] == "a" * 40
     assert convert_main(["hf://timm/none", str(tmp_path / "x")]) == 1

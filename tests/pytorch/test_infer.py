@@ -153,6 +153,7 @@ FOREIGN = {
     "PVT v1, pvt_huge_v2 too": ("stages.0.blocks.0.mlp.dwconv.weight",),
     "timm's MobileNetV3": (
         *("conv_stem.weight", "conv_head.bias", "blocks.1.0.se.conv_reduce.weight"),
+        "blocks.1.0.bn2.weight",
     ),
     "timm's EfficientNet": (
         *("conv_stem.weight", "bn2.weight", "blocks.1.0.se.conv_reduce.weight"),
