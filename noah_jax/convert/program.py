@@ -193,11 +193,12 @@ def convert_to_torch(source: str, destination: str, *, overwrite: bool = False) 
     """
     write = state_dict_writer(destination)
     target = free_destination(destination, folder=False, overwrite=overwrite)
-    if epath.Path(source).is_file():
+    folder = epath.Path(local_checkpoint(source))
+    if folder.is_file():
         raise InputError(f"{source} is a file; --to-torch takes the folder of a model")
     with working(f"loading {source}"):
         model, params, stats = load_model(source)
-    metadata = read_description(epath.Path(source))
+    metadata = read_description(folder)
     counters = metadata.get("source", {}).get(COUNTER, 0)
     state_dict = make_state_dict(model, params, stats, counters=counters)
     with working(f"writing {destination}"), whole(target) as path:

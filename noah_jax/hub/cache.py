@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from noah_jax.console import say
+from noah_jax.console import note
 from noah_jax.errors import WriteError
 from noah_jax.paths import expand_home
 
@@ -42,6 +42,6 @@ def filling(path: pathlib.Path, advice: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another process that downloads {path}")
+            note(f"waiting for another process that downloads {path}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

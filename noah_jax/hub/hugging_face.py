@@ -45,7 +45,9 @@ def fetch_repository(name: HubName) -> str:
     if name.file is not None:
         path = repository.get(name.file)
         if path is None:
-            raise MissingError(f"{name}: {repository.address} has no such file{repository.list()}")
+            raise MissingError(
+                f"{name}: {repository.address} has no such file{repository.listing()}"
+            )
         repository.get(posixpath.join(posixpath.dirname(name.file), CONFIG), needed=False)
         return path
     for file in WEIGHTS:  # what is kept is asked for first, so that it needs no network
@@ -62,7 +64,7 @@ def fetch_repository(name: HubName) -> str:
     if repository.get(MODEL) is not None:
         return repository.get_all()
     raise MissingError(
-        f"{name} has neither {' nor '.join(WEIGHTS)} nor {MODEL}{repository.list()}"
+        f"{name} has neither {' nor '.join(WEIGHTS)} nor {MODEL}{repository.listing()}"
         f"; hf://{name.repository}/FILE names a file"
     )
 
@@ -122,7 +124,7 @@ class _Repository:
             except Exception as error:
                 raise self._explained(error, "its files") from error
 
-    def list(self) -> str:
+    def listing(self) -> str:
         """Says which files the repository has, to end a message with; nothing if nobody knows."""
         try:
             files = self._library.list_repo_files(self._name.repository, revision=self._revision)
