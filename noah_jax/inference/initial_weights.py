@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from noah_jax.data.preprocessing import Preprocessing
-from noah_jax.errors import CheckpointError, InputError
+from noah_jax.errors import InputError, NoahError
 from noah_jax.heads.registry import unpublished_options
 from noah_jax.inference.loading import load_with_step
 from noah_jax.models import create_model, get_family
@@ -78,8 +78,9 @@ def load_initial_weights(
     where = f"init_from={path}" if where is None else where
     try:
         loaded = load_with_step(path, ema=ema)
-    except (FileNotFoundError, ValueError, CheckpointError) as error:
-        raise InputError(f"{where}: {error}") from error
+    except (NoahError, FileNotFoundError, ValueError) as error:
+        said = str(error)
+        raise InputError(said if said.startswith(where) else f"{where}: {said}") from error
     except Exception as error:  # The library behind gs:// may be missing, or raise its own errors.
         raise InputError(f"{where} cannot be read: {error!r}") from error
     name = ("the moving average of " if ema else "") + loaded.model.name

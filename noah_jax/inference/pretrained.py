@@ -31,10 +31,11 @@ def create_model(name: str, *, pretrained: bool | str = False, **arguments: Any)
     Args:
       name: A registered name, such as "noah_resnet50"; `list_models` lists them.
       pretrained: Whether `Model.init` starts at published weights, which are downloaded once:
-        those that the authors of NOAH released, else timm's or torchvision's; `noah-jax models
-        --pretrained` lists them. Or the name of a checkpoint to take, see `load_model`. The
-        backbone must be the same; a head of another kind, or with another number of classes, is
-        fresh, which is said. The model then prepares images as those weights expect it.
+        timm's or torchvision's, and where they have none, as for all names with `noah_`, those
+        that the authors of NOAH released; `noah-jax models --pretrained` lists them. Or the name
+        of a checkpoint to take, see `load_model`. The backbone must be the same; a head of another
+        kind, or with another number of classes, is fresh, which is said. The model then prepares
+        images as those weights expect it.
       **arguments: All that `noah_jax.models.create_model` takes, such as `num_classes`,
         `image_size`, `head`, `features_only`, `dtype` and the architecture's own dimensions.
 
