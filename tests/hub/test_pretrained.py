@@ -85,7 +85,7 @@ def test_weights_of_another_backbone(repository):
     source = "hf://timm/resnet18.a1_in1k"
     with pytest.raises(InputError, match=f"^{source}: resnet18 there does not fit"):
         create_model("resnet34", pretrained=source, num_classes=5, **SMALL)
-    with pytest.raises(InputError, match="^hf://timm/none: there is no repository timm/none"):
+    with pytest.raises(InputError, match=r"^hf://timm/none: there is no repository timm/none"):
         create_model("resnet34", pretrained="hf://timm/none")
 
 
