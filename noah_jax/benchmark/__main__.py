@@ -112,7 +112,9 @@ def _input_options(parser: Parser) -> None:
     parser.add_argument("--recipe", choices=("cnn", "deit"), help="by default both")
     parser.add_argument("--batch", type=positive, default=64, help="images a batch (%(default)s)")
     parser.add_argument("--rounds", type=positive, default=5, help="measurements (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write every turn to this file besides")
+    parser.add_argument(
+        "--json", metavar="FILE", type=local_path, help="write every turn to this file besides"
+    )
     parser.add_argument(
         "--against-step",
         action="store_true",
