@@ -20,8 +20,8 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 MAX_MAGNITUDE = 10.0
-_MAX_DEGREES = 30.0
-_MAX_SHEAR = 0.3
+MAX_DEGREES = 30.0
+MAX_SHEAR = 0.3
 _MAX_SHIFT = 0.45  # of the image's width or height
 _MAX_ENHANCEMENT = 0.9
 _MAX_ADDED = 110  # levels added to dark pixels
@@ -136,7 +136,7 @@ def _invert(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image
 
 
 def _rotate(image: Image.Image, operation: Operation, fill: Fill) -> Image.Image:
-    degrees = _signed(operation, _MAX_DEGREES)
+    degrees = _signed(operation, MAX_DEGREES)
     return image.rotate(degrees, _RESAMPLING[operation.interpolation], fillcolor=fill)
 
 
@@ -176,14 +176,14 @@ def affine_matrix(operation: Operation, size: tuple[int, int]) -> tuple[float, .
     height, width = size
     name = operation.name
     if name == "Rotate":
-        angle = math.radians(_signed(operation, _MAX_DEGREES))
+        angle = math.radians(_signed(operation, MAX_DEGREES))
         cos, sin = math.cos(angle), math.sin(angle)
         x, y = width / 2, height / 2
         return cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y
     if name == "ShearX":
-        return 1, _signed(operation, _MAX_SHEAR), 0, 0, 1, 0
+        return 1, _signed(operation, MAX_SHEAR), 0, 0, 1, 0
     if name == "ShearY":
-        return 1, 0, 0, _signed(operation, _MAX_SHEAR), 1, 0
+        return 1, 0, 0, _signed(operation, MAX_SHEAR), 1, 0
     if name == "TranslateXRel":
         return 1, 0, _signed(operation, _MAX_SHIFT) * width, 0, 1, 0
     if name == "TranslateYRel":

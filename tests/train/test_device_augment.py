@@ -1,6 +1,7 @@
 """Colour jitter and RandAugment in the step, against Pillow's operations on the host."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from noah_jax import distributed
+from noah_jax.compilation import QUICK_COMPILE
 from noah_jax.data import randaugment
 from noah_jax.data.color import color_jitter, draw_color_jitter
 from noah_jax.data.device_draws import CODES, encode_draws, rounded_factor
@@ -15,6 +17,7 @@ from noah_jax.data.randaugment import OPERATIONS, Operation, RandAugment, rand_a
 from noah_jax.data.sampler import image_random
 from noah_jax.data.transforms import TrainTransform
 from noah_jax.train.device_augment import augment, make_apply_draws
+from noah_jax.train.device_serial import augment_serially
 
 HEIGHT, WIDTH = 20, 26
 FILL = (124, 116, 104)
@@ -35,13 +38,20 @@ def _images():
 
 
 IMAGES = _images()
+FORMS = {"batched": augment, "serial": augment_serially}
 
 
-@pytest.fixture(scope="module")
-def applied():
+def _quick(function):
+    return jax.jit(function, compiler_options=QUICK_COMPILE)
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def applied(request):
+    """The form for GPUs and CPUs and the one for TPUs, without and with cubics."""
+    form = functools.partial(FORMS[request.param], fill=FILL)
     return {
-        bicubic: jax.jit(lambda x, draws, b=bicubic: augment(x, draws, fill=FILL, bicubic=b))
-        for bicubic in (False, True)
+        bicubic: _quick(functools.partial(form, codes=codes, bicubic=bicubic))
+        for bicubic, codes in ((False, CODES), (True, ("nothing", "affine")))
     }
 
 
@@ -60,7 +70,7 @@ def test_each_operation(applied, name, bicubic):
     for magnitude in MAGNITUDES:
         for negated in (False, True):
             operation = Operation(name, magnitude, negated, interpolation)
-            draws = encode_draws((), (operation,), rows=1, size=(HEIGHT, WIDTH))
+            draws = encode_draws((), (operation,), rows=2, size=(HEIGHT, WIDTH))
             # A shape of its own for each call would compile anew.
             got = np.asarray(applied[bicubic](IMAGES, np.stack([draws] * len(IMAGES))))
             expected = [rand_augment(Image.fromarray(x), (operation,), FILL) for x in IMAGES]
@@ -70,6 +80,19 @@ def test_each_operation(applied, name, bicubic):
             assert difference.mean() < 0.01
 
 
+@pytest.mark.usefixtures("_rounded_factors")
+def test_every_image_has_operations_of_its_own(applied):
+    random = np.random.default_rng(3)
+    drawn = [RandAugment(num_ops=2).draw(random, "bilinear") for _ in IMAGES]
+    assert {len(operations) for operations in drawn} == {0, 1, 2}
+    draws = [encode_draws((), x, rows=2, size=(HEIGHT, WIDTH)) for x in drawn]
+    got = np.asarray(applied[False](IMAGES, np.stack(draws)))
+    for pixels, image, operations in zip(got, IMAGES, drawn, strict=True):
+        expected = np.asarray(rand_augment(Image.fromarray(image), operations, FILL))
+        difference = np.abs(pixels.astype(int) - expected)
+        assert (difference > 1).mean() < 0.01, operations
+
+
 def test_what_is_drawn_is_applied_in_order():
     """A jitter, and RandAugment's draws, of the same generators on the host and on the device."""
     random = np.random.default_rng(5)
@@ -77,7 +100,7 @@ def test_what_is_drawn_is_applied_in_order():
     drawn = [tuple((name, rounded_factor(f)) for name, f in adjustments) for adjustments in drawn]
     rows = np.stack([encode_draws(x, (), rows=3, size=(HEIGHT, WIDTH)) for x in drawn])
     transform = TrainTransform("none", (HEIGHT, WIDTH), color_jitter=0.4, on_device=True)
-    got = jax.jit(make_apply_draws(transform, None))(IMAGES, rows)
+    got = _quick(make_apply_draws(transform, None))(IMAGES, rows)
     expected = [color_jitter(Image.fromarray(x), a) for x, a in zip(IMAGES, drawn, strict=True)]
     np.testing.assert_array_equal(got, np.stack([np.asarray(x) for x in expected]))
 
@@ -99,7 +122,7 @@ def test_a_transform_leaves_its_draws_to_the_device():
     assert draws.shape == (16, *device.draw_shape)
     assert (draws[..., 0] == CODES.index("nothing")).any()  # some draws are not applied
     mesh = distributed.make_mesh()
-    got = jax.jit(make_apply_draws(device, mesh))(np.stack(pixels), draws)
+    got = _quick(make_apply_draws(device, mesh))(np.stack(pixels), draws)
     difference = np.abs(np.asarray(got).astype(int) - np.stack(expected))
     # An enhancement's factor has 16 bits here and all there; few pixels come out a level lower,
     # which a later table of levels (equalize) can enlarge.
