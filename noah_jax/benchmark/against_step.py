@@ -38,7 +38,7 @@ from noah_jax.files import write_text
 from noah_jax.train.setup import TrainSetup, build
 
 _AS_CONFIGURED = "as configured"
-_SMALL = f"images of at most {SMALL_SIDE} pixels"
+_SMALL = f"prepare --max-side {SMALL_SIDE}"
 # The fields of a transform by their keys in the section `data`.
 _FIELDS = {"augment_on_device": "on_device", "approximate_decode": "approximate"}
 _STEP_SECONDS = 3.0  # duration of the step's measurement
@@ -155,14 +155,14 @@ def measure_input(
         fields = {_FIELDS[key]: value for key, value in values.items()}
         variants[name] = whole, dataclasses.replace(as_configured, **fields)
     if not whole.cached:
-        with working("making smaller images"):
+        with working("shrinking images"):
             shrunk = ShrunkSource(whole.encoded, SMALL_SIDE)
         if shrunk.shrunk:
             small = DecodedSource(shrunk)
             *_, (most, (_, transform)) = variants.items()
             variants[_SMALL] = small, as_configured
             if settings:
-                variants[f"{_SMALL}, {most}"] = small, transform
+                variants[f"{_SMALL} and {most}"] = small, transform
     contenders = {
         name: train_batches(
             source,
@@ -221,6 +221,8 @@ def measure_and_print(args: argparse.Namespace) -> None:
         row = (f"{speed:,.0f}", f"{gap.given(name):,.0f}", gap.percent(name))
         print_row([name, *row, f"{gap.cores_needed(name):,}"])
     print(f"\n{gap.advice()}")
+    if machine is not None and machine.kind == "h100" and gap.given(_AS_CONFIGURED) < gap.needed:
+        print("data.loader=dali decodes on the GPUs instead, which is not measured here")
     if args.json:
         record = {"machine": args.machine, "step": step._asdict(), **dataclasses.asdict(gap)}
         write_text(args.json, json.dumps(record, indent=1))

@@ -89,7 +89,7 @@ class ShrunkSource:
 
     Args:
       source: The source.
-      side: The longer side of the images in pixels; images that have no more stay as they are.
+      side: The most pixels of the longer side.
 
     Attributes:
       shrunk: Whether any image is smaller than it was.

@@ -8,7 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-SMALL_SIDE = 400  # pixels of the longer side in a set of smaller images
+SMALL_SIDE = 400  # pixels; the side of a set of smaller images for crops of 224
+SMALLER_SET = f"a set of `noah-jax prepare --max-side {SMALL_SIDE}`"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""Applies what was drawn one image after another, each by its own operation alone.
+"""Applies what was drawn one image after another, each by its own operation alone, for TPUs.
 
-This is the form for TPUs and CPUs, which one image keeps busy. A loop goes through all operations
-that were drawn, and computes each without a gather, because TPUs gather pixels slowly. In the other
-form, `noah_jax.train.device_augment`, all images go through every operation: on a CPU that takes 13
-times the processor time.
+One image keeps a TPU's core busy, and a TPU gathers pixels slowly. So a loop goes through all
+operations that were drawn, and computes each without a gather. In the other form,
+`noah_jax.train.device_augment`, all images go through every operation.
 """
 
 import functools

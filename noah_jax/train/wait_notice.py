@@ -4,7 +4,7 @@ import jax
 from ml_collections import ConfigDict
 
 from noah_jax.data.batches import num_cores
-from noah_jax.data.lighter import lighter_settings
+from noah_jax.data.lighter import SMALLER_SET, lighter_settings
 
 WORTH_TELLING = 0.1  # fraction of the time for which the devices wait
 _MUCH_WORSE = 0.25  # a fraction that is so much larger than the one that was told is told again
@@ -52,7 +52,9 @@ def describe_wait(section: ConfigDict, wait: float, images_per_second: float) ->
     hosts = jax.process_count()
     cores = f"{num_cores()} cores" + (f" on each of {hosts} hosts" if hosts > 1 else "")
     settings = [setting.name for setting in lighter_settings(section)]
-    choices = [*settings, "a set of smaller images", "more cores or a faster disk"]
+    if jax.default_backend() == "gpu" and section.loader == "host":
+        settings.append("data.loader=dali")
+    choices = [*settings, SMALLER_SET, "more cores or a faster disk"]
     return (
         f"the devices waited for images for {100 * wait:.0f} % of the time: {cores} give"
         f" {images_per_second:,.0f} images/s, the step could take {needed:,.0f}. What would help:"
