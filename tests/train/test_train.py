@@ -115,7 +115,7 @@ def test_a_run_leaves_everything(finished, capsys):
 def test_the_log_tells_what_waits_for_input(whole_run, tmp_path, monkeypatch, capsys):
     def slow(inputs, start_step):
         for batch in prompt(inputs, start_step):
-            time.sleep(0.5)
+            time.sleep(1)  # an unoptimised step takes 0.15
             yield batch
 
     def waits(workdir) -> list[float]:
