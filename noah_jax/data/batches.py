@@ -48,11 +48,6 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def suggested_workers() -> int:
-    """Returns the number of worker processes that suits the number of cores."""
-    return num_cores() // _THREADS_PER_PROCESS
-
-
 def check_readers(*, num_threads: int | None, num_workers: int | None) -> None:
     """Checks the numbers of threads and processes that prepare images.
 
@@ -111,7 +106,7 @@ def train_batches(
     check_readers(num_threads=num_threads, num_workers=num_workers)
     local_size = local_rows(sampler.batch_size, process_count)
     if num_workers is None:
-        num_workers = 0 if source.cached else suggested_workers()
+        num_workers = 0 if source.cached else num_cores() // _THREADS_PER_PROCESS
     first_row = process_index * local_size
     load = _LoadBatch(
         functools.partial(_new_training_batch, source, transform),

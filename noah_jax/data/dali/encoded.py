@@ -1,6 +1,7 @@
 """What the host makes of training images for DALI: encoded bytes, and what was drawn for them."""
 
 import dataclasses
+import functools
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -130,10 +131,7 @@ def load(
         index = (index + offset) % len(source)
         return _encode(source, index, transform, random, on_host=index in refused)
 
-    images = [
-        first_usable(lambda offset, row=row: use(row, offset), len(source), errors)  # type: ignore[misc]
-        for row in rows
-    ]
+    images = [first_usable(functools.partial(use, row), len(source), errors) for row in rows]
     return _pack(images, source.label_shape), errors
 
 

@@ -13,7 +13,6 @@ from noah_jax.data.batches import (
     local_rows,
     num_cores,
     read_ahead,
-    suggested_workers,
 )
 from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.dali.decoder import Decoder
@@ -27,6 +26,9 @@ Placed = TypeVar("Placed")  # what `put` makes of a batch
 
 # Batches that DALI has under way at once: one on the way into the decoder, one in it.
 _DEPTH = 2
+# What is left to the host is mostly Python's own work, under a lock that all threads of a process
+# share.
+_CORES_PER_PROCESS = 4
 
 
 def train_batches(
@@ -62,8 +64,8 @@ def train_batches(
       put: Places the labels and draws of a batch on the devices; its images are there already.
       corrupt_images: Counts the images that cannot be decoded. The next image of the source
         replaces such an image, or its error is raised.
-      num_workers: Number of processes that share the reading threads, see
-        `noah_jax.data.batches.train_batches`.
+      num_workers: Number of processes that share the reading threads; 0 for this process alone,
+        `None` for as many as the number of cores suggests.
       process_index: Index of this host.
       process_count: Number of hosts; must divide the sampler's batch size.
 
@@ -107,7 +109,7 @@ def train_batches(
         num_threads,
         lambda batch: batch,
         corrupt_images,
-        num_workers=suggested_workers() if num_workers is None else num_workers,
+        num_workers=num_cores() // _CORES_PER_PROCESS if num_workers is None else num_workers,
     )
     decoded = _decoded(decoder, steps, encoded, mesh, put)
     return with_training_shards(decoded, source, sampler, start_step)
