@@ -24,6 +24,9 @@ from noah_jax.explain.maps import common_scale, merged, overlay
 from noah_jax.inference.trained import load_one
 from tests.helpers import GOLDEN
 
+# What the programs wrote is compared with what is computed anew, bit by bit.
+pytestmark = pytest.mark.optimised
+
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )

@@ -183,7 +183,7 @@ def test_a_distilled_deit_is_named_whatever_else_it_has():
 def test_images_that_are_not_square():
     arguments = dict(num_classes=3, image_size=(32, 96))
     state = files.golden_state("deit_tiny_050_patch16_224", **arguments)
-    with pytest.raises(ConversionError, match=r"12 positions.*give --set image_size"):
+    with pytest.raises(ConversionError, match=r"13 positions, 12 without.*give --set image_size"):
         find_model(state)
     model = find_model(state, arguments={"image_size": (32, 96)}).model
     assert model.image_size == (32, 96)
