@@ -22,6 +22,7 @@ from grain.experimental import ThreadPrefetchIterDataset
 from noah_jax.data.batch import Batch
 from noah_jax.data.corrupt import CorruptImages, first_usable
 from noah_jax.data.decoding import DecodedSource, FinishExample
+from noah_jax.data.reused_memory import ReusedMemory
 from noah_jax.data.sampler import Sampler
 from noah_jax.data.shard_batches import with_evaluation_shards, with_training_shards
 from noah_jax.data.source import Label
@@ -109,7 +110,7 @@ def train_batches(
         num_workers = 0 if source.cached else num_cores() // _THREADS_PER_PROCESS
     first_row = process_index * local_size
     load = _LoadBatch(
-        functools.partial(_new_training_batch, source, transform),
+        functools.partial(_new_training_batch, source, transform, ReusedMemory()),
         functools.partial(_fill_for_training, source, transform, sampler, first_row),
         local_size,
         shared=num_workers == 0,
@@ -117,7 +118,7 @@ def train_batches(
     batches = read_ahead(
         range(start_step, total_steps),
         load,
-        _join,
+        load.join,
         local_size,
         num_threads,
         put,
@@ -171,13 +172,15 @@ def eval_batches(
         shared=True,
     )
     steps = range(-(-len(source) // batch_size))
-    batches = read_ahead(steps, load, _join, local_size, num_threads, put, corrupt_images)
+    batches = read_ahead(steps, load, load.join, local_size, num_threads, put, corrupt_images)
     return with_evaluation_shards(batches, source, batch_size)
 
 
-def _new_training_batch(source: DecodedSource, transform: TrainTransform, rows: int) -> Batch:
+def _new_training_batch(
+    source: DecodedSource, transform: TrainTransform, memory: ReusedMemory, rows: int
+) -> Batch:
     batch: Batch = {
-        "image": np.empty((rows, *transform.size, 3), np.uint8),
+        "image": memory.empty((rows, *transform.size, 3), np.uint8),
         "label": np.empty((rows, *source.label_shape), np.int32),
     }
     if transform.draw_shape is not None:
@@ -285,6 +288,15 @@ class _LoadBatch:
         part = {key: v[rows.start : rows.stop] for key, v in cast(Any, batch).items()}
         return batch, self._fill(step, rows, cast(Batch, part))
 
+    def join(self, chunks: Sequence[Batch]) -> Batch:
+        """Joins a batch's chunks."""
+        if self._lock is not None:
+            return chunks[0]  # each is the whole batch
+        whole = self._new(self._local_size)
+        for key, values in cast(Any, whole).items():
+            np.concatenate([chunk[key] for chunk in cast(Any, chunks)], out=values)
+        return whole
+
 
 def local_rows(batch_size: int, process_count: int) -> int:
     """Returns the number of rows of a batch that each host has.
@@ -377,12 +389,3 @@ def read_ahead(
 def _ignore_ctrl_c(index: int, count: int) -> None:
     """Leaves Ctrl-C, which a terminal sends to all processes, to the one that trains."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _join(chunks: Sequence[Batch]) -> Batch:
-    """Joins a batch's chunks, which may be the same whole batch."""
-    first = chunks[0]
-    if all(chunk is first for chunk in chunks):
-        return first
-    joined = {key: np.concatenate([c[key] for c in cast(Any, chunks)]) for key in first}
-    return cast(Batch, joined)

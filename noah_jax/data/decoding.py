@@ -83,18 +83,19 @@ def start_transform(
     if header is None:
         return lambda out: transform.transform(decode(data, name), random, out)
     choices = transform.draw((header.width, header.height), random)
+    draws = transform.encode(choices)
+    rows = None if choices.box is None else choices.box[3]
 
     def finish(out: np.ndarray | None) -> Transformed:
         if choices.box is not None and (region := cut_region(data, choices.box)) is not None:
             pixels = decode_jpeg(region.data, header, approximate=transform.approximate)
             if pixels is not None:
                 moved = choices.move_box(-region.left, -region.top)
-                return Transformed(transform.apply(pixels, moved, out), transform.encode(choices))
-        rows = None if choices.box is None else choices.box[3]
+                return Transformed(transform.apply(pixels, moved, out), draws)
         pixels = decode_jpeg(data, header, rows=rows, approximate=transform.approximate)
         if pixels is None:
             pixels = _decode_by_pillow(data, name)
-        return Transformed(transform.apply(pixels, choices, out), transform.encode(choices))
+        return Transformed(transform.apply(pixels, choices, out), draws)
 
     return finish
 

@@ -79,12 +79,12 @@ def decode_jpeg(
 
 
 def _find_height(data: bytes) -> int | None:
-    position = 2  # after the marker of the image's start
-    while data[position : position + 1] == b"\xff" and position + 4 <= len(data):
+    position, length = 2, len(data)  # after the marker of the image's start
+    while position + 4 <= length and data[position] == 0xFF:
         marker = data[position + 1]
         if marker in _SEQUENTIAL:
             return position + 5  # after marker, length and precision
         if marker == _SCAN or (marker in _FRAMES and marker not in _NOT_FRAMES):
             return None
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        position += 2 + (data[position + 2] << 8 | data[position + 3])
     return None

@@ -196,7 +196,7 @@ class TrainTransform:
 
     def encode(self, choices: TrainChoices) -> np.ndarray | None:
         """Returns what is left to the device as float32 `[rows, columns]`, if anything is."""
-        if self.draw_shape is None:
+        if not self.on_device or self.draw_shape is None:
             return None
         rows, _ = self.draw_shape
         return encode_draws(choices.adjustments, choices.operations, rows=rows, size=self.size)
@@ -207,12 +207,10 @@ class TrainTransform:
         if self.approximate:
             from noah_jax.data import approximate  # needs OpenCV, which is an extra
 
-            resized_crop = approximate.resized_crop
+            crop = approximate.resized_crop
         else:
-            resized_crop = geometry.resized_crop
-        return resized_crop(
-            pixels, box, self.size, choices.interpolation, flip=choices.flip, out=out
-        )
+            crop = geometry.resized_crop
+        return crop(pixels, box, self.size, choices.interpolation, flip=choices.flip, out=out)
 
     def __call__(self, pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Draws the random choices and applies those that are the host's."""

@@ -1,6 +1,7 @@
 """Crops, resizes and colour jitter, and the transforms that are made of them."""
 
 import dataclasses
+import itertools
 import math
 import pathlib
 
@@ -27,11 +28,13 @@ class _Replayed:
 
     def __init__(self, draws: np.ndarray):
         self._draws = iter(draws[~np.isnan(draws)])
+        self._ranges = itertools.cycle([(0.08, 1.0), (math.log(3 / 4), math.log(4 / 3))])
 
-    def uniform(self, low, high):
+    def random(self):
+        low, high = next(self._ranges)
         value = next(self._draws)
         assert low - 1e-6 <= value <= high + 1e-6
-        return value
+        return (value - low) / (high - low)
 
     def integers(self, low, high):
         value = next(self._draws)
