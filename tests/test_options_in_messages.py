@@ -64,13 +64,14 @@ def _unknown(path) -> list[str]:
     known = (EVERY if of_others else OPTIONS.get(program, EVERY)) | OTHERS
     unknown = []
     for text in _texts(path):
+        called = [OPTIONS[other] for other in PROGRAMS if re.search(rf"\b{other} --", text)]
         for option in OPTION.findall(text):
             name = option.rstrip(".-").partition("=")[0]
             if name.startswith("config."):
                 key = name.removeprefix("config.")
                 fits = key in RULES or key == "KEY" or key.startswith("model.") or key == ""
             else:
-                fits = name in known
+                fits = name in known.union(*called)
             if not fits:
                 unknown.append(f"--{option} in {text[:70]!r}")
         for key in KEY.findall(text):
@@ -90,7 +91,7 @@ def test_every_option_and_key_that_a_text_names_exists(room):
 
 
 def test_an_option_that_does_not_exist_is_seen():
-    for text in ("give --overwrit", "--config.optim.lr=1", "set optim.learning_rat"):
+    for text in ("give --overwrit", "--config.optim.lr=1", "set optim.learning_rat", "prepare --dri"):
         path = ROOT / "noah_jax" / "export" / "imaginary.py"
         found = _unknown_in(path, f"def f():\n    raise ValueError('{text}')\n")
         assert len(found) == 1, text

@@ -1,9 +1,9 @@
 """Knows machines that are not here: their devices and cores, and the speed of their train steps.
 
-Cores are those that Google's documentation gives its virtual machines, `cloud.google.com/tpu/docs`
-(v4, v5e, v5p, v6e) and `cloud.google.com/compute/docs/accelerator-optimized-machines` (A3 High). A
-vCPU there is a hyper-thread, two of which share a core
-(`cloud.google.com/compute/docs/cpu-platforms`).
+Cores are the vCPUs of Google's virtual machines. Those of v5e (`cloud.google.com/tpu/docs`) and of
+a3-highgpu-8g (`cloud.google.com/compute/docs/accelerator-optimized-machines`) were looked up there;
+the others, v4, v5p, v6e and the smaller A3, are not checked. A vCPU is a hyper-thread, two of which
+share a core (`cloud.google.com/compute/docs/cpu-platforms`).
 
 Speeds of steps are those of `docs/results.md`, in bfloat16 with SGD. Tests hold both together.
 """
