@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from noah_jax.evaluation.calibration import Calibration
+from noah_jax.evaluation.corruptions import SEVERITIES
 from noah_jax.evaluation.results import MultiLabelResults, SingleLabelResults
 from noah_jax.files import make_folder, write_bytes, write_text
 
@@ -18,16 +20,19 @@ def write_report(
     summary: dict[str, Any],
     results: SingleLabelResults | MultiLabelResults,
     class_names: Sequence[str],
+    calibration: Calibration | None = None,
 ) -> None:
     """Writes `report.json` and `classes.csv`, each whole.
 
-    With one label an image, also `confusion.csv` and `confusion.png`.
+    With one label an image, also `confusion.csv` and `confusion.png`; with a calibration,
+    `reliability.png`.
 
     Args:
       folder: The folder for the files; made if it does not exist.
       summary: What was evaluated, and the measures over all images; a part of `report.json`.
       results: The results.
       class_names: Names of the classes.
+      calibration: The calibration, if it was measured.
 
     Raises:
       WriteError: If the folder cannot be written.
@@ -51,6 +56,32 @@ def write_report(
     subtitle = f"{summary['checkpoint']} on {summary['dataset']}"
     picture = draw_confusion(counts, class_names, subtitle)
     write_bytes(folder / "confusion.png", encode_png(picture))
+    if calibration is not None:
+        from noah_jax.evaluate.reliability_picture import draw_reliability, encode_figure
+
+        figure = draw_reliability(calibration, subtitle)
+        write_bytes(folder / "reliability.png", encode_figure(figure))
+
+
+def write_corruption_report(folder: epath.Path, summary: dict[str, Any]) -> None:
+    """Writes `report.json` and `corruptions.csv`, each whole.
+
+    Args:
+      folder: The folder for the files; made if it does not exist.
+      summary: What was evaluated, with what `CorruptionErrors.to_json` returns.
+
+    Raises:
+      WriteError: If the folder cannot be written.
+    """
+    make_folder(folder)
+    write_text(folder / "report.json", json.dumps(summary) + "\n")
+    rows = [
+        [name, row["standard"], *row["errors"], row["mean"], row["alexnet"], row["ce"]]
+        for name, row in summary["corruptions"].items()
+    ]
+    severities = [f"severity_{severity}" for severity in SEVERITIES]
+    heading = ["corruption", "standard", *severities, "mean", "alexnet", "ce"]
+    write_text(folder / "corruptions.csv", _csv([heading, *rows]))
 
 
 def _write_classes(

@@ -1,12 +1,19 @@
 """Opens the dataset to evaluate on: the one that the user names, or the training's own."""
 
 import dataclasses
+import os
 
 from noah_jax.data.source import Source
-from noah_jax.data.sources import open_eval_source
+from noah_jax.data.sources import data_folder, open_eval_source
 from noah_jax.data.streaming.cache import DEFAULT_GIGABYTES, ShardCache
 from noah_jax.errors import InputError, UsageError
 from noah_jax.evaluation.label_files import open_labelled_folder, relabel
+from noah_jax.evaluation.wordnet_folders import (
+    describe_classes,
+    open_wordnet_folders,
+    root_folder,
+    wordnet_ids,
+)
 from noah_jax.inference.trained import TrainedModel
 
 
@@ -20,6 +27,8 @@ class DatasetChoice:
       split: Name of the split.
       labels: A CSV file with other labels, see `noah_jax.evaluation.label_files`.
       real_labels: The JSON file of ImageNet-ReaL, which adds a second top-1.
+      classes_of: "imagenet" for folders that are named as ImageNet's classes are, see
+        `noah_jax.evaluation.wordnet_folders`.
     """
 
     dataset: str | None = None
@@ -27,6 +36,58 @@ class DatasetChoice:
     split: str | None = None
     labels: str | None = None
     real_labels: str | None = None
+    classes_of: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationImages:
+    """The images to evaluate one model on.
+
+    Attributes:
+      source: The images and labels.
+      class_names: What files of predictions call the model's classes, in the order of the logits.
+      classes: The classes that can be predicted, in rising order; `None` for all.
+      root: The folder that holds the images, if a folder was named.
+      about: A line for the user about the classes, if there is something to say.
+    """
+
+    source: Source
+    class_names: tuple[str, ...]
+    classes: tuple[int, ...] | None = None
+    root: str | None = None
+    about: str | None = None
+
+    def image_name(self, index: int) -> str:
+        """Returns the name of an image: its path below the folder, or what messages call it."""
+        name = self.source.describe(index)
+        return name if self.root is None else name.removeprefix(f"{self.root.rstrip('/')}/")
+
+
+def open_images(choice: DatasetChoice, trained: TrainedModel) -> EvaluationImages:
+    """Opens the images for one model, and finds the classes that it chooses from.
+
+    Raises:
+      UsageError, InputError: See `open_dataset`, and for `choice.classes_of` `wordnet_folders`.
+    """
+    if choice.classes_of is not None:
+        root = root_folder(choice.dataset)
+        source, classes = open_wordnet_folders(root, trained, choice.split)
+        num_classes = trained.model.num_classes
+        return EvaluationImages(
+            source,
+            tuple(wordnet_ids(trained)),
+            None if len(classes) == num_classes else classes,
+            os.fspath(root),
+            describe_classes(source, classes, num_classes),
+        )
+    source = open_dataset(choice, trained)
+    dataset = _completed(choice, trained).dataset
+    folder = None if dataset is None else data_folder(dataset)
+    return EvaluationImages(
+        source,
+        tuple(trained.class_names or map(str, range(trained.model.num_classes))),
+        root=None if folder is None else os.fspath(folder),
+    )
 
 
 def open_dataset(choice: DatasetChoice, trained: TrainedModel) -> Source:

@@ -28,7 +28,13 @@ class SingleLabelResults:
       top5: bool `[images]`, whether the label is among the five highest logits.
       ranked: int `[images, 5]`, the classes with the highest logits, best first; fewer columns if
         there are fewer classes. -1 where a logit is NaN.
-      num_classes: Number of classes.
+      probability: float32 `[images]`, the probability of the predicted class.
+      num_classes: Number of the model's classes.
+      classes: The classes that could be predicted; `None` if all could. All values above are among
+        these classes.
+      top1_of_all: bool `[images]`, `top1` among all classes; `None` if `classes` is.
+      top5_of_all: bool `[images]`, likewise.
+      logits: float32 `[images, classes]`, if they were kept; the columns are `classes`.
     """
 
     index: np.ndarray
@@ -37,19 +43,32 @@ class SingleLabelResults:
     top1: np.ndarray
     top5: np.ndarray
     ranked: np.ndarray
+    probability: np.ndarray
     num_classes: int
+    classes: tuple[int, ...] | None = None
+    top1_of_all: np.ndarray | None = None
+    top5_of_all: np.ndarray | None = None
+    logits: np.ndarray | None = None
 
     def summary(self) -> Summary:
         """Returns percentages and the mean loss over all images, as a training's results do.
 
-        The loss is `None` if it is not finite, because JSON has no NaN.
+        The loss is `None` if it is not finite, because JSON has no NaN. Where only some classes
+        could be predicted, `classes` says how many, and `top1_of_all` and `top5_of_all` are what
+        all would give.
         """
-        return {
+        values: Summary = {
             "top1": 100 * float(self.top1.mean()),
             "top5": 100 * float(self.top5.mean()),
             "loss": _or_none(float(self.loss.mean(dtype=np.float64))),
             "examples": len(self.labels),
         }
+        if self.classes is not None:
+            assert self.top1_of_all is not None and self.top5_of_all is not None
+            values["classes"] = len(self.classes)
+            values["top1_of_all"] = 100 * float(self.top1_of_all.mean())
+            values["top5_of_all"] = 100 * float(self.top5_of_all.mean())
+        return values
 
     def confusion(self) -> np.ndarray:
         """Counts the images by label (row) and predicted class (column).

@@ -172,7 +172,7 @@ def test_damaged_images_are_named_and_left_out(tiny_run, tmp_path, capsys):
     assert (row["examples"], row["damaged"]) == (3, 1) and "ant/1.png" in out.err
 
 
-def test_as_a_user_without_tensorflow_on_several_devices(tiny_run, tmp_path):
+def test_as_a_user_without_tensorflow_on_several_devices(tiny_run, tmp_path, logits):
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')")
     env = {
         "PATH": "/usr/bin:/bin",
@@ -181,11 +181,19 @@ def test_as_a_user_without_tensorflow_on_several_devices(tiny_run, tmp_path):
         "HOME": str(tmp_path),
     }
     command = [sys.executable, "-m", "noah_jax.evaluate", "--checkpoint", tiny_run, "--json"]
+    # Two images a device, and three of the last batch are padding.
+    command += ["--batch", "8", "--calibration", "--predictions", "predictions.csv"]
     ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     results = json.loads((pathlib.Path(tiny_run) / "results.json").read_text())
     row = json.loads(ran.stdout)
     assert row["top1"] == pytest.approx(results["top1"], abs=1e-9)
     assert row["loss"] == pytest.approx(results["loss"], rel=1e-5)
+    assert row["calibration"]["nll"] == pytest.approx(row["loss"], rel=1e-5)
+    with open(tmp_path / "predictions.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert [x["predicted"] for x in lines] == [CLASSES[k] for k in logits.argmax(-1)]
+    best = jax.nn.softmax(logits).max(-1)
+    assert [float(x["probability"]) for x in lines] == pytest.approx(best.tolist(), rel=1e-4)
     # On a busy machine lines say what takes long, such as "compiling noah_resnet18 ... 0:05".
-    lines = [line for line in ran.stderr.splitlines() if " ... " not in line]
-    assert jax.default_backend() != "cpu" or len(lines) == 1
+    said = [line for line in ran.stderr.splitlines() if " ... " not in line]
+    assert jax.default_backend() != "cpu" or len(said) == 1
