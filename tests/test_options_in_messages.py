@@ -91,7 +91,12 @@ def test_every_option_and_key_that_a_text_names_exists(room):
 
 
 def test_an_option_that_does_not_exist_is_seen():
-    for text in ("give --overwrit", "--config.optim.lr=1", "set optim.learning_rat", "prepare --dri"):
+    for text in (
+        "give --overwrit",
+        "--config.optim.lr=1",
+        "set optim.learning_rat",
+        "prepare --dri",
+    ):
         path = ROOT / "noah_jax" / "export" / "imaginary.py"
         found = _unknown_in(path, f"def f():\n    raise ValueError('{text}')\n")
         assert len(found) == 1, text
