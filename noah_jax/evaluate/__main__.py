@@ -155,6 +155,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         settings=preprocessing_settings(vars(arguments)),
         calibration=arguments.calibration,
         predictions=arguments.predictions,
+        against=arguments.against,
     )
     if arguments.classes_of is not None:
         from noah_jax.evaluation.corruptions import find_corruptions
@@ -170,7 +171,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.against is not None:
         from noah_jax.evaluate.paired_program import evaluate_against
 
-        evaluate_against(arguments.checkpoint, arguments.against, choice, options)
+        evaluate_against(arguments.checkpoint, choice, options)
         return 0
     evaluate_all(arguments.checkpoint, choice, options)
     return 0

@@ -14,6 +14,7 @@ from noah_jax.data.corrupt import CorruptImages
 from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.folder_walk import first_names
 from noah_jax.data.preprocessing import COVER, GIVEN
+from noah_jax.errors import InputError, one_line
 from noah_jax.evaluate.program import Options
 from noah_jax.evaluate.report_files import write_corruption_report
 from noah_jax.evaluate.table import corruption_header, corruption_line
@@ -26,7 +27,7 @@ from noah_jax.evaluation.corruptions import (
 )
 from noah_jax.evaluation.results import SingleLabelResults
 from noah_jax.evaluation.run import evaluate, make_inference
-from noah_jax.evaluation.wordnet_folders import open_wordnet_folders
+from noah_jax.evaluation.wordnet_folders import open_wordnet_folders, wordnet_ids
 from noah_jax.inference.runner import Inference
 from noah_jax.inference.trained import TrainedModel, find_checkpoints, load_trained
 
@@ -54,14 +55,17 @@ def evaluate_corruptions(
       options: The rest.
 
     Raises:
-      NoahError: If something does not fit a checkpoint.
+      NoahError: If something does not fit a checkpoint. If sets cannot be evaluated, the others
+        are evaluated first.
     """
     enable_compilation_cache(DEFAULT_CACHE)
     paths = find_checkpoints(checkpoints)
+    left_out: list[str] = []
     for path in paths:
         with working(f"loading {path.name}"):
             trained = load_trained(*path, ema=options.ema, settings=options.settings)
         trained.check_head()
+        wordnet_ids(trained)  # it says what does not fit
         if trained.preprocessing.sources["resize"] != GIVEN:
             trained.model.preprocessing = trained.preprocessing.override({"resize": COVER}, _NAME)
         trained.say_preprocessing()
@@ -79,10 +83,12 @@ def evaluate_corruptions(
             if len(paths) > 1:
                 report /= re.sub(r"[^\w.-]+", "_", path.name).strip("_")
         row: dict[str, Any] = {}
-        for measured in _measure(trained, root, folders, options):
+        for measured in _measure(trained, root, folders, options, left_out):
             row = {**about, **measured}
             if report is not None:
                 write_corruption_report(report, row)
+        if not row:
+            break
         if options.as_json:
             say(json.dumps(row))
         if row["classes"] != NUM_CLASSES:
@@ -90,12 +96,28 @@ def evaluate_corruptions(
                 f"{root} has {row['classes']:,} classes, and AlexNet's errors are among ImageNet's"
                 f" {NUM_CLASSES:,}: CE and mCE do not compare with published ones"
             )
+    if left_out:
+        raise InputError(
+            f"{len(left_out)} of the sets in {root} are left out ({first_names(left_out)}), see"
+            " above"
+        )
 
 
 def _measure(
-    trained: TrainedModel, root: epath.Path, folders: Folders, options: Options
+    trained: TrainedModel,
+    root: epath.Path,
+    folders: Folders,
+    options: Options,
+    left_out: list[str],
 ) -> Iterator[dict[str, Any]]:
     """Evaluates one model, and prints a row when a corruption is done.
+
+    Args:
+      trained: The model.
+      root: The folder of ImageNet-C.
+      folders: The sets.
+      options: The rest.
+      left_out: Takes the names of the sets that cannot be evaluated, such as `fog/3`.
 
     Yields:
       What was measured so far, after each corruption that is there.
@@ -109,19 +131,24 @@ def _measure(
     inference: Inference | None = None
     for name in ALEXNET:
         for severity, folder in folders.get(name, {}).items():
-            source, classes = open_wordnet_folders(folder, trained)
-            fewest_classes = min(fewest_classes, len(classes))
-            if inference is None:
-                inference = make_inference(trained, min(options.batch_size, len(source)))
-            results = evaluate(
-                inference,
-                trained,
-                DecodedSource(source),
-                corrupt_images=corrupt_images,
-                num_threads=options.num_threads,
-                doing=f"evaluating {trained.path} on {name}/{severity}",
-            )
+            try:
+                source, classes = open_wordnet_folders(folder, trained)
+                if inference is None:
+                    inference = make_inference(trained, min(options.batch_size, len(source)))
+                results = evaluate(
+                    inference,
+                    trained,
+                    DecodedSource(source),
+                    corrupt_images=corrupt_images,
+                    num_threads=options.num_threads,
+                    doing=f"evaluating {trained.path} on {name}/{severity}",
+                )
+            except InputError as error:
+                console.warn(f"{name}/{severity} is left out: {one_line(error)}")
+                left_out.append(f"{name}/{severity}")
+                continue
             assert isinstance(results, SingleLabelResults)
+            fewest_classes = min(fewest_classes, len(classes))
             errors.setdefault(name, {})[severity] = 1 - float(results.top1.mean())
             examples += len(results.labels)
         result = CorruptionErrors(errors)

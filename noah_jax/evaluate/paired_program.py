@@ -20,16 +20,13 @@ from noah_jax.evaluation.results import SingleLabelResults
 from noah_jax.inference.trained import CheckpointPath, find_checkpoints
 
 
-def evaluate_against(
-    checkpoints: Sequence[str], other: str, choice: DatasetChoice, options: Options
-) -> None:
+def evaluate_against(checkpoints: Sequence[str], choice: DatasetChoice, options: Options) -> None:
     """Evaluates two models on the same images, each prepared as the model wants, and tests them.
 
     Args:
       checkpoints: The one model A, or a file of predictions that was written before.
-      other: Model B, likewise.
       choice: The images and labels.
-      options: The rest.
+      options: The rest; `against` is model B, likewise.
 
     Raises:
       UsageError: If there are several models, or they were trained for several labels an image.
@@ -39,7 +36,8 @@ def evaluate_against(
         raise UsageError(
             f"--against compares one model with another, and --checkpoint names {len(checkpoints)}"
         )
-    sides = [_find(name) for name in (*checkpoints, other)]
+    assert options.against is not None
+    sides = [_find(name) for name in (*checkpoints, options.against)]
     paths = [side for side in sides if isinstance(side, CheckpointPath)]
     if options.predictions and len(paths) != 1:
         raise UsageError(
@@ -79,10 +77,6 @@ def _find(name: str) -> CheckpointPath | Predictions:
 def _predict(path: CheckpointPath, evaluator: Evaluator | None) -> Predictions:
     assert evaluator is not None
     trained, images = evaluator.prepare(path)
-    if trained.multi_label:
-        raise UsageError(
-            f"--against is for one label an image, and {path.name} was trained for several"
-        )
     results = evaluator.measure(path, trained, images)
-    assert isinstance(results, SingleLabelResults)
+    assert isinstance(results, SingleLabelResults)  # `prepare` refuses others
     return predictions_of(path.name, images, results)

@@ -47,6 +47,7 @@ class Options:
         `noah_jax.data.preprocessing.check_setting`.
       calibration: Measure the calibration too.
       predictions: File for the predictions of the one checkpoint.
+      against: The other model of a paired test, or a file of its predictions.
     """
 
     ema: bool = False
@@ -57,6 +58,7 @@ class Options:
     settings: Mapping[str, Any] | None = None
     calibration: bool = False
     predictions: str | None = None
+    against: str | None = None
 
 
 def evaluate_all(checkpoints: Sequence[str], choice: DatasetChoice, options: Options) -> None:
@@ -122,7 +124,7 @@ class Evaluator:
         with working(f"loading {path.name}"):
             trained = load_trained(*path, ema=self._options.ema, settings=self._options.settings)
         trained.check_head()
-        for option in ("calibration", "predictions"):
+        for option in ("calibration", "predictions", "against"):
             if trained.multi_label and getattr(self._options, option):
                 raise UsageError(
                     f"--{option} is for one label an image, and {path.name} was trained for several"

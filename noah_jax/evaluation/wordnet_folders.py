@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from noah_jax import console
 from noah_jax.data.folder_walk import first_names
 from noah_jax.data.folders import FolderSource, folder_names
 from noah_jax.data.source import Source
@@ -27,7 +28,8 @@ def wordnet_ids(trained: TrainedModel) -> list[str]:
     """Returns the WordNet id of each class of a model, in the order of its logits.
 
     They are the names of its classes where these are WordNet ids, as after a training on a part of
-    ImageNet. Otherwise a model of 1,000 classes has those of ImageNet, in their order.
+    ImageNet. Otherwise a model of 1,000 classes has those of ImageNet, in their order; a warning
+    says so.
 
     Raises:
       UsageError: If the model was trained for several labels an image.
@@ -42,6 +44,11 @@ def wordnet_ids(trained: TrainedModel) -> list[str]:
     if names and all(map(_WORDNET_ID.fullmatch, names)):
         return list(names)
     if trained.model.num_classes == len(imagenet_classes()):
+        if names:
+            console.warn_once(
+                f"the classes of {trained.path} are not called by WordNet ids, the first is"
+                f" {names[0]}: they are taken for ImageNet's, in its order"
+            )
         return list(imagenet_classes())
     first = f", the first is {names[0]}" if names else ""
     raise InputError(

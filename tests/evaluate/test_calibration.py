@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -95,7 +96,11 @@ def test_a_user_measures_it(tiny_run, tmp_path, capsys):
     assert f"temperature {measured['temperature']:.4g}, fitted on 10 images" in lines[3]
 
 
-def test_several_labels_are_refused(multi_label_run, capsys):
-    for option in (["--calibration"], ["--predictions", "a.csv"], ["--against", multi_label_run]):
-        assert main(["--checkpoint", multi_label_run, *option]) == 1
-        assert f"{option[0]} is for one label an image, and" in capsys.readouterr().err
+def test_several_labels_are_refused(tiny_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "loss": "sigmoid"}))
+    for option, value in (("calibration", ()), ("predictions", ["a.csv"]), ("against", [str(run)])):
+        assert main(["--checkpoint", str(run), f"--{option}", *value]) == 1
+        assert f"--{option} is for one label an image, and" in capsys.readouterr().err

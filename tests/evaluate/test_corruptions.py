@@ -131,6 +131,23 @@ def test_without_some_sets_there_is_no_mce(wordnet_run, made, tmp_path, capsys):
         assert f"{option[0]} does not fit ImageNet-C" in capsys.readouterr().err
 
 
+def test_a_set_that_cannot_be_evaluated_does_not_end_the_others(
+    wordnet_run, made, tmp_path, capsys
+):
+    shutil.copytree(made.root / "snow", tmp_path / "snow")
+    (tmp_path / "snow/2/n99999999").mkdir()
+    for wordnet_id in WORDNET_IDS[:2]:
+        (tmp_path / "snow/4" / wordnet_id / "0.png").unlink()
+    command = ["--checkpoint", wordnet_run, "--dataset", f"folder:{tmp_path}", "--json"]
+    assert main([*command, "--classes-of", "imagenet"]) == 1
+    said = capsys.readouterr()
+    errors = json.loads(said.out)["corruptions"]["snow"]["errors"]
+    expected = [100 * error for error in made.errors["snow"]]
+    assert errors == [expected[0], None, expected[2], None, expected[4]]
+    assert "snow/2 is left out: " in said.err and "holds n99999999" in said.err
+    assert f"2 of the sets in {tmp_path} are left out (snow/2, snow/4), see above" in said.err
+
+
 def test_folders_of_other_names_are_no_corruptions(tmp_path):
     for name in ("n01440764", "noise/n01440764", "1", "fog/train"):
         (tmp_path / name).mkdir(parents=True)

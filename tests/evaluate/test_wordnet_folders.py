@@ -67,10 +67,13 @@ def test_predictions_are_among_the_classes_that_are_there(
     assert json.loads(said.out) == json.loads(capsys.readouterr().out)
 
 
-def test_the_classes_of_imagenet(tmp_path):
+def test_the_classes_of_imagenet(tmp_path, capsys):
     ids = wordnet_ids(_trained())
     assert (len(ids), ids[0], ids[-1]) == (1000, "n01440764", "n15075141")
-    assert wordnet_ids(_trained(["tench"] * 1000)) == ids  # other names for the same outputs
+    assert wordnet_ids(_trained(["tench"] * 1000)) == ids
+    assert (
+        "the first is tench: they are taken for ImageNet's, in its order" in capsys.readouterr().err
+    )
     assert wordnet_ids(_trained(WORDNET_IDS, 3)) == list(WORDNET_IDS)
     source, classes = open_wordnet_folders(_write(tmp_path / "a", ids[7], ids[999]), _trained())
     assert classes == (7, 999) and [source[i][1] for i in range(2)] == [7, 999]
