@@ -70,7 +70,7 @@ def average(
         "arguments": first.model.arguments,
         "class_names": None if first.class_names is None else list(first.class_names),
         "preprocessing": first.preprocessing.to_json(),
-        "training": _training(first),
+        "training": first.evaluation_config(),
         "source": {"average_of": kept, "ema": ema, "greedy": decide_on is not None, **measured},
     }
     write_model_folder(target, metadata, {"params": params, "stats": stats}, overwrite=overwrite)
@@ -165,16 +165,3 @@ def _greedy(
     best_alone = alone[order[0]]
     say(f"average of {len(kept)} of {len(paths)}: {best:.2f}%, the best alone {best_alone:.2f}%")
     return kept, weights, {"decided_on": judge.name, judge.measure: best}
-
-
-def _training(model: TrainedModel) -> dict[str, Any]:
-    """Returns the part of the training's configuration that evaluation needs."""
-    if not model.config:
-        return {}
-    data = model.config.get("data", {})
-    return {
-        "dataset": model.config.get("dataset"),
-        "loss": model.config.get("loss"),
-        "asymmetric": model.config.get("asymmetric"),
-        "data": {key: data.get(key) for key in ("dir", "eval_split")},
-    }

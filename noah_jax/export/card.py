@@ -1,4 +1,4 @@
-"""Writes the model card of an exported model."""
+"""Writes the model card of an exported program; parts of it are those of the hub's card too."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def model_card(trained: TrainedModel, description: dict[str, Any]) -> str:
       description: What `noah_jax.export.program.describe` returns.
     """
     sections = (
-        _introduction(trained),
+        introduction(trained),
         _use(trained, description),
         _provenance(trained, description),
         _metrics(trained, description),
@@ -33,7 +33,8 @@ def model_card(trained: TrainedModel, description: dict[str, Any]) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
-def _introduction(trained: TrainedModel) -> Iterator[str]:
+def introduction(trained: TrainedModel) -> Iterator[str]:
+    """Yields the title, and what kind of model it is."""
     model = trained.model
     head = model.arguments["head"]
     options = unpublished_options(head, model.arguments["head_options"])
@@ -64,7 +65,7 @@ def _use(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str]:
     yield "```"
     yield ""
     yield (
-        f"Images are RGB, uint8, {_resized(preprocessing)}. The program takes any number of"
+        f"Images are RGB, uint8, {describe_resize(preprocessing)}. The program takes any number of"
         f" them, `[batch, {height}, {width}, 3]`, normalises them itself (mean"
         f" {_join(preprocessing.mean)}, standard deviation {_join(preprocessing.std)}) and"
         f" returns logits `[batch, {model.num_classes}]`. It runs on"
@@ -79,7 +80,7 @@ def _use(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def _resized(preprocessing: Preprocessing) -> str:
+def describe_resize(preprocessing: Preprocessing) -> str:
     """Says how images get their size."""
     height, width = preprocessing.size
     how = _interpolation(preprocessing)
@@ -117,10 +118,20 @@ def _provenance(trained: TrainedModel, description: dict[str, Any]) -> Iterator[
 
 
 def _metrics(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str]:
-    """The metrics of exactly these weights, if the training recorded them."""
+    yield from metrics_table(trained)
+    yield ""
+    yield (
+        "The exported program's logits differ from the model's own by at most"
+        f" {description['difference_from_the_model']:.1e} of their standard deviation (random"
+        " images, on the machine that exported it)."
+    )
+
+
+def metrics_table(trained: TrainedModel) -> Iterator[str]:
+    """Yields the metrics of exactly these weights, if the training recorded them."""
     yield "## Metrics"
     yield ""
-    recorded = _recorded(trained)
+    recorded = recorded_metrics(trained)
     if recorded is None:
         yield ("None are recorded for these weights; `python -m noah_jax.evaluate` measures them.")
     else:
@@ -137,12 +148,6 @@ def _metrics(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str
     if "source" in trained.metadata and name in published():
         yield ""
         yield f"Published for {name}: top-1 {published()[name].top1} % on ImageNet-1k."
-    yield ""
-    yield (
-        "The exported program's logits differ from the model's own by at most"
-        f" {description['difference_from_the_model']:.1e} of their standard deviation (random"
-        " images, on the machine that exported it)."
-    )
 
 
 def _configuration(trained: TrainedModel, description: dict[str, Any]) -> Iterator[str]:
@@ -153,7 +158,7 @@ def _configuration(trained: TrainedModel, description: dict[str, Any]) -> Iterat
     yield "```"
 
 
-def _recorded(trained: TrainedModel) -> dict[str, Any] | None:
+def recorded_metrics(trained: TrainedModel) -> dict[str, Any] | None:
     """Returns the evaluation that the training recorded at the checkpoint's step."""
     if is_elsewhere(trained.path):
         return None

@@ -96,6 +96,22 @@ class TrainedModel:
         """Whether the model was trained for several labels an image, judging by its loss."""
         return self.config.get("loss") in LOSSES
 
+    def evaluation_config(self) -> dict[str, Any]:
+        """Returns the part of the training's configuration that evaluation needs.
+
+        It is the section `training` of `model.json`; empty for converted weights.
+        """
+        if not self.config:
+            return {}
+        data = self.config.get("data", {})
+        dataset = self.config.get("dataset")
+        return {
+            **({} if dataset is None else {"dataset": dataset}),
+            "loss": self.config.get("loss"),
+            "asymmetric": self.config.get("asymmetric"),
+            "data": {key: data.get(key) for key in ("dir", "eval_split")},
+        }
+
     def predict(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Computes the logits of a batch of images, see `Model.predict`.
 

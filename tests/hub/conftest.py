@@ -34,6 +34,7 @@ def hub(_server, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage is another server
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return _server
 

@@ -44,7 +44,8 @@ def _timm() -> Iterator[Rename]:
     yield from renamed("classifier", "head.2")
 
 
-RENAMES = (*renamed("classifier.1", "head.2"), *_timm())
+TIMM = tuple(_timm())
+RENAMES = (*renamed("classifier.1", "head.2"), *TIMM)
 
 
 def infer_dimensions(shapes: Shapes) -> dict[str, Any]:
