@@ -44,7 +44,7 @@ _SECTION = "modeling_noah"  # of config.json, what modeling_noah.py has to know
 # timm's names of interpolations that have other names here; it has no other "nearest".
 _INTERPOLATIONS = {"nearest-exact": "nearest"}
 # A dataset or file on this machine, with or without a kind in front, such as csv:/home/me/birds.
-_LOCAL_PATH = re.compile(r"(?P<kind>\w+:)?(?P<path>[/~.].*)", re.DOTALL)
+_LOCAL_PATH = re.compile(r"(?P<kind>\w+:)?(?P<path>(?!//)[/~.].*)", re.DOTALL)
 _LOCAL_KINDS = ("folder:", "csv:", "coco:", "voc:", "wds:")
 
 

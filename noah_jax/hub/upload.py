@@ -4,9 +4,11 @@ That library knows the user's token (`hf auth login`, HF_TOKEN) and the hub (HF_
 is there as a whole or not at all.
 """
 
+import contextlib
 import os
 import pathlib
 import warnings
+from collections.abc import Iterator
 from types import ModuleType
 
 from noah_jax.console import working
@@ -58,8 +60,7 @@ def upload_folder(
     """
     library = _library()
     hub = library.HfApi(library_name="noah_jax")
-    with working(f"uploading {os.fspath(folder)} to {repository}"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the hub's advice on the card
+    with working(f"uploading to {repository}"), _quiet(library):
         try:
             url = hub.create_repo(repository, private=private or None, exist_ok=True)
             # `HfApi.upload_folder` may make several commits.
@@ -69,6 +70,21 @@ def upload_folder(
         except Exception as error:  # the library passes on those of the network's libraries
             raise _explained(error, repository) from error
     return str(url)
+
+
+@contextlib.contextmanager
+def _quiet(library: ModuleType) -> Iterator[None]:
+    """Keeps the library's bars and the hub's advice on the card off the terminal."""
+    shown = not library.utils.are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if shown:
+            library.utils.disable_progress_bars()
+        try:
+            yield
+        finally:
+            if shown:
+                library.utils.enable_progress_bars()
 
 
 def _explained(error: Exception, repository: str) -> InputError:

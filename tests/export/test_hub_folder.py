@@ -53,8 +53,8 @@ IN_TIMM = {
         ("patch_embed.proj", "head"),
     ),
     "resmlp_12_distilled_224": (
-        dict(num_classes=3, image_size=(32, 48)),
-        ("resmlp_12_224", {"img_size": [32, 48]}, {"blocks.11.ls2", "norm.alpha"}),
+        dict(num_classes=3, image_size=48),
+        ("resmlp_12_224", {"img_size": 48}, {"blocks.11.ls2", "norm.alpha"}),
         ("stem.proj", "head"),
     ),
 }
@@ -112,8 +112,7 @@ def test_a_run_is_read_back_as_it_was(exported, tiny_run, class_folders, tmp_pat
     assert convert([str(exported), str(tmp_path / "converted")]) == 0
     _same(tiny_run, str(tmp_path / "converted"))
     assert main(["--checkpoint", str(exported), "--hub", str(tmp_path / "again")]) == 0
-    for name in ("model.safetensors", "modeling_noah.py"):
-        assert (tmp_path / "again" / name).read_bytes() == (exported / name).read_bytes()
+    _same(tiny_run, str(tmp_path / "again"))
     image = f"{class_folders}/val/ant/00.png"
     said = []
     for path in (tiny_run, str(exported)):

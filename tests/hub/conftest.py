@@ -30,6 +30,9 @@ def hub(_server, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     # The library reads its variables when it is imported.
     monkeypatch.setattr(constants, "ENDPOINT", _server.url)
+    monkeypatch.setattr(
+        importlib.import_module("huggingface_hub.hf_api").api, "endpoint", _server.url
+    )
     template = _server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
