@@ -1,6 +1,7 @@
 """Runs export --hub on small models; what was written loads here as it was, and in PyTorch."""
 
 import contextlib
+import functools
 import importlib
 import json
 import pathlib
@@ -18,6 +19,7 @@ from noah_jax.export.hub_folder import hub_files, without_local_paths
 from noah_jax.inference.trained import load_one
 from noah_jax.models import create_model
 from noah_jax.predict.__main__ import main as predict
+from noah_jax.pytorch.reference import HEADS_IN_PYTORCH, example_weights
 from noah_jax.runs.model_folder import write_model_folder
 from tests.helpers import ROOT
 
@@ -66,14 +68,19 @@ NOT_IN_TIMM = {
     "shufflenetv2_050": dict(num_classes=3, image_size=32, depths=(1, 1, 1)),
     "deit_tiny_050_patch16_224": dict(num_classes=3, image_size=32, depth=1),
     "mixer_s16_050_224": dict(num_classes=3, image_size=32, depth=1),
+    "noah_gmlp_ti16_224": dict(
+        **dict(num_classes=3, image_size=(32, 48), depth=1),
+        head_options={"merge": "max", "attention": "uniform"},
+    ),
     "pvt_tiny_050": dict(num_classes=3, image_size=32, depths=(1, 1, 1, 1)),
 }
 
 
 def _folder(path: pathlib.Path, name: str, **arguments) -> str:
-    """Writes the folder of a model with random weights."""
+    """Writes the folder of a model in which every layer matters to the logits."""
     model = create_model(name, **arguments)
-    params, stats = jax.tree.map(_random, model.abstract())
+    known = model.arguments["head"] in HEADS_IN_PYTORCH
+    params, stats = example_weights(model) if known else model.init(jax.random.key(0))
     description = {
         "name": model.name,
         "arguments": model.arguments,
@@ -82,10 +89,6 @@ def _folder(path: pathlib.Path, name: str, **arguments) -> str:
     }
     write_model_folder(path, description, {"params": params, "stats": stats})
     return str(path)
-
-
-def _random(leaf):
-    return np.random.default_rng(leaf.size).uniform(0.5, 1.0, leaf.shape).astype(np.float32)
 
 
 def _same(one: str, other: str) -> None:
@@ -147,41 +150,53 @@ def test_what_the_card_says(exported, tiny_run, class_folders):
         assert str(pathlib.Path(class_folders).parent).encode() not in file.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Makes the folder of a model once, and exports it; returns both folders."""
+
+    @functools.cache
+    def make(name: str) -> tuple[str, pathlib.Path]:
+        arguments = IN_TIMM[name][0] if name in IN_TIMM else NOT_IN_TIMM[name]
+        root = tmp_path_factory.mktemp(name)
+        source = _folder(root / "in", name, **arguments)
+        assert main(["--checkpoint", source, "--hub", str(root / "out")]) == 0
+        return source, root / "out"
+
+    return make
+
+
 @pytest.mark.parametrize("name", IN_TIMM)
-def test_what_timm_has_is_written_by_its_names(name, tmp_path):
-    arguments, (timm_name, timm_arguments, keys), (first, classifier) = IN_TIMM[name]
-    source = _folder(tmp_path / "in", name, **arguments)
-    assert main(["--checkpoint", source, "--hub", str(tmp_path / "out")]) == 0
-    _same(source, str(tmp_path / "out"))
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+def test_what_timm_has_is_written_by_its_names(name, folders, tmp_path):
+    _, (timm_name, timm_arguments, keys), (first, classifier) = IN_TIMM[name]
+    source, out = folders(name)
+    _same(source, str(out))
+    config = json.loads((out / "config.json").read_text())
     assert config["architecture"] == timm_name
     assert config.get("model_args", {}) == timm_arguments
     assert config["label_names"] == ["ant", "bee", "cat"]
     cfg = config["pretrained_cfg"]
     assert (cfg["first_conv"], cfg["classifier"]) == (first, classifier)
-    state = load_file(tmp_path / "out" / "model.safetensors")
+    state = load_file(out / "model.safetensors")
     assert keys <= state.keys() and {f"{first}.weight", f"{classifier}.weight"} <= state.keys()
     assert {int(x) for key, x in state.items() if key.endswith("batches_tracked")} <= {7}
-    assert "timm.create_model" in (tmp_path / "out" / "README.md").read_text()
-    assert load_model(str(tmp_path / "out"))[0].num_classes == 3
+    assert "timm.create_model" in (out / "README.md").read_text()
     # Without this package's section it is a folder of timm's.
     del config["noah_jax"]
-    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        load_model(source)[1:],
-        load_model(str(tmp_path / "out"))[1:],
-    )
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(out / "model.safetensors")
+    model, *weights = load_model(source)
+    other, *weights2 = load_model(str(tmp_path))
+    assert (model.arguments, model.class_names) == (other.arguments, other.class_names)
+    jax.tree.map(np.testing.assert_array_equal, weights, weights2)
 
 
 @pytest.mark.parametrize("name", NOT_IN_TIMM)
-def test_what_timm_has_not_is_written_by_the_original_names(name, tmp_path):
-    source = _folder(tmp_path / "in", name, **NOT_IN_TIMM[name])
-    assert main(["--checkpoint", source, "--hub", str(tmp_path / "out")]) == 0
-    _same(source, str(tmp_path / "out"))
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+def test_what_timm_has_not_is_written_by_the_original_names(name, folders):
+    source, out = folders(name)
+    _same(source, str(out))
+    config = json.loads((out / "config.json").read_text())
     assert config["architecture"] == name and config["modeling_noah"]["renamed"] == {}
-    state = load_file(tmp_path / "out" / "model.safetensors")
+    state = load_file(out / "model.safetensors")
     cfg = config["pretrained_cfg"]
     layers = [cfg["classifier"]] if isinstance(cfg["classifier"], str) else cfg["classifier"]
     assert {f"{layer}.weight" for layer in (cfg["first_conv"], *layers)} <= state.keys()
@@ -258,14 +273,11 @@ def _modeling(folder: pathlib.Path, monkeypatch):
     return importlib.import_module("modeling_noah")
 
 
-@pytest.mark.parametrize("name", [*IN_TIMM, *NOT_IN_TIMM, "noah_mixer_s16_224"])
-def test_the_folder_is_the_same_model_in_pytorch(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [*IN_TIMM, *NOT_IN_TIMM])
+def test_the_folder_is_the_same_model_in_pytorch(name, folders, monkeypatch):
     torch = pytest.importorskip("torch")
-    arguments = IN_TIMM[name][0] if name in IN_TIMM else NOT_IN_TIMM.get(name)
-    options = dict(num_classes=3, image_size=32, depth=1, head_options={"merge": "max"})
-    source = _folder(tmp_path / "in", name, **(arguments or options))
-    assert main(["--checkpoint", source, "--hub", str(tmp_path / "out")]) == 0
-    net = _modeling(tmp_path / "out", monkeypatch).load(tmp_path / "out")
+    source, out = folders(name)
+    net = _modeling(out, monkeypatch).load(out)
     assert net.class_names == ["ant", "bee", "cat"]
     model, params, stats = load_model(source)
     images = np.random.RandomState(0).randint(0, 256, (2, *model.image_size, 3), np.uint8)
@@ -275,8 +287,8 @@ def test_the_folder_is_the_same_model_in_pytorch(name, tmp_path, monkeypatch):
         actual = net(pixels).numpy()
         mean, std = (torch.tensor(x)[:, None, None] for x in (net.mean, net.std))
         of_floats = net((pixels / 255 - mean) / std).numpy()
-    np.testing.assert_allclose(actual, expected, atol=1e-4 * expected.std())
-    np.testing.assert_allclose(of_floats, expected, atol=1e-4 * expected.std())
+    np.testing.assert_allclose(actual, expected, atol=2e-4 * expected.std())
+    np.testing.assert_allclose(of_floats, expected, atol=2e-4 * expected.std())
     # It is an ordinary module: every parameter learns, and BatchNorm's averages move.
     before = {key: x.clone() for key, x in net.named_buffers()}
     net.train()(pixels).square().sum().backward()
@@ -311,19 +323,19 @@ def test_pytorch_prepares_images_as_the_model_does(settings, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", IN_TIMM)
-def test_timm_loads_the_folder(name, tmp_path):
+def test_timm_loads_the_folder(name, folders):
     torch = pytest.importorskip("torch")
     timm = pytest.importorskip("timm")
-    source = _folder(tmp_path / "in", name, **IN_TIMM[name][0])
-    assert main(["--checkpoint", source, "--hub", str(tmp_path / "out")]) == 0
-    net = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    source, out = folders(name)
+    net = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     model, params, stats = load_model(source)
     images = np.random.RandomState(0).randn(2, *model.image_size, 3).astype(np.float32)
     expected = np.asarray(model.predict(params, stats, images))
     with torch.inference_mode():
         actual = net(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    np.testing.assert_allclose(actual, expected, atol=1e-4 * expected.std())
+    np.testing.assert_allclose(actual, expected, atol=2e-4 * expected.std())
     data = timm.data.resolve_model_data_config(net)
-    assert data["input_size"] == (3, *model.preprocessing.size)
-    assert data["mean"] == model.mean and data["interpolation"] == model.preprocessing.interpolation
+    assert tuple(data["input_size"]) == (3, *model.preprocessing.size)
+    assert (tuple(data["mean"]), tuple(data["std"])) == (model.mean, model.std)
+    assert data["interpolation"] == model.preprocessing.interpolation
     assert net.pretrained_cfg["label_names"] == ["ant", "bee", "cat"]
