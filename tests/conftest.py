@@ -25,6 +25,7 @@ from tests.helpers import (
     make_tiny_config,
     write_class_folders,
 )
+from tests.quick_compile import compile_quickly
 
 # Tests look at what programs print, and a busy machine may take long for anything.
 console.PATIENCE_SECONDS = 3600.0
@@ -39,11 +40,9 @@ for key, value in CACHE.items():
     jax.config.update(key, value)
     os.environ[key.upper()] = str(value)
 
-# LLVM's optimisations take nearly half of the time of compiling what a test runs for milliseconds;
-# XLA's own passes run all the same. Programs are compiled as a user's are in these rooms and in
-# tests with the mark `optimised`: those that time, that look at what the compiler made, or that
-# compare with the original's numbers.
-QUICK_COMPILE = "jax_disable_most_optimizations"
+# Programs are compiled as a user's are in these rooms and in tests with the mark `optimised`: those
+# that time, that look at what the compiler made, or that compare with the original's numbers. All
+# others are compiled quickly, see tests/quick_compile.py.
 OPTIMISED_ROOMS = ("aot", "autotune", "benchmark", "compile", "gpu", "parity")
 
 
@@ -95,11 +94,7 @@ def pytest_collection_finish():
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Compiles a test's programs with XLA's optimisations or without."""
-    hasty = not (item.config.option.optimised or _optimised(item))
-    if hasty != jax.config.read(QUICK_COMPILE):
-        jax.clear_caches()
-        jax.config.update(QUICK_COMPILE, hasty)
-        os.environ[QUICK_COMPILE.upper()] = str(hasty)
+    compile_quickly(not (item.config.option.optimised or _optimised(item)))
 
 
 @pytest.fixture

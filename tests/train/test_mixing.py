@@ -291,7 +291,7 @@ def test_no_image_leaves_a_device_that_holds_whole_groups():
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_NUM_CPU_DEVICES": "4",
     }
     ran = subprocess.run(
         [sys.executable, "-c", COLLECTIVES],

@@ -26,7 +26,6 @@ def _run(*arguments: str) -> dict:
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "8",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
     command = [sys.executable, str(ROOT / "tests" / "train" / "sharded_state.py"), *arguments]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)

@@ -169,7 +169,7 @@ def test_second_derivatives_are_refused():
 
 def test_sharded_it_is_the_whole():
     program = pathlib.Path(__file__).parent / "sharded_head.py"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
     subprocess.run([sys.executable, program], env=environment, check=True, timeout=300)
 
 
