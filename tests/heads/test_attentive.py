@@ -15,8 +15,9 @@ from noah_jax.heads.ml_decoder import MLDecoderHead
 from noah_jax.heads.registry import never_decay
 from noah_jax.heads.simpool import SimPoolHead
 from noah_jax.train.optimizer import decay_mask
+from tests.heads.quick import draw_head, logits, maps
 
-FEATURES = jax.random.normal(jax.random.key(0), (3, 2, 5, 8))
+FEATURES = np.random.RandomState(0).standard_normal((3, 2, 5, 8)).astype(np.float32)
 HEADS = {
     "simpool": SimPoolHead,
     "ep": EPHead,
@@ -31,20 +32,21 @@ SMALL = {
 
 
 def _head(name, **arguments):
-    return HEADS[name](8, 6, rngs=nnx.Rngs(0), **SMALL.get(name, {}) | arguments)
+    arguments = SMALL.get(name, {}) | arguments
+    return draw_head(lambda: HEADS[name](8, 6, rngs=nnx.Rngs(0), **arguments))
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_attention_sums_to_one_at_the_maps_positions(name):
     head = _head(name)
-    maps = head.attention(FEATURES, jnp.array([5, 0]))
-    assert maps.dtype == jnp.float32 and maps.shape[0] == 3 and maps.shape[2:] == (2, 2, 5)
-    np.testing.assert_allclose(maps.sum((3, 4)), 1, rtol=1e-5)
-    each = head.attention(FEATURES, jnp.array([[0], [5], [1]]))
-    np.testing.assert_allclose(each[1, :, 0], maps[1, :, 0], rtol=1e-5)
-    small = _head(name, dtype=jnp.bfloat16).attention(FEATURES, jnp.array([5, 0]))
+    both = maps(head, FEATURES, np.array([5, 0]))
+    assert both.dtype == jnp.float32 and both.shape[0] == 3 and both.shape[2:] == (2, 2, 5)
+    np.testing.assert_allclose(np.sum(both, (3, 4)), 1, rtol=1e-5)
+    each = maps(head, FEATURES, np.array([[0], [5], [1]]))
+    np.testing.assert_allclose(np.asarray(each)[1, :, 0], np.asarray(both)[1, :, 0], rtol=1e-5)
+    small = maps(_head(name, dtype=jnp.bfloat16), FEATURES, np.array([5, 0]))
     assert small.dtype == jnp.float32
-    np.testing.assert_allclose(small, maps, atol=0.05)
+    np.testing.assert_allclose(small, both, atol=0.05)
     with pytest.raises(InputError, match=r"classes must lie in 0\.\.5"):
         head.attention(FEATURES, jnp.array([6]))
     with pytest.raises(InputError, match="needs features"):
@@ -56,10 +58,10 @@ def test_any_map_and_float32_logits(name):
     head = _head(name, dtype=jnp.bfloat16)
     exact = _head(name)
     for shape in ((3, 2, 5, 8), (2, 7, 8), (1, 1, 1, 8)):
-        features = jax.random.normal(jax.random.key(1), shape)
-        logits = head(features, train=False)
-        assert logits.shape == (shape[0], 6) and logits.dtype == jnp.float32
-        np.testing.assert_allclose(logits, exact(features, train=False), atol=0.1)
+        features = np.random.RandomState(1).standard_normal(shape).astype(np.float32)
+        small = logits(head, features)
+        assert small.shape == (shape[0], 6) and small.dtype == jnp.float32
+        np.testing.assert_allclose(small, logits(exact, features), atol=0.1)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -67,9 +69,10 @@ def test_dropout_needs_a_key_and_follows_it(name):
     head = _head(name, dropout=0.5)
     with pytest.raises(InputError, match="pass key="):
         head(FEATURES, train=True)
-    first, second = (head(FEATURES, train=True, key=jax.random.key(seed)) for seed in (1, 2))
+    keys = map(jax.random.key, (1, 2, 1))
+    first, second, again = (logits(head, FEATURES, train=True, key=key) for key in keys)
     assert not np.allclose(first, second)
-    np.testing.assert_array_equal(first, head(FEATURES, train=True, key=jax.random.key(1)))
+    np.testing.assert_array_equal(first, again)
     with pytest.raises(InputError, match=r"dropout must lie in \[0, 1\), got 1.0"):
         _head(name, dropout=1.0)
 
@@ -82,28 +85,28 @@ def test_ep_is_its_definition():
     weights = scores / scores.sum(-1, keepdims=True)
     values = (x @ value).reshape(3, 10, 4, 1)
     pooled = np.einsum("bml,blmc->bmc", weights, values).reshape(3, 4)
-    expected = pooled @ np.asarray(head.linear.kernel[...])
-    np.testing.assert_allclose(head(FEATURES, train=False), expected, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(
-        head.attention(FEATURES, jnp.array([2]))[:, :, 0].reshape(3, 4, 10), weights, rtol=1e-4
-    )
+    expected = pooled @ np.asarray(head.linear.kernel[...]) + np.asarray(head.linear.bias[...])
+    np.testing.assert_allclose(logits(head, FEATURES), expected, rtol=1e-4, atol=1e-6)
+    actual = np.asarray(maps(head, FEATURES, np.array([2])))[:, :, 0].reshape(3, 4, 10)
+    np.testing.assert_allclose(actual, weights, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("channels", "queries"), [(64, 32), (96, 32), (100, 25), (8, 8), (7, 7)])
 def test_ep_takes_queries_that_divide_the_channels(channels, queries):
-    assert EPHead(channels, 3, rngs=nnx.Rngs(0)).queries.shape == (queries, channels)
+    head = nnx.eval_shape(lambda: EPHead(channels, 3, rngs=nnx.Rngs(0)))
+    assert head.queries.shape == (queries, channels)
 
 
 def test_classes_of_one_group_look_where_its_query_does():
-    maps = _head("ml_decoder").attention(FEATURES, jnp.arange(6))  # groups of 2 classes, 3 are used
-    pairs = maps.reshape(3, 2, 3, 2, 10)
+    # Groups of 2 classes, 3 are used.
+    pairs = np.asarray(maps(_head("ml_decoder"), FEATURES, np.arange(6))).reshape(3, 2, 3, 2, 10)
     np.testing.assert_array_equal(pairs[..., 0, :], pairs[..., 1, :])
     assert not np.allclose(pairs[:, :, 0], pairs[:, :, 1])
 
 
 def test_ml_decoders_queries_stay():
     head = _head("ml_decoder")
-    gradients = nnx.grad(lambda head: head(FEATURES, train=False).sum())(head)
+    gradients = nnx.jit(nnx.grad(lambda head: head(FEATURES, train=False).sum()))(head)
     zero = {
         "/".join(map(str, path)) for path, x in nnx.to_flat_state(gradients) if not x[...].any()
     }
@@ -114,9 +117,9 @@ def test_ml_decoder_drops_as_published_unless_told_otherwise():
     with pytest.raises(InputError, match="pass key="):
         _head("ml_decoder")(FEATURES, train=True)
     head = _head("ml_decoder", decoder_dropout=0.0)
-    np.testing.assert_array_equal(head(FEATURES, train=True), head(FEATURES, train=False))
-    key = jax.random.key(0)
-    same = _head("ml_decoder")(jnp.concatenate([FEATURES[:1]] * 2), train=True, key=key)
+    np.testing.assert_array_equal(logits(head, FEATURES, train=True), logits(head, FEATURES))
+    twice = np.concatenate([FEATURES[:1]] * 2)
+    same = logits(_head("ml_decoder"), twice, train=True, key=jax.random.key(0))
     assert not np.allclose(same[0], same[1])  # each image has masks of its own
 
 

@@ -8,13 +8,14 @@ from flax import nnx
 
 from noah_jax.errors import InputError
 from noah_jax.heads.csra import TEMPERATURES, CSRAHead
+from tests.heads.quick import draw_head, logits, maps
 
-FEATURES = jax.random.normal(jax.random.key(0), (2, 3, 4, 8))
-CLASSES = jnp.array([[4, 1], [4, 2]])
+FEATURES = np.random.RandomState(0).standard_normal((2, 3, 4, 8)).astype(np.float32)
+CLASSES = np.array([[4, 1], [4, 2]])
 
 
 def _head(**arguments):
-    return CSRAHead(8, 5, **arguments, rngs=nnx.Rngs(0))
+    return draw_head(lambda: CSRAHead(8, 5, **arguments, rngs=nnx.Rngs(0)))
 
 
 def _published(features, kernel, temperature, lam):
@@ -35,20 +36,20 @@ def test_the_published_formula(num_heads):
         _published(features, kernel, temperature, 0.3)
         for kernel, temperature in zip(kernels, TEMPERATURES[num_heads], strict=True)
     )
-    np.testing.assert_allclose(head(FEATURES, train=False), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits(head, FEATURES), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_contributions_are_the_logits():
     head = _head(num_heads=4)
-    logits = head(FEATURES, train=False)
+    whole = np.asarray(logits(head, FEATURES))
     for classes in (CLASSES, CLASSES[0]):
-        parts = head.contributions(FEATURES, classes)
+        parts = jax.tree.map(np.asarray, maps(head, FEATURES, classes, "contributions"))
         assert parts.contributions.shape == parts.attention.shape == (2, 4, 2, 3, 4)
         assert parts.bias.shape == (2, 4, 2)
-        chosen = jnp.take_along_axis(logits, jnp.broadcast_to(classes, (2, 2)), 1)
+        chosen = np.take_along_axis(whole, np.broadcast_to(classes, (2, 2)), 1)
         np.testing.assert_allclose(parts.contributions.sum((1, 3, 4)), chosen, atol=1e-5)
         np.testing.assert_allclose(parts.attention.sum((3, 4)), 1, atol=1e-5)
-        np.testing.assert_array_equal(parts.attention, head.attention(FEATURES, classes))
+        np.testing.assert_array_equal(parts.attention, maps(head, FEATURES, classes))
     # The last head takes the maximum.
     np.testing.assert_array_equal(
         np.sort(parts.attention[:, -1].reshape(-1, 12))[:, -2:], [[0, 1]] * 4
@@ -56,13 +57,13 @@ def test_contributions_are_the_logits():
 
 
 def test_bfloat16_and_dropout():
-    exact = _head(num_heads=2)(FEATURES, train=False)
-    small = _head(num_heads=2, dtype=jnp.bfloat16)(FEATURES, train=False)
+    exact = logits(_head(num_heads=2), FEATURES)
+    small = logits(_head(num_heads=2, dtype=jnp.bfloat16), FEATURES)
     assert small.dtype == jnp.float32
     np.testing.assert_allclose(small, exact, atol=0.03)
     head = _head(num_heads=2, dropout=0.5)
-    np.testing.assert_array_equal(head(FEATURES, train=False), exact)
-    assert not np.allclose(head(FEATURES, train=True, key=jax.random.key(1)), exact)
+    np.testing.assert_array_equal(logits(head, FEATURES), exact)
+    assert not np.allclose(logits(head, FEATURES, train=True, key=jax.random.key(1)), exact)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import doctest
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,7 +27,7 @@ def test_a_trained_model_predicts_by_its_own_preprocessing(tiny_run, class_folde
     mean, std = np.array(trained.preprocessing.mean), np.array(trained.preprocessing.std)
     images = ((pixels / 255 - mean) / std).astype(np.float32)
     model, params, stats = load_model(tiny_run)
-    expected = model.apply(params, stats, images, train=False)[0]
+    expected = jax.jit(model.apply, static_argnames="train")(params, stats, images, train=False)[0]
     assert np.allclose(trained.predict(pixels), expected, atol=1e-4)
     assert np.allclose(trained.predict(images), expected, atol=1e-4)
 

@@ -234,11 +234,12 @@ class _MaxHead(nnx.Module):
 
 def test_any_module_can_be_the_head():
     head = _MaxHead(nnx.Rngs(0))
-    model = create_model("resnet18", num_classes=3, head=head, stem="small", width=4)
-    params, stats = model.init(jax.random.key(0))
+    small = dict(stem="small", width=4, depths=(1, 1, 1, 1))
+    model = create_model("resnet18", num_classes=3, head=head, **small)
+    params, stats = jax.jit(model.init)(jax.random.key(0))
     images = jnp.ones((2, 16, 16, 3))
-    logits, _ = model.apply(params, stats, images, train=False)
-    expected = head(model.features(params, stats, images), train=False)
+    logits, _ = jax.jit(model.apply, static_argnames="train")(params, stats, images, train=False)
+    expected = head(jax.jit(model.features)(params, stats, images), train=False)
     assert logits.shape == (2, 3)
     assert jnp.allclose(logits, expected)
     with pytest.raises(ValueError, match="no attention"):
@@ -249,12 +250,13 @@ def test_predict_gives_the_logits_of_pixels_and_of_normalised_images():
     model = create_model(
         "noah_resnet18", image_size=32, num_classes=3, stem="small", width=4, depths=(1, 1, 1, 1)
     )
-    weights = model.init(jax.random.key(0))
+    weights = jax.jit(model.init)(jax.random.key(0))
+    apply = jax.jit(model.apply, static_argnames="train")
     pixels = np.random.RandomState(0).randint(0, 256, (2, 32, 32, 3), np.uint8)
 
     def expected(mean, std):
         images = ((pixels / 255 - np.array(mean)) / np.array(std)).astype(np.float32)
-        return images, model.apply(*weights, images, train=False)[0]
+        return images, apply(*weights, images, train=False)[0]
 
     images, logits = expected(model.mean, model.std)
     np.testing.assert_allclose(model.predict(*weights, images), logits, atol=1e-4)

@@ -39,8 +39,8 @@ def test_the_boundary_is_pure_and_plain(small):
 def test_the_small_stem_leaves_a_map_to_attend_to(small):
     model, params, stats = small
     images = jax.random.normal(jax.random.key(1), (4, 28, 28, 3))
-    assert model.features(params, stats, images).shape == (4, 4, 4, 32)
-    attention = model.attention(params, stats, images, jnp.array([0, 3]))
+    assert jax.eval_shape(model.features, params, stats, images).shape == (4, 4, 4, 32)
+    attention = jax.eval_shape(model.attention, params, stats, images, jnp.array([0, 3]))
     assert attention.shape == (4, 2, 2, 4, 4)
     large = create_model("resnet50").features
     shape = jax.eval_shape(

@@ -1,5 +1,7 @@
 """Statistics of the dropout masks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,15 @@ import pytest
 from noah_jax.nn import dropout
 
 
-def _mask(key, shape, rate):
+@functools.partial(jax.jit, static_argnames=("shape", "rate"))
+def _kept(key, shape, rate):
     batch, head_num, classes, positions = shape
     seeds = dropout.row_seeds(dropout.seeds_of(key, batch), head_num, classes)
-    return np.asarray(dropout.kept(seeds[..., None], jnp.arange(positions), rate))
+    return dropout.kept(seeds[..., None], jnp.arange(positions), rate)
+
+
+def _mask(key, shape, rate):
+    return np.asarray(_kept(key, shape, rate))
 
 
 @pytest.mark.parametrize("rate", [0.02333, 0.1, 0.5, 0.9])

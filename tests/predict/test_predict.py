@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,10 +26,11 @@ def test_json_lines(tiny_run, images, capsys):
     rows = [json.loads(line) for line in out.out.splitlines()]
     assert [row["file"] for row in rows] == sorted(map(str, pathlib.Path(images).glob("*/*")))
     model, params, stats = load_model(tiny_run)
+    apply = jax.jit(model.apply, static_argnames="train")
     for row in (rows[0], rows[-1]):
         pixels = np.asarray(Image.open(row["file"]), np.float32)[None] / 255
         pixels = (pixels - np.array(model.mean)) / np.array(model.std)
-        logits = np.asarray(model.apply(params, stats, pixels, train=False)[0])[0]
+        logits = np.asarray(apply(params, stats, pixels, train=False)[0])[0]
         probabilities = np.exp(logits) / np.exp(logits).sum()
         order = np.argsort(-probabilities)[:2]
         assert [x["class"] for x in row["classes"]] == order.tolist()

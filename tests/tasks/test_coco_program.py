@@ -12,6 +12,15 @@ from noah_jax.prepare.__main__ import main as prepare
 from noah_jax.train.__main__ import main as train
 from tests.helpers import ROOT, write_coco
 
+# The published configuration with sizes that the command line cannot change.
+SMALL = f"""
+import runpy
+
+def get_config(variant):
+    config = runpy.run_path("{ROOT}/configs/coco.py")["get_config"](variant)
+    config.model.update(stem="small", width=4, depths=(1, 1, 1, 1))
+    return config
+"""
 # The recipe of 40 epochs in two steps of a small network.
 QUICK = [
     *("--config.model.name=resnet18", "--config.model.image_size=32"),
@@ -30,7 +39,8 @@ def coco(tmp_path_factory):
 
 
 def _train(run, *arguments):
-    config = f"--config={ROOT}/configs/coco.py:noah_resnet101_448"
+    (run.parent / "small.py").write_text(SMALL)
+    config = f"--config={run.parent}/small.py:noah_resnet101_448"
     assert train([config, *QUICK, f"--workdir={run}", *arguments]) == 0
     return json.loads((run / "results.json").read_text())
 

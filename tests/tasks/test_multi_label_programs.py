@@ -4,6 +4,7 @@ import csv
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -39,7 +40,8 @@ def _logits(run, csv_folder):
     _, source = open_sources(f"csv:{csv_folder}")
     pixels = np.stack([decode(source[i][0]) for i in range(50)])
     images = normalise(pixels, model.mean, model.std)
-    logits = np.asarray(model.apply(params, stats, images, train=False)[0])
+    apply = jax.jit(model.apply, static_argnames="train")
+    logits = np.asarray(apply(params, stats, images, train=False)[0])
     return logits, np.stack([source[i][1] for i in range(50)])
 
 

@@ -38,7 +38,7 @@ def _one_step(model, **values):
     param_groups = find_param_groups(config, model.abstract()[0])
     schedule = optax.constant_schedule(config.learning_rate)
     optimizer = make_optimizer(config, schedule, decay_all=True, factors=param_groups.factors)
-    state = init_state(model, optimizer, 0, frozen=param_groups.frozen)
+    state = jax.jit(lambda: init_state(model, optimizer, 0, frozen=param_groups.frozen))()
     step = make_train_step(
         model,
         optimizer,

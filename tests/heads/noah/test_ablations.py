@@ -1,5 +1,6 @@
 """NOAH without its attention and with other merges, against the definition in NumPy."""
 
+import functools
 import itertools
 
 import jax
@@ -10,15 +11,17 @@ from flax import nnx
 
 from noah_jax import NOAH
 from noah_jax.errors import InputError
+from tests.heads.quick import draw_head, logits
 
 BLOCKS, CLASSES, CHANNELS = 3, 7, 24
-FEATURES = jax.random.normal(jax.random.key(0), (2, 5, 4, CHANNELS))
+FEATURES = np.random.RandomState(0).standard_normal((2, 5, 4, CHANNELS)).astype(np.float32)
 MERGES = {"sum": np.sum, "mean": np.mean, "max": np.max}
 SWITCHES = list(itertools.product((True, False), repeat=2))
 
 
 def _head(**arguments):
-    return NOAH(CHANNELS, CLASSES, BLOCKS, 0.25, rngs=nnx.Rngs(params=1), **arguments)
+    make = functools.partial(NOAH, CHANNELS, CLASSES, BLOCKS, 0.25, **arguments)
+    return draw_head(lambda: make(rngs=nnx.Rngs(params=1)))
 
 
 def _block_logits(head, *, kv_split, head_split):
@@ -53,17 +56,14 @@ def _cases():
 def test_logits_and_contributions(head_split, kv_split, attention, merge):
     switches = {"head_split": head_split, "kv_split": kv_split}
     head = _head(attention=attention, merge=merge, **switches)
-    for weights in (head.query, head.value):
-        if weights is not None:  # biases start at zero, where a missing one would not be seen
-            weights.bias[...] = jax.random.normal(jax.random.key(2), weights.bias.shape)
     expected = MERGES[merge](_block_logits(head, **switches), axis=1)
 
     @jax.jit
     def run(features):
         return head(features, train=False), head.contributions(features, jnp.arange(CLASSES))
 
-    logits, parts = run(FEATURES)
-    np.testing.assert_allclose(logits, expected, atol=2e-5)
+    computed, parts = run(FEATURES)
+    np.testing.assert_allclose(computed, expected, atol=2e-5)
     total = parts.contributions.sum((1, 3, 4)) + parts.bias.sum(1)
     np.testing.assert_allclose(total, expected, atol=2e-5)
     np.testing.assert_allclose(parts.attention.sum((3, 4)), 1, atol=1e-5)
@@ -73,19 +73,19 @@ def test_logits_and_contributions(head_split, kv_split, attention, merge):
 def test_dropout_drops_values_and_keeps_the_mean(attention, merge):
     head = _head(attention=attention, merge=merge, dropout=0.5)
     keys = jax.random.split(jax.random.key(3), 400)
-    once = head(FEATURES, train=True, key=keys[0])
-    np.testing.assert_array_equal(once, head(FEATURES, train=True, key=keys[0]))
-    assert not np.allclose(once, head(FEATURES, train=True, key=keys[1]))
+    once, again, other = (logits(head, FEATURES, train=True, key=keys[i]) for i in (0, 0, 1))
+    np.testing.assert_array_equal(once, again)
+    assert not np.allclose(once, other)
     if attention == "uniform":
-        mean = jax.vmap(lambda key: head(FEATURES, train=True, key=key))(keys).mean(0)
-        np.testing.assert_allclose(mean, head(FEATURES, train=False), atol=0.1)
+        drop = jax.jit(jax.vmap(lambda key: head(FEATURES, train=True, key=key)))
+        np.testing.assert_allclose(np.mean(drop(keys), 0), logits(head, FEATURES), atol=0.1)
 
 
 @pytest.mark.parametrize("implementation", ["chunked", "reference"])
 def test_the_maximum_runs_in_every_form(implementation):
     arguments = {"merge": "max", "attention": "softmax"}
-    fast = _head(implementation=implementation, **arguments)(FEATURES, train=False)
-    np.testing.assert_allclose(fast, _head(**arguments)(FEATURES, train=False), atol=2e-5)
+    fast = logits(_head(implementation=implementation, **arguments), FEATURES)
+    np.testing.assert_allclose(fast, logits(_head(**arguments), FEATURES), atol=2e-5)
 
 
 def test_values_that_do_not_fit():

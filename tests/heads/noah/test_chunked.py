@@ -159,9 +159,10 @@ def test_dropout_is_that_of_the_definition(cut, head_split):
 
 
 def test_dropout_has_one_mask_in_both_directions(cut):
-    features, query, value = _case(2, 16, 9)
+    features, query, value = jax.tree.map(jnp.asarray, _case(2, 16, 9))
     options = dict(key_ratio=0.25, dropout=0.4, dropout_key=jax.random.key(3), **cut(4))
 
+    @jax.jit
     def logit(bias):
         return poca(features, query, value._replace(bias=bias), **options).sum()
 

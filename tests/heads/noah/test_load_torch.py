@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -10,6 +9,7 @@ from flax import nnx
 from noah_jax import NOAH
 from noah_jax.errors import InputError
 from noah_jax.pytorch.golden import golden_tensor
+from tests.heads.quick import draw_head, logits
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,16 @@ def test_logits_are_the_originals(index, golden):
     state = {
         key: golden_tensor(f"head{index}.{key}", shape) for key, shape in case["state"].items()
     }
-    head = NOAH(
-        case["channels"],
-        case["num_classes"],
-        case["head_num"],
-        case["key_ratio"],
-        head_split=case["head_split"],
-        kv_split=case["kv_split"],
-        rngs=nnx.Rngs(params=0),
+    head = draw_head(
+        lambda: NOAH(
+            case["channels"],
+            case["num_classes"],
+            case["head_num"],
+            case["key_ratio"],
+            head_split=case["head_split"],
+            kv_split=case["kv_split"],
+            rngs=nnx.Rngs(params=0),
+        )
     )
     head.load_torch(state)
     random = np.random.RandomState(1000 + index)
@@ -45,7 +47,7 @@ def test_logits_are_the_originals(index, golden):
     features = random.standard_normal(shape).astype(np.float32).transpose(0, 2, 3, 1)
     with np.load(golden / "head.npz") as arrays:
         want = arrays[f"{index}/logits"]
-    got = np.asarray(jax.jit(lambda x: head(x, train=False))(features))
+    got = np.asarray(logits(head, features))
     assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
 

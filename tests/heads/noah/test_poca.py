@@ -11,22 +11,18 @@ from noah_jax.parity.__main__ import main as parity
 
 
 def _weights(head_num, in_query, in_value, num_classes, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 4)
-    shape = (head_num, num_classes)
-    return (
-        Projection(
-            jax.random.normal(keys[0], (head_num, in_query, num_classes)),
-            jax.random.normal(keys[1], shape),
-        ),
-        Projection(
-            jax.random.normal(keys[2], (head_num, in_value, num_classes)),
-            jax.random.normal(keys[3], shape),
-        ),
-    )
+    random = np.random.RandomState(seed)
+
+    def projection(inputs):
+        kernel = random.standard_normal((head_num, inputs, num_classes))
+        bias = random.standard_normal((head_num, num_classes))
+        return Projection(jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32))
+
+    return projection(in_query), projection(in_value)
 
 
 def _features(*shape, seed=7):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.RandomState(seed).standard_normal(shape), jnp.float32)
 
 
 @pytest.mark.optimised
