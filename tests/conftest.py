@@ -41,9 +41,9 @@ for key, value in CACHE.items():
     os.environ[key.upper()] = str(value)
 
 # Programs are compiled as a user's are in these rooms and in tests with the mark `optimised`: those
-# that time, that look at what the compiler made, or that compare with the original's numbers. All
-# others are compiled quickly, see tests/quick_compile.py.
-OPTIMISED_ROOMS = ("aot", "autotune", "benchmark", "compile", "gpu", "parity")
+# that look at what the compiler made, or that compare with the original's numbers. All others are
+# compiled quickly, see tests/quick_compile.py.
+OPTIMISED_ROOMS = ("aot", "compile", "gpu", "parity")
 
 
 def _asks_for_gpus(config) -> bool:

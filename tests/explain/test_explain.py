@@ -25,7 +25,7 @@ from noah_jax.inference.trained import load_one
 from tests.helpers import GOLDEN
 
 # What the programs wrote is compared with what is computed anew, bit by bit.
-pytestmark = pytest.mark.optimised
+bit_by_bit = pytest.mark.optimised
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -97,8 +97,9 @@ def test_classes_of_each_image_and_switches():
     _contributions_add_up(model)
     params, stats = _weights(model)
     images = np.random.RandomState(1).standard_normal((2, 32, 32, 3)).astype(np.float32)
-    same = model.contributions(params, stats, images, jnp.array([4, 1]))
-    each = model.contributions(params, stats, images, jnp.array([[4, 1], [4, 2]]))
+    choices = np.array([4, 1]), np.array([[4, 1], [4, 2]])
+    contributions = jax.jit(model.contributions)
+    same, each = (contributions(params, stats, images, chosen) for chosen in choices)
     for a, b in zip(same, each, strict=True):
         assert np.asarray(b[0]) == pytest.approx(np.asarray(a[0]), rel=1e-5)
         assert np.asarray(b[:, :, 0]) == pytest.approx(np.asarray(a[:, :, 0]), rel=1e-5)
@@ -125,6 +126,7 @@ def _data(page: pathlib.Path) -> list[dict]:
     return json.loads(found[1])
 
 
+@bit_by_bit
 def test_the_numbers_of_the_page(page, tiny_run, images):
     text, data = page.read_text(), _data(page)
     trained = load_one(tiny_run)
@@ -161,6 +163,7 @@ def _by_scale(data: list[dict]) -> list[list[dict]]:
     return [list(group) for _, group in groups]
 
 
+@bit_by_bit
 def test_the_page_stands_alone(page):
     text = page.read_text()
     assert "default-src 'none'" in text
@@ -169,6 +172,7 @@ def test_the_page_stands_alone(page):
     assert "http" not in re.sub("http-equiv", "", text)
 
 
+@bit_by_bit
 def test_the_bars_of_the_page_have_the_colours_of_the_maps(page):
     text = page.read_text()
     tables = json.loads(
@@ -186,6 +190,7 @@ def test_the_bars_of_the_page_have_the_colours_of_the_maps(page):
             assert opacity == pytest.approx(table[place][3] / 255, abs=1e-3)
 
 
+@bit_by_bit
 def test_pictures(page):
     pictures = sorted(page.parent.glob("*.png"))
     assert len(pictures) == len(_data(page))
@@ -202,6 +207,7 @@ def test_pictures(page):
 
 
 # Few classes have their maps beside each other, and smaller ones.
+@bit_by_bit
 @pytest.mark.parametrize(("indices", "side"), [([0, 2], 148), ([0, 2, 1], 176)])
 def test_all_images_in_one_picture(indices, side, tiny_run, images, tmp_path, capsys):
     arguments = ["--checkpoint", tiny_run, "--image", *images, "--cells", "--classes"]
@@ -238,6 +244,7 @@ def _holds(picture: np.ndarray, part: np.ndarray) -> bool:
     return any(np.array_equal(picture[y : y + height, x : x + width], part) for y, x in places)
 
 
+@bit_by_bit
 def test_the_whole_photograph_and_what_the_model_sees(tiny_run, tmp_path):
     photo = GOLDEN / "images/china.jpg"
     arguments = ["--checkpoint", tiny_run, "--image", str(photo), "--output", str(tmp_path)]
@@ -256,6 +263,7 @@ def test_the_whole_photograph_and_what_the_model_sees(tiny_run, tmp_path):
     assert "data-block='merged'" in text
 
 
+@bit_by_bit
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_the_page_in_a_browser(page, tmp_path):
