@@ -103,7 +103,7 @@ def donated_parameters(text: str) -> int:
 
 def num_parameters(text: str) -> int:
     """Returns how many parameters a program has; JAX drops those that are not read."""
-    computations, entry = _computations(text)
+    computations, entry = split_computations(text)
     return sum(" parameter(" in line for line in computations[entry])
 
 
@@ -118,7 +118,7 @@ def estimated_cycles(text: str) -> int | None:
     """
     if '"estimated_cycles"' not in text:
         return None
-    computations, entry = _computations(text)
+    computations, entry = split_computations(text)
 
     def cycles(name: str) -> int:
         total = 0
@@ -127,17 +127,17 @@ def estimated_cycles(text: str) -> int | None:
             if estimate := re.search(r'"estimated_cycles":"(\d+)"', line):
                 total += int(estimate[1])
             elif " while(" in line:
-                total += _known_trips(line) * cycles(_called(line, "body"))
+                total += known_trips(line) * cycles(called_computation(line, "body"))
             elif " call(" in line:
-                total += cycles(_called(line, "to_apply"))
+                total += cycles(called_computation(line, "to_apply"))
             elif " conditional(" in line:
-                total += max(map(cycles, _branches(line)))
+                total += max(map(cycles, branches(line)))
         return total
 
     return cycles(entry)
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+def split_computations(text: str) -> tuple[dict[str, list[str]], str]:
     """Returns the lines of each computation, and the name of the entry."""
     computations: dict[str, list[str]] = {}
     entry = ""
@@ -152,12 +152,12 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 def _trips(text: str) -> Callable[[str], int]:
     """Returns a function from a computation's name to how often loops make it run."""
-    computations, _ = _computations(text)
+    computations, _ = split_computations(text)
     loops: dict[str, tuple[int, str | None]] = {}
     for name, lines in computations.items():
         for line in lines:
             if " while(" in line:
-                loops[_called(line, "body")] = _known_trips(line), name
+                loops[called_computation(line, "body")] = known_trips(line), name
 
     def trips(name: str) -> int:
         own, outer = loops.get(name, (1, None))
@@ -166,13 +166,13 @@ def _trips(text: str) -> Callable[[str], int]:
     return trips
 
 
-def _known_trips(line: str) -> int:
+def known_trips(line: str) -> int:
     """Returns the trips of a loop; 1 where XLA does not know them."""
     known = re.search(r'"known_trip_count":{"n":"(\d+)"', line)
     return int(known[1]) if known else 1
 
 
-def _called(line: str, role: str) -> str:
+def called_computation(line: str, role: str) -> str:
     """Returns the name of the computation that an operation calls in this role."""
     found = re.search(rf" {role}=%?([\w.-]+)", line)
     if found is None:
@@ -180,7 +180,7 @@ def _called(line: str, role: str) -> str:
     return found[1]
 
 
-def _branches(line: str) -> list[str]:
+def branches(line: str) -> list[str]:
     if match := re.search(r" branch_computations=\{([^}]*)\}", line):
         return [name.strip(" %") for name in match[1].split(",")]
     return re.findall(r" (?:true|false)_computation=%?([\w.-]+)", line)

@@ -3,7 +3,8 @@
 The TPU's compiler can write the instructions of a kernel to a file, as bundles that issue in one
 cycle each. A kernel's cycles are its bundles times the trips of the loops round them. Where the
 matrix units are the limit, each product counts for the cycles that it occupies its unit. Stalls on
-memory are not seen, so the count is a lower bound.
+memory, and copies between HBM and VMEM that nothing covers, are not seen, so the count is a lower
+bound. Of chips whose two cores share a kernel's grid it counts the core with more steps.
 
 The option for that file must be set before the compiler is loaded, so the head alone is compiled
 in a process of its own.
@@ -30,13 +31,16 @@ from noah_jax.aot.targets import topology_mesh
 from noah_jax.errors import InputError
 from noah_jax.heads.noah.operands import ChannelSplit, PocaInputs, PocaShape, Weights
 from noah_jax.heads.noah.poca import ROWS, choose
-from noah_jax.heads.noah.tpu_block import TpuPlan
+from noah_jax.heads.noah.tpu_tiles import TpuPlan
 from noah_jax.nn.dropout import seeds_of
 
-_MATMUL_CYCLES = 16  # cycles for which one product occupies its matrix unit
+_PRODUCT_ROWS = {True: 16, False: 8}  # of the left side of one product, in bfloat16 or else
+# Rows that a matrix unit takes in a cycle, as XLA estimates large products: a v5e has four units of
+# 128 x 128, a core of a v4 or v5p as well, and a v6e has two of 256 x 256.
+_ROWS_A_CYCLE = {"v4": 1, "v5e": 1, "v5p": 1, "v6e": 2, "v7x": 2}
 # A line of the listing: an address, a mark, one `>` for every loop round the bundle, the bundle.
 _BUNDLE = re.compile(r"\s*(?:0x)?[0-9a-f]+\s+(?:[A-Z]{2}:?)?\s*:?\s*(>*)\s*\{")
-_PRODUCT = re.compile(r"vmatmul\S*\.mxu(\d)")
+_PRODUCT = re.compile(r"vmatmul(\S*)\.mxu(\d)")
 
 
 def kernel_calls(text: str) -> int:
@@ -45,13 +49,14 @@ def kernel_calls(text: str) -> int:
     return len(re.findall(targets + r"[^\n]*noah_head", text))
 
 
-def kernel_cycles(topology: str, shape: HeadShape, batch: int) -> int:
+def kernel_cycles(topology: str, shape: HeadShape, batch: int, dtype: str = "bfloat16") -> int:
     """Returns the cycles of the forward and the backward kernel of a head on one chip.
 
     Args:
       topology: Name of the machine, such as "v5e:1x1"; see `targets.open_targets`.
-      shape: Shape of the head, which is computed in bfloat16.
+      shape: Shape of the head.
       batch: Images on each chip.
+      dtype: Dtype of the features.
 
     Raises:
       InputError: If the kernels do not compile.
@@ -61,7 +66,7 @@ def kernel_cycles(topology: str, shape: HeadShape, batch: int) -> int:
         command = f"from {__name__} import compile_kernels; compile_kernels()"
         ran = subprocess.run(
             [sys.executable, "-c", command],
-            input=json.dumps([topology, shape, batch]),
+            input=json.dumps([topology, shape, batch, dtype]),
             env=os.environ | {"LIBTPU_INIT_ARGS": options, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
@@ -70,32 +75,35 @@ def kernel_cycles(topology: str, shape: HeadShape, batch: int) -> int:
         if ran.returncode:
             raise InputError(f"the kernel did not compile: {ran.stderr.splitlines()[-1]}")
         trips = json.loads(ran.stdout.splitlines()[-1])
-        listings = (
-            next(pathlib.Path(folder).glob(f"*noah_head_{direction}*[0-9]-final_bundles.txt"))
-            for direction in ("forward", "backward")
-        )
-        return sum(bundle_cycles(listing.read_text(), trips) for listing in listings)
+        rows_a_cycle = _ROWS_A_CYCLE[topology.partition(":")[0]]
+        cycles = 0
+        for direction, of_loops in zip(("forward", "backward"), trips, strict=True):
+            pattern = f"*noah_head_{direction}*[0-9]-final_bundles.txt"
+            listing = next(pathlib.Path(folder).glob(pattern)).read_text()
+            cycles += bundle_cycles(listing, of_loops, rows_a_cycle)
+        return cycles
 
 
-def bundle_cycles(listing: str, trips: Sequence[int]) -> int:
+def bundle_cycles(listing: str, trips: Sequence[int], rows_a_cycle: int) -> int:
     """Returns the cycles of a kernel.
 
     Args:
       listing: The compiler's listing of the kernel's bundles.
       trips: How often each of the nested loops runs, outermost first.
+      rows_a_cycle: Rows that a matrix unit takes in a cycle.
     """
     bundles: collections.Counter[int] = collections.Counter()
-    products: collections.Counter[tuple[int, str]] = collections.Counter()
+    rows: collections.Counter[tuple[int, str]] = collections.Counter()
     for line in listing.splitlines():
         if bundle := _BUNDLE.match(line):
             depth = len(bundle[1])
             bundles[depth] += 1
-            for unit in _PRODUCT.findall(line):
-                products[depth, unit] += 1
+            for kind, unit in _PRODUCT.findall(line):
+                rows[depth, unit] += _PRODUCT_ROWS["bf16" in kind]
     cycles = 0
     for depth, count in bundles.items():
-        busiest = max((n for (d, _), n in products.items() if d == depth), default=0)
-        cycles += max(count, _MATMUL_CYCLES * busiest) * math.prod(trips[:depth])
+        busiest = max((n for (d, _), n in rows.items() if d == depth), default=0)
+        cycles += max(count, busiest // rows_a_cycle) * math.prod(trips[:depth])
     return cycles
 
 
@@ -104,7 +112,7 @@ def compile_kernels() -> None:
 
     It is the child process of `kernel_cycles`.
     """
-    topology, shape, batch = json.load(sys.stdin)
+    topology, shape, batch, dtype = json.load(sys.stdin)
     shape = HeadShape(*shape)
     chips = topology_mesh(topology)
     mesh = Mesh(chips.devices[:1], chips.axis_names)  # every chip runs the same kernels
@@ -117,7 +125,7 @@ def compile_kernels() -> None:
     widths = query // shape.head_num, (shape.channels - query) // shape.head_num
     kernels = [array(shape.head_num, width, shape.num_classes) for width in widths]
     weights = Weights(kernels[0], kernels[1], array(shape.head_num, shape.num_classes))
-    features = array(batch, *shape.spatial, shape.channels, dtype=jnp.bfloat16)
+    features = array(batch, *shape.spatial, shape.channels, dtype=jnp.dtype(dtype))
     split = ChannelSplit(shape.key_ratio)
     poca_shape = PocaShape(
         batch,
@@ -151,15 +159,28 @@ def compile_kernels() -> None:
     print(json.dumps(loop_trips(plan, batch, blocks, shape.num_classes)))
 
 
-def loop_trips(plan: TpuPlan, batch: int, blocks: int, classes: int) -> list[int]:
-    """Returns the trips of the kernels' loops: grid, chunks of classes, images, positions.
+def loop_trips(plan: TpuPlan, batch: int, blocks: int, classes: int) -> list[list[int]]:
+    """Returns the trips of the loops of the forward and of the backward kernel.
 
-    The compiler makes no loop of a single trip, so those are left out.
+    These are the grid, the chunks of classes, and the bodies of `tpu_block.py`. The compiler makes
+    no loop of a single trip, so those are left out.
+
+    Args:
+      plan: Plan of the kernels.
+      batch: Images on a device.
+      blocks: Blocks of the head that are steps of the grid.
+      classes: Number of classes.
     """
-    trips = (
-        batch // plan.images * blocks,
-        -(-classes // plan.class_chunk),
-        plan.image_chunks,
-        plan.positions // plan.unroll,
-    )
-    return [trip for trip in trips if trip > 1]
+    tiles, chunks = batch // plan.images, -(-classes // plan.class_chunk)
+    shared_blocks = -(-blocks // plan.cores) * tiles
+    shared_tiles = blocks * -(-tiles // plan.cores)
+    # See `tpu.py` and `tpu_map.py` for what the cores share.
+    if blocks > 1:
+        forward = shared_blocks
+        backward = shared_blocks if plan.channel_groups > 1 else blocks * tiles
+    else:
+        forward = shared_tiles
+        backward = shared_tiles if tiles % plan.cores == 0 else tiles
+    return [
+        [trip for trip in (grid, chunks, plan.bodies) if trip > 1] for grid in (forward, backward)
+    ]

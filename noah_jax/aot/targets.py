@@ -15,8 +15,8 @@ from noah_jax.nn.cudnn_attention import cudnn_is_missing
 
 _GIB = 2**30
 
-# HBM of a chip in GiB. XLA keeps some of it for itself.
-_TPU_HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+# HBM of a device in GiB. XLA keeps some of it for itself. A v7x chip has two devices of one core.
+_TPU_HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "v7x": 96}
 # Without this option a v4 chip counts as two devices of one core each.
 _MEGACORE = {"chip_config_name": "megacore", "num_slices": 1, "wrap": (False,) * 3}
 
@@ -91,7 +91,7 @@ def open_targets(names: list[str]) -> list[Target]:
     Call it before JAX does anything else in this process.
 
     Args:
-      names: Each "v4:", "v5e:", "v5p:" or "v6e:" and the chips along each axis, such as
+      names: Each "v4:", "v5e:", "v5p:", "v6e:" or "v7x:" and the chips along each axis, such as
         "v5e:16x16"; or "h100:8" or "cpu:8".
 
     Raises:
@@ -117,8 +117,8 @@ def _parse(name: str) -> tuple[str, str]:
     pattern = r"[1-9]\d*" if kind in ("cpu", "h100") else r"[1-9]\d*(x[1-9]\d*){1,2}"
     if kind not in (*_TPU_HBM, "cpu", "h100") or not re.fullmatch(pattern, size):
         raise InputError(
-            f"--topology {name!r} is unknown; it is v4:2x2x4, v5p:2x2x4, v5e:16x16 or v6e:16x16,"
-            " with the chips along each axis, h100:8 or cpu:8"
+            f"--topology {name!r} is unknown; it is v4:2x2x4, v5p:2x2x4, v7x:2x2x4, v5e:16x16 or"
+            " v6e:16x16, with the chips along each axis, h100:8 or cpu:8"
         )
     return kind, size
 
@@ -133,7 +133,9 @@ def _tpu(name: str) -> Target:
     per_host = [min(length, 2) for length in chips[:2]] + [1]
     options = {"chips_per_host_bounds": tuple(per_host)} | (_MEGACORE if kind == "v4" else {})
     try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        topology = topologies.get_topology_desc(
+            platform="tpu", topology_name=name.replace("v7x:", "tpu7x:"), **options
+        )
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"--topology {name}: {error}") from error
     return Target(

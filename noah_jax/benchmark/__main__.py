@@ -174,6 +174,11 @@ def _head_options(parser: Parser) -> None:
     parser.add_argument(
         "--depth", type=positive, help="with --topology: blocks of the backbone, to compile faster"
     )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="with --topology: print where the cycles of a step differ from the linear head's",
+    )
 
 
 def _step_options(parser: Parser) -> None:

@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 from noah_jax.aot import hlo
 from noah_jax.aot.head_shape import HeadShape, noah_head
 from noah_jax.aot.kernel_cycles import kernel_calls, kernel_cycles
+from noah_jax.aot.operations import Operation, operations
+from noah_jax.benchmark.cycle_differences import print_difference
 from noah_jax.benchmark.train_step import PlainStep
 from noah_jax.console import working
 from noah_jax.heads.registry import HEADS
@@ -31,12 +33,14 @@ class StepCost(NamedTuple):
       kernels: How often the step calls a kernel of the head.
       temporaries: Bytes of memory besides arguments and results.
       accessed: Bytes read and written, without the head's kernels; 0 for GPUs.
+      operations: What makes up `cycles`.
     """
 
     cycles: int
     kernels: int
     temporaries: int
     accessed: int
+    operations: tuple[Operation, ...] = ()
 
 
 def print_table(
@@ -46,6 +50,7 @@ def print_table(
     heads: Sequence[str] | None,
     batch: int,
     depth: int | None = None,
+    explain: bool = False,
 ) -> None:
     """Compiles the steps of some models and prints a line for each head.
 
@@ -57,6 +62,7 @@ def print_table(
         by default all implementations that differ.
       batch: Images on each device.
       depth: Number of blocks of the backbones, to compile faster; by default the published number.
+      explain: Whether to print where the cycles of each head differ from the linear one's.
 
     Raises:
       InputError: If a backbone's depth cannot be set, or a kernel does not compile.
@@ -66,13 +72,14 @@ def print_table(
     heads = [head for head in heads or _HEADS if head != "linear"]
     for name, shape in shapes.items():
         print(name, flush=True)
-        linear = None
+        linear, of_linear = None, None
         for kind in ("linear", *heads):
             with working(f"compiling {name} with the head {kind}"):
                 cost = compile_step(mesh, name, shape, kind, batch, depth)
-                cycles = cost.cycles
-                if cost.kernels and cycles:
-                    cycles += kernel_cycles(topology, shape, batch)
+                of_kernels = 0
+                if cost.kernels and cost.cycles:
+                    of_kernels = kernel_cycles(topology, shape, batch)
+                cycles = cost.cycles + of_kernels
             row = cycles, cost.temporaries
             linear = linear or row
             # XLA tells only the memory for GPUs.
@@ -84,6 +91,10 @@ def print_table(
             accessed = f"{cost.accessed / 1e9:.1f}" if cost.accessed else ""
             line = f"  {label:18}{shown:>10}{over[0]:>9}{row[1] / 1e9:14.3f}{over[1]:>9}"
             print(f"{line}{accessed:>13}".rstrip(), flush=True)
+            if kind == "linear":
+                of_linear = cost.operations
+            elif explain and cycles and of_linear:
+                print_difference(of_linear, cost.operations, of_kernels)
 
 
 def compile_step(
@@ -109,4 +120,5 @@ def compile_step(
         kernel_calls(text),
         hlo.memory_stats(compiled).temp_size_in_bytes,
         int((compiled.cost_analysis() or {}).get("bytes accessed", 0)),
+        tuple(operations(text)),
     )

@@ -280,6 +280,8 @@ def measure_and_print(args: argparse.Namespace) -> None:
             raise InputError(f"--heads: one of {', '.join(known)}, got {name!r}")
     if args.topology and args.dtype is not None:
         raise InputError("--dtype does not go with --topology, whose steps compute in bfloat16")
+    if args.explain and not args.topology:
+        raise InputError("--explain goes with --topology: XLA estimates cycles for TPUs alone")
     mesh = topology_mesh(args.topology) if args.topology else None
     names = args.models or (_TARGET_MODELS if args.topology else MODELS)
     models = [create_model(name) for name in names]
@@ -298,7 +300,13 @@ def measure_and_print(args: argparse.Namespace) -> None:
         return
     shapes = {model.name: head_shape(model) for model in models}
     compiled_steps.print_table(
-        mesh, args.topology, shapes, args.heads, args.batch or _TARGET_BATCH, args.depth
+        mesh,
+        args.topology,
+        shapes,
+        args.heads,
+        args.batch or _TARGET_BATCH,
+        depth=args.depth,
+        explain=args.explain,
     )
 
 

@@ -22,8 +22,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--topology",
         metavar="MACHINE,MACHINE...",
-        help="machines: v4:2x2x4, v5p:2x2x4, v5e:16x16, v6e:16x16 (the chips along each axis;"
-        " needs `pip install libtpu`), h100:8 (needs `pip install 'jax[cuda13]'`) or cpu:8",
+        help="machines: v4:2x2x4, v5p:2x2x4, v7x:2x2x4, v5e:16x16, v6e:16x16 (the chips along"
+        " each axis; needs `pip install libtpu`),"
+        " h100:8 (needs `pip install 'jax[cuda13]'`) or cpu:8",
     )
     for flag, meaning in (
         ("--all", "a table of all variants of the files in configs/"),

@@ -15,7 +15,10 @@ def test_cycles_of_a_listing():
    0x5 PF: > { %4 = nothing }
 """
     # One bundle outside, three in the outer loop, and two products of one unit in the inner.
-    assert bundle_cycles(listing, [10, 5]) == 1 + 3 * 10 + 2 * 16 * 50
+    assert bundle_cycles(listing, [10, 5], 1) == 1 + 3 * 10 + 2 * 16 * 50
+    assert bundle_cycles(listing, [10, 5], 2) == 1 + 3 * 10 + 2 * 8 * 50
+    of_float32 = listing.replace("vmatmul.bf16", "vmatmul.f32")
+    assert bundle_cycles(of_float32, [10, 5], 1) == 1 + 3 * 10 + 2 * 8 * 50
 
 
 @pytest.mark.parametrize("target", ["tpu_custom_call", "__gpu$xla.gpu.triton"])

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from noah_jax.aot.head_shape import HeadShape, head_shape
+from noah_jax.aot.operations import Operation
 from noah_jax.benchmark import compiled_steps, head
 from noah_jax.benchmark.__main__ import main
 from noah_jax.errors import InputError
@@ -127,7 +128,11 @@ def test_the_table_of_a_machine(topology, monkeypatch, capsys):
 
     def gauge(mesh, name, shape, kind, batch, depth):
         cycles = figures.get(kind, 3_000_000)
-        return compiled_steps.StepCost(on_tpu * cycles, kind == "auto", 1000 * cycles, 0)
+        parts = [("product", "nn/mlp.py Mlp", 1_900_000), ("move", kind, cycles - 1_900_000)]
+        operations = tuple(Operation(kind, place, "", n) for kind, place, n in parts)
+        return compiled_steps.StepCost(
+            on_tpu * cycles, kind == "auto", 1000 * cycles, 0, operations * on_tpu
+        )
 
     monkeypatch.setattr(head, "topology_mesh", lambda _: "mesh")
     monkeypatch.setattr(compiled_steps, "compile_step", gauge)
@@ -143,6 +148,24 @@ def test_the_table_of_a_machine(topology, monkeypatch, capsys):
     assert main(["--what", "head", "--topology", topology, "--heads", "reference"]) == 0
     lines = capsys.readouterr().out.splitlines()[3:]
     assert [line.split()[0] for line in lines] == ["linear", "reference"]
+    explain = ["--what", "head", "--topology", topology, "--heads", "auto", "--explain"]
+    assert main(explain) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[5:]]
+    if on_tpu:
+        assert lines[1:] == [
+            ["move", "auto", "0.0", "200.0", "+200.0"],
+            ["move", "linear", "100.0", "0.0", "-100.0"],
+            ["the", "head's", "kernels,", "counted", "0.0", "100.0", "+100.0"],
+            ["product", "nn/mlp.py", "Mlp", "1900.0", "1900.0", "+0.0"],
+            ["all", "2000.0", "2200.0", "+200.0"],
+        ]
+    else:
+        assert lines == []
+
+
+def test_explain_needs_a_machine(capsys):
+    assert main(["--what", "head", "--explain"]) == 1
+    assert "--explain goes with --topology" in capsys.readouterr().err
 
 
 def test_without_the_compiler_it_says_so(monkeypatch, capsys):

@@ -205,7 +205,12 @@ def drop(x: jax.Array, row_seeds: jax.Array, position: jax.Array, rate: float) -
 
 
 def wide_dot(
-    left: jax.Array, right: jax.Array, contracting: tuple[int, int], *, interpret: bool
+    left: jax.Array,
+    right: jax.Array,
+    contracting: tuple[int, int],
+    *,
+    interpret: bool,
+    exact: bool = True,
 ) -> jax.Array:
     """Multiplies two matrices to a float32 result, inside a kernel.
 
@@ -214,6 +219,8 @@ def wide_dot(
       right: A matrix of the same dtype.
       contracting: The axis of each that is summed over.
       interpret: Whether the kernel is emulated.
+      exact: Whether float32 products are float32's; else TPUs round them to bfloat16, and NVIDIA
+        GPUs to TF32.
     """
     if interpret:  # XLA's CPU backend does not know bfloat16 products with a float32 result
         left, right = left.astype(jnp.float32), right.astype(jnp.float32)
@@ -221,8 +228,7 @@ def wide_dot(
         left,
         right,
         (([contracting[0]], [contracting[1]]), ((), ())),
-        # The default would round float32 to bfloat16 on TPUs and to TF32 on GPUs.
-        precision=jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None,
+        precision=jax.lax.Precision.HIGHEST if exact and left.dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
 

@@ -58,7 +58,8 @@ class Row(NamedTuple):
 
 
 # Dtypes for "auto".
-_NEVER, _BF16, _HALF, _ALWAYS = (), (jnp.bfloat16,), (jnp.bfloat16, jnp.float16), None
+_NEVER, _ALWAYS = (), None
+_HALF, _ON_TPUS = (jnp.bfloat16, jnp.float16), (jnp.bfloat16, jnp.float32)
 _BY_NAME, _KERNEL, _ANY = (), ("pallas",), ("xla", "pallas")  # words
 
 # "auto", "xla" and "pallas" take, on every platform, the first row from the top that they may
@@ -67,8 +68,8 @@ _BY_NAME, _KERNEL, _ANY = (), ("pallas",), ("xla", "pallas")  # words
 ROWS: dict[str, Row] = {
     # name                   platform   "auto"   words     plan            computed by     emulated
     "reference":         Row("default", _NEVER,  _BY_NAME, reference_plan, reference_poca, False),
-    "tpu_map":           Row("tpu",     _BF16,   _KERNEL,  tpu_map_plan,   tpu_map_poca,   False),
-    "tpu":               Row("tpu",     _BF16,   _KERNEL,  tpu_plan,       tpu_poca,       False),
+    "tpu_map":           Row("tpu",     _ON_TPUS, _KERNEL,  tpu_map_plan,   tpu_map_poca,   False),
+    "tpu":               Row("tpu",     _ON_TPUS, _KERNEL,  tpu_plan,       tpu_poca,       False),
     "gpu":               Row("cuda",    _HALF,   _KERNEL,  gpu_plan,       gpu_poca,       False),
     "small_reference":   Row("cuda",    _HALF,   _BY_NAME, small_plan,     reference_poca, False),
     "tpu_map_interpret": Row("cpu",     _NEVER,  _KERNEL,  tpu_map_plan,   tpu_map_poca,   True),
@@ -206,9 +207,9 @@ def poca(
       implementation: What computes the logits. All implementations give the same numbers, dropout
         masks included, but for rounding.
 
-        - "auto": on TPUs the kernel if the features are bfloat16; on NVIDIA GPUs the kernel if
-          they are bfloat16 or float16 or, if no kernel fits, "reference" while its arrays are
-          small; else "xla".
+        - "auto": on TPUs the kernel if the features are bfloat16 or float32; on NVIDIA GPUs the
+          kernel if they are bfloat16 or float16 or, if no kernel fits, "reference" while its
+          arrays are small; else "xla".
         - "xla": a chunk of classes at a time (on CPUs, in loops), with a backward pass of its
           own; it has no forward-mode differentiation.
         - "pallas": a kernel that keeps the scores on the chip, for TPUs and NVIDIA GPUs; on CPUs

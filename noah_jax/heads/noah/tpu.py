@@ -6,7 +6,7 @@ would fill few lanes. Forward keeps the residuals of `chunked.py` for backward.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,19 +32,23 @@ from noah_jax.heads.noah.operands import (
     PocaShape,
 )
 from noah_jax.heads.noah.tpu_block import (
-    LANES,
     BlockRefs,
     DropoutAt,
     GradientRefs,
     Scratch,
-    Tile,
-    TpuPlan,
     attend_block,
     clear,
     differentiate_block,
+    gradient_shapes,
     pad_kernel,
-    plan_tiles,
     scratch_shapes,
+)
+from noah_jax.heads.noah.tpu_tiles import (
+    LANES,
+    SUBLANES,
+    Tile,
+    TpuPlan,
+    plan_tiles,
 )
 from noah_jax.nn.dropout import Seeds
 
@@ -54,8 +58,9 @@ def tpu_plan(
     *,
     interpret: bool = False,
     devices: int | None = None,
-    rows: int = 6400,
+    rows: int | None = None,
     vmem: int | None = None,
+    cores: int | None = None,
 ) -> TpuPlan:
     """Plans the largest tile of images that fits into VMEM.
 
@@ -64,31 +69,40 @@ def tpu_plan(
       interpret: Whether Pallas emulates the kernels.
       devices: Number of devices the batch is split over; by default as the mesh says.
       rows: Most rows of scores (positions times images) in a tile, if that is not below the
-        smallest tile.
+        smallest tile; by default as many as fit.
       vmem: Bytes of VMEM that a kernel may take; by default by the kind of device.
+      cores: Cores that share a kernel's grid; by default by the kind of device.
 
     Raises:
       InputError: If the shape does not tile or fit.
     """
     itemsize = shape.dtype.itemsize
     query_channels, value_channels = shape.block_channels
-    channels = round_up(query_channels, 16) + round_up(value_channels + bool(shape.dropout), 16)
+    widths = query_channels, value_channels + bool(shape.dropout)
+    channels = sum(round_up(width, SUBLANES) for width in widths)
 
     def needed(tile: Tile) -> int:
         features = tile.rows * channels
         return (
-            shape.head_num * channels * tile.classes * 4  # gradients of the weights
+            max(shape.head_num, 2) * channels * tile.classes * 4  # gradients of the weights
             + 2 * channels * tile.classes * itemsize  # the weights
             + features * itemsize * 4  # features and their gradients, two buffers of each
             + features * 4  # sums of the gradients
             + tile.rows * round_up(channels, LANES) * itemsize  # features, transposed
-            # scores, values and their gradients
-            + 2 * tile.rows * tile.class_chunk * (4 + itemsize)
+            + tile.scratch_bytes(itemsize)
             # logits, log-sum-exp, outputs, cotangents
             + 8 * tile.images * tile.classes * 4
         )
 
-    return plan_tiles(shape, needed, interpret=interpret, devices=devices, vmem=vmem, rows=rows)
+    return plan_tiles(
+        shape,
+        needed,
+        interpret=interpret,
+        devices=devices,
+        vmem=vmem,
+        cores=cores,
+        rows=rows,
+    )
 
 
 def tpu_poca(plan: TpuPlan, inputs: PocaInputs) -> jax.Array:
@@ -124,7 +138,7 @@ def _tile(plan: TpuPlan, part: jax.Array) -> jax.Array:
     shape = (channel_groups, batch // plan.images, plan.images, positions, channels)
     part = part.reshape(shape).transpose(1, 0, 4, 3, 2)
     part = part.reshape(-1, channel_groups, channels, plan.rows)
-    padding = round_up(channels, 16) - channels, plan.padded_rows - plan.rows
+    padding = round_up(channels, SUBLANES) - channels, plan.padded_rows - plan.rows
     return jnp.pad(part, [(0, 0), (0, 0), (0, padding[0]), (0, padding[1])])
 
 
@@ -132,8 +146,8 @@ def _forward(
     plan: TpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array
 ) -> tuple[jax.Array, tuple]:
     """Computes `[tiles, images, classes]` of tiled parts and padded kernels."""
-    logits, residuals = _call_forward(plan, parts, kernels, seeds)
-    return logits, (parts, kernels, seeds, residuals)
+    residuals = _call_forward(plan, parts, kernels, seeds)
+    return residuals.out.sum(1), (parts, kernels, seeds, residuals)
 
 
 def _backward(plan: TpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[Pair, Pair, None]:
@@ -144,32 +158,33 @@ _poca_of_tiles = differentiable(_forward, _backward)
 
 
 @differentiated_once
-def _call_forward(
-    plan: TpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array
-) -> tuple[jax.Array, Residuals]:
-    """Runs the forward kernel: logits and residuals of every block."""
+def _call_forward(plan: TpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array) -> Residuals:
+    """Runs the forward kernel."""
     tiles = parts.query.shape[0]
     head_num, _, classes = kernels.query.shape
     dtype = parts.query.dtype
     weights = cast(kernels, dtype)
-    logits = jax.ShapeDtypeStruct((tiles, plan.images, classes), jnp.float32)
     of_block = jax.ShapeDtypeStruct((tiles, head_num, plan.images, classes), jnp.float32)
-    return call_kernel(
+    (residuals,) = call_kernel(
         functools.partial(_forward_kernel, plan),
         (seeds, parts, weights),
-        grid=(tiles, head_num),
+        grid=(head_num, tiles),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.SMEM),
-            parts.map(_part_spec),
-            weights.map(_kernel_spec),
+            parts.map(lambda part: _swapped(_part_spec(part))),
+            weights.map(lambda kernel: _swapped(_kernel_spec(kernel))),
         ],
-        out_specs=(_logits_spec(logits), Residuals(_block_spec(of_block), _block_spec(of_block))),
-        out_shape=(logits, Residuals(of_block, of_block)),
-        scratch_shapes=[_row_shapes(plan, parts), scratch_shapes(plan, jnp.float32)],
-        compiler_params=plan.compiler_params,
+        out_specs=(Residuals(*[_swapped(_block_spec(of_block))] * 2),),
+        out_shape=(Residuals(of_block, of_block),),
+        scratch_shapes=[_row_shapes(plan, parts), scratch_shapes(plan)],
+        # Cores share the first parallel axis, so that must have several steps.
+        compiler_params=plan.compiler_params(
+            *(("parallel", "arbitrary") if head_num > 1 else ("arbitrary", "parallel"))
+        ),
         interpret=plan.interpret,
         name="noah_head_forward",
     )
+    return residuals
 
 
 def _forward_kernel(
@@ -177,22 +192,16 @@ def _forward_kernel(
     seeds_ref: Ref,
     part_ref: Pair,
     kernel_ref: Pair,
-    logits_ref: Ref,
     residuals_ref: Residuals,
     rows_ref: Pair,
     scratch_ref: Scratch,
 ) -> None:
     rows_ref.query[...] = part_ref.query[0, 0].T
     rows_ref.value[...] = part_ref.value[0, 0].T
-    tile, block = pl.program_id(0), pl.program_id(1)
-
-    @pl.when(block == 0)
-    def _() -> None:
-        clear(logits_ref)
-
+    block, tile = pl.program_id(0), pl.program_id(1)
     dropout_at = DropoutAt(seeds_ref, tile, block) if plan.dropout else None
     refs = BlockRefs(rows_ref, kernel_ref, scratch_ref, residuals_ref)
-    attend_block(plan, 0, refs, logits_ref, dropout_at)
+    attend_block(plan, 0, refs, dropout_at)
 
 
 class _BackwardScratch(NamedTuple):
@@ -208,7 +217,7 @@ class _BackwardScratch(NamedTuple):
     rows: Pair
     d_columns: Pair
     chunk: Scratch
-    d_chunk: Scratch
+    d_chunk: tuple[Pair, Pair]
 
 
 @differentiated_once
@@ -218,20 +227,29 @@ def _call_backward(plan: TpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[P
     tiles, head_num = parts.query.shape[0], kernels.query.shape[0]
     dtype = parts.query.dtype
     weights = cast(kernels, dtype)
+    follow = _tiles_follow(plan)
+
+    def ordered(spec: pl.BlockSpec) -> pl.BlockSpec:
+        return _swapped(spec) if follow else spec
+
+    def d_kernel_spec(kernel: jax.Array) -> pl.BlockSpec:
+        whole = pl.BlockSpec(kernel.shape, lambda *_: (0, 0, 0))
+        return ordered(_kernel_spec(kernel)) if follow else whole
+
     d_parts, d_kernels = call_kernel(
         functools.partial(_backward_kernel, plan),
         (seeds, parts, weights, residuals, cotangent),
-        grid=(tiles, head_num),
+        grid=(head_num, tiles) if follow else (tiles, head_num),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.SMEM),
-            parts.map(_part_spec),
-            weights.map(_kernel_spec),
-            Residuals(*map(_block_spec, residuals)),
-            _logits_spec(cotangent),
+            parts.map(lambda part: ordered(_part_spec(part))),
+            weights.map(lambda kernel: ordered(_kernel_spec(kernel))),
+            Residuals(*[ordered(_block_spec(x)) for x in residuals]),
+            ordered(_logits_spec(cotangent)),
         ],
         out_specs=(
-            parts.map(_part_spec),
-            kernels.map(lambda kernel: pl.BlockSpec(kernel.shape, lambda *_: (0, 0, 0))),
+            parts.map(lambda part: ordered(_part_spec(part))),
+            kernels.map(d_kernel_spec),
         ),
         out_shape=(
             parts.map(lambda part: jax.ShapeDtypeStruct(part.shape, dtype)),
@@ -241,11 +259,11 @@ def _call_backward(plan: TpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[P
             _BackwardScratch(
                 _row_shapes(plan, parts),
                 parts.map(lambda part: pltpu.VMEM(part.shape[2:], jnp.float32)),
-                scratch_shapes(plan, jnp.float32),
-                scratch_shapes(plan, dtype),
+                scratch_shapes(plan),
+                gradient_shapes(plan, dtype),
             )
         ],
-        compiler_params=plan.compiler_params,
+        compiler_params=plan.compiler_params("parallel" if follow else "arbitrary", "arbitrary"),
         interpret=plan.interpret,
         name="noah_head_backward",
     )
@@ -267,11 +285,15 @@ def _backward_kernel(
     rows_ref.query[...] = part_ref.query[0, 0].T
     rows_ref.value[...] = part_ref.value[0, 0].T
     tile, block = pl.program_id(0), pl.program_id(1)
+    at: Any = block
+    first = (tile == 0) & (block == 0)
+    if _tiles_follow(plan):
+        tile, block = block, tile
+        first, at = tile == 0, 0
 
-    @pl.when((tile == 0) & (block == 0))
+    @pl.when(first)
     def _() -> None:
-        # The padding rows of `d_chunk` are never written again.
-        clear(*d_kernel_ref, *scratch_ref.d_chunk)
+        clear(*d_kernel_ref)
 
     # One channel group collects the gradients of all blocks.
     @pl.when((block == 0) | (plan.channel_groups > 1))
@@ -285,11 +307,26 @@ def _backward_kernel(
         d_scratch=scratch_ref.d_chunk,
         d_logits=d_logits_ref,
         d_columns=d_columns_ref,
-        d_kernel=d_kernel_ref.map(lambda ref: ref.at[block]),
+        d_kernel=d_kernel_ref.map(lambda ref: ref.at[at]),
     )
     differentiate_block(plan, 0, refs, gradient_refs, dropout_at)
     d_part_ref.query[0, 0] = d_columns_ref.query[...].astype(d_part_ref.query.dtype)
     d_part_ref.value[0, 0] = d_columns_ref.value[...].astype(d_part_ref.value.dtype)
+
+
+def _tiles_follow(plan: TpuPlan) -> bool:
+    """Whether backward takes all tiles of a block after each other.
+
+    Then cores can share the blocks, and the gradients of one block's weights stay in VMEM. Where
+    all blocks have the same channels, their gradients are summed a tile at a time.
+    """
+    return plan.channel_groups > 1
+
+
+def _swapped(spec: pl.BlockSpec) -> pl.BlockSpec:
+    """Gives the spec for a grid whose first axis are the blocks."""
+    index_map: Any = spec.index_map
+    return pl.BlockSpec(spec.block_shape, lambda block, tile: index_map(tile, block))
 
 
 def _part_spec(part: jax.Array) -> pl.BlockSpec:

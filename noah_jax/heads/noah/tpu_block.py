@@ -1,11 +1,16 @@
 """Computes one block of the head on one tile of images, inside a TPU kernel.
 
-Scores and values, `[positions * images, classes]`, are computed a chunk of classes at a time in
-VMEM. The images of a position are neighbours, so the sums over positions are plain additions of
-registers. `tpu.py` and `tpu_map.py` differ in how features get here and gradients leave; the
-formulas are those of `chunked.py`.
+Scores and values, `[positions * images, classes]`, are computed in VMEM for a chunk of classes and
+a part of the positions at a time. While the vector units work on one part, the matrix units compute
+the next one's scores and values and, in backward, the products of the last one's gradients; so the
+code of all parts stands in one loop body, without branches. The images of a position are
+neighbours, so the sums over positions are plain additions of registers. `tpu.py` and `tpu_map.py`
+differ in how features get here and gradients leave; the formulas are those of `chunked.py`. As the
+parts come one after another, forward keeps the softmax's sums relative to the largest score so far
+(arXiv:1805.02867).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,85 +19,32 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from noah_jax.errors import InputError
 from noah_jax.heads.noah.chunked import Residuals
-from noah_jax.heads.noah.kernels import (
-    Pair,
-    Ref,
-    drop,
-    images_per_device,
-    round_up,
-    wide_dot,
-)
-from noah_jax.heads.noah.operands import PocaShape
+from noah_jax.heads.noah.kernels import Pair, Ref, drop, round_up, wide_dot
+from noah_jax.heads.noah.tpu_tiles import LANES, SUBLANES, TpuPlan
 from noah_jax.nn.dropout import row_seed
-
-LANES = 128
-REGISTER_IMAGES = 16  # a register of bfloat16 has so many rows, one for each image
-_MOST_UNROLLED = 14  # positions of one iteration of the innermost loops, at most
-_MIB = 2**20
-# VMEM of a core in MiB, by device kind. Kernels may use at most `_VMEM_FRACTION` of it.
-_VMEM = {"v4": 16, "v5p": 64, "v5": 64, "v5e": 128, "v5 lite": 128, "v6e": 128, "v6 lite": 128}
-_VMEM_FRACTION = 0.78
-
-
-class TpuPlan(NamedTuple):
-    """What the kernels are specialised to.
-
-    Attributes:
-      images: Images of a tile.
-      positions: Positions of an image.
-      channel_groups: One, or one for each block.
-      class_chunk: Classes that are worked on at a time.
-      dropout: Dropout rate on the values; 0 if it is off.
-      interpret: Whether Pallas emulates the kernels.
-      vmem: Bytes of VMEM that a kernel may take.
-    """
-
-    images: int
-    positions: int
-    channel_groups: int
-    class_chunk: int
-    dropout: float
-    interpret: bool
-    vmem: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of a tile's scores."""
-        return self.positions * self.images
-
-    @property
-    def padded_rows(self) -> int:
-        """`rows`, padded to whole registers."""
-        return round_up(self.rows, LANES)
-
-    @property
-    def image_chunks(self) -> int:
-        """Chunks of `REGISTER_IMAGES` images in a tile; the inner loops work on one of them."""
-        return self.images // REGISTER_IMAGES
-
-    @property
-    def unroll(self) -> int:
-        """Positions of one iteration of the innermost loops."""
-        return max(n for n in range(1, _MOST_UNROLLED + 1) if self.positions % n == 0)
-
-    @property
-    def compiler_params(self) -> pltpu.CompilerParams:
-        """Options for the compiler."""
-        return pltpu.CompilerParams(vmem_limit_bytes=self.vmem)
 
 
 class Scratch(NamedTuple):
-    """Buffers for a chunk of classes, `[padded rows, class_chunk]`.
+    """Buffers for the scores and values of parts of the positions, `[rows, class_chunk]`.
+
+    While a part is worked on, the next one's are computed.
 
     Attributes:
-      scores: float32 scores.
-      values: float32 values.
+      buffers: A pair for each part that is in work at the same time.
+      m: Largest score, `[images, class_chunk]`.
+      l_sum: Sum of the softmax's numerators, likewise.
+      out: Sum of the weighed values, likewise.
     """
 
-    scores: Ref
-    values: Ref
+    buffers: tuple[Pair, ...]
+    m: Ref
+    l_sum: Ref
+    out: Ref
+
+    def at(self, number: int) -> Pair:
+        """Returns the buffers of a part. The first follows the last, whatever their number."""
+        return self.buffers[number % 2 if number else 2]
 
 
 class BlockRefs(NamedTuple):
@@ -116,14 +68,14 @@ class GradientRefs(NamedTuple):
 
     Attributes:
       columns: Query and value channels of the block, `[channels, padded rows]`.
-      d_scratch: Buffers for the gradients of scores and values.
+      d_scratch: Buffers for the gradients of the scores and values of parts, two pairs.
       d_logits: Cotangent of the logits, `[1, images, classes]`.
       d_columns: Gradients of `columns`, which are added to.
       d_kernel: Gradients of the block's weights, `[channels, classes]`, which are added to.
     """
 
     columns: Pair
-    d_scratch: Scratch
+    d_scratch: tuple[Pair, Pair]
     d_logits: Ref
     d_columns: Pair
     d_kernel: Pair
@@ -143,97 +95,30 @@ class DropoutAt(NamedTuple):
     block: Any
 
 
-def vmem_limit() -> int:
-    """Finds how many bytes of VMEM a kernel may take on the devices of the mesh.
-
-    Without a mesh, the devices are those of this process. Falls back to the smallest known VMEM
-    for unknown TPUs, and to v5e's if there is no TPU (interpret mode).
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is None and jax.default_backend() == "tpu":
-        device = jax.devices()[0]
-    kind = getattr(device, "device_kind", "")
-    size = min(_VMEM.values()) if kind.startswith("TPU") else _VMEM["v5e"]
-    return int(_VMEM_FRACTION * _MIB * _VMEM.get(kind.removeprefix("TPU "), size))
-
-
-class Tile(NamedTuple):
-    """Sizes of what a kernel works on at a time.
-
-    Attributes:
-      images: Images of the tile.
-      rows: Padded rows of its scores.
-      class_chunk: Classes that are worked on at a time.
-      classes: All classes, padded to whole chunks.
-    """
-
-    images: int
-    rows: int
-    class_chunk: int
-    classes: int
-
-
-def plan_tiles(
-    shape: PocaShape,
-    needed: Callable[[Tile], int],
-    *,
-    interpret: bool,
-    devices: int | None,
-    vmem: int | None,
-    rows: int | None = None,
-) -> TpuPlan:
-    """Plans the largest tile of images that divides the batch and fits into VMEM.
-
-    Args:
-      shape: Shape of the head.
-      needed: Computes the bytes of VMEM that a kernel needs for a tile.
-      interpret: Whether Pallas emulates the kernels.
-      devices: Number of devices the batch is split over; by default as the mesh says.
-      vmem: Bytes of VMEM that a kernel may take; by default by the kind of device.
-      rows: Most rows of a tile, if that is not below the smallest tile; by default any number.
-
-    Raises:
-      InputError: If there is no such tile.
-    """
-    batch = images_per_device(shape, backend="tpu", interpret=interpret, devices=devices)
-    limit = vmem_limit() if vmem is None else vmem
-    class_chunk = LANES if round_up(shape.num_classes, LANES) % (2 * LANES) else 2 * LANES
-    classes = round_up(shape.num_classes, class_chunk)
-    smallest = round_up(REGISTER_IMAGES * shape.positions, LANES)
-    for images in range(batch // REGISTER_IMAGES * REGISTER_IMAGES, 0, -REGISTER_IMAGES):
-        tile = Tile(images, round_up(images * shape.positions, LANES), class_chunk, classes)
-        if rows is not None and tile.rows > max(rows, smallest):
-            continue
-        if batch % images == 0 and needed(tile) <= limit:
-            return TpuPlan(
-                images,
-                shape.positions,
-                shape.channel_groups,
-                class_chunk,
-                shape.dropout,
-                interpret,
-                limit,
-            )
-    if batch % REGISTER_IMAGES or not batch:
-        raise InputError(
-            f"the TPU kernel takes a multiple of {REGISTER_IMAGES} images a device, got {batch}"
-        )
-    raise InputError("the features and weights of a block do not fit into VMEM")
-
-
 def pad_kernel(plan: TpuPlan, kernel: jax.Array) -> jax.Array:
     """Pads weights `[head_num, channels, classes]` to whole registers and chunks of classes."""
     _, channels, classes = kernel.shape
     padding = (
-        round_up(channels, 16) - channels,
+        round_up(channels, SUBLANES) - channels,
         round_up(classes, plan.class_chunk) - classes,
     )
     return jnp.pad(kernel, [(0, 0), (0, padding[0]), (0, padding[1])])
 
 
-def scratch_shapes(plan: TpuPlan, dtype: Any) -> Scratch:
-    """Gives the buffers of `Scratch` in this dtype."""
-    return Scratch(*[pltpu.VMEM((plan.padded_rows, plan.class_chunk), dtype)] * 2)
+def scratch_shapes(plan: TpuPlan) -> Scratch:
+    """Gives the buffers of `Scratch`."""
+    sums = [pltpu.VMEM((plan.images, plan.class_chunk), jnp.float32)] * 3
+    return Scratch((_pair_shapes(plan, jnp.float32),) * 3, *sums)
+
+
+def gradient_shapes(plan: TpuPlan, dtype: Any) -> tuple[Pair, Pair]:
+    """Gives the buffers for the gradients of the scores and values of two parts."""
+    return (_pair_shapes(plan, dtype),) * 2
+
+
+def _pair_shapes(plan: TpuPlan, dtype: Any) -> Pair:
+    rows = max(part.padded_rows(plan) for part in plan.parts)
+    return Pair(*[pltpu.VMEM((rows, plan.class_chunk), dtype)] * 2)
 
 
 def clear(*refs: Ref) -> None:
@@ -242,59 +127,49 @@ def clear(*refs: Ref) -> None:
         ref[...] = jnp.zeros(ref.shape, ref.dtype)
 
 
-def attend_block(
-    plan: TpuPlan, block: int, refs: BlockRefs, logits_ref: Ref, dropout_at: DropoutAt | None
-) -> None:
-    """Adds the logits of a block and writes its residuals.
+def attend_block(plan: TpuPlan, block: int, refs: BlockRefs, dropout_at: DropoutAt | None) -> None:
+    """Writes the residuals of a block; the logits are the sum of the blocks' outputs.
 
     Args:
       plan: Plan of the kernel.
       block: Which block of the weights and residuals.
       refs: Channels, weights, buffers and residuals.
-      logits_ref: `[1, images, classes]`; the logits are added to it.
       dropout_at: Where the block lies in the dropout masks; `None` if dropout is off.
     """
-    rows_ref, kernel_ref, scratch_ref, residuals_ref = refs
+    scratch_ref, residuals_ref = refs.scratch, refs.residuals
+    sums = scratch_ref.m, scratch_ref.l_sum, scratch_ref.out
 
-    def one_class_chunk(index: jax.Array, _: Any) -> int:
-        # Scores and values of all images of the tile.
-        classes = _window(index, plan.class_chunk)
-        scratch_ref.scores[...] = _dot(
-            plan, rows_ref.query[...], kernel_ref.query[block, :, classes]
-        )
-        scratch_ref.values[...] = _dot(
-            plan, rows_ref.value[...], kernel_ref.value[block, :, classes]
-        )
+    def begin(_: Any) -> None:
+        scratch_ref.m[...] = jnp.full(scratch_ref.m.shape, -jnp.inf, jnp.float32)
+        clear(scratch_ref.l_sum, scratch_ref.out)
 
-        def one_image_chunk(index: jax.Array, _: Any) -> int:
-            images = _window(index, REGISTER_IMAGES)
-            shape = (REGISTER_IMAGES, plan.class_chunk)
-            drop_at = _dropout(plan, dropout_at, images, classes)
+    def one_part(number: int, at: _At) -> None:
+        part = plan.parts[number]
+        scores_ref, values_ref = scratch_ref.at(number)
+        for images in plan.image_windows:
+            drop_at = _dropout(plan, dropout_at, images, at.classes)
+            rows = [_score_rows(plan, position, images) for position in range(part.positions)]
+            # m: the largest score of each image and class so far; l: the sum of the softmax's
+            # numerators; out: the sum of the weighed values.
+            old, l_sum, out = (ref[images] for ref in sums)
+            m = functools.reduce(jnp.maximum, [scores_ref[row] for row in rows], old)
+            shrink = jnp.exp(old - m)
+            l_sum, out = l_sum * shrink, out * shrink
+            for position, row in enumerate(rows):
+                p = jnp.exp(scores_ref[row] - m)
+                l_sum += p
+                out += p * drop_at(at.first + part.start + position, values_ref[row])
+            for ref, x in zip(sums, (m, l_sum, out), strict=True):
+                ref[images] = x
 
-            # m: the largest score of each image and class.
-            def add_to_max(position: jax.Array, m: jax.Array) -> jax.Array:
-                return jnp.maximum(m, scratch_ref.scores[_score_rows(plan, position, images)])
-
-            m = _over_positions(plan, add_to_max, jnp.full(shape, -jnp.inf, jnp.float32))
-
-            # l: the sum of the softmax's numerators; out: the sum of the weighed values.
-            def add_to_sums(position: jax.Array, sums: tuple) -> tuple:
-                l_sum, out = sums
-                rows = _score_rows(plan, position, images)
-                p = jnp.exp(scratch_ref.scores[rows] - m)
-                return l_sum + p, out + p * drop_at(position, scratch_ref.values[rows])
-
-            zeros = jnp.zeros(shape, jnp.float32)
-            l_sum, out = _over_positions(plan, add_to_sums, (zeros, zeros))
+    def end(classes: Any) -> None:
+        for images in plan.image_windows:
+            m, l_sum, out = (ref[images] for ref in sums)
             out = out / l_sum
-            logits_ref[0, images, classes] += out
             residuals_ref.lse[0, block, images, classes] = m + jnp.log(l_sum)
             residuals_ref.out[0, block, images, classes] = out
-            return 0
 
-        return jax.lax.fori_loop(0, plan.image_chunks, one_image_chunk, 0)
-
-    jax.lax.fori_loop(0, kernel_ref.query.shape[2] // plan.class_chunk, one_class_chunk, 0)
+    _over_chunks(plan, block, refs, begin, one_part, end)
 
 
 def differentiate_block(
@@ -313,64 +188,142 @@ def differentiate_block(
       gradient_refs: The cotangent, more buffers, and the sums of the gradients.
       dropout_at: See `attend_block`.
     """
-    rows_ref, kernel_ref, scratch_ref, residuals_ref = refs
+    _, kernel_ref, scratch_ref, residuals_ref = refs
     columns_ref, d_scratch_ref, d_logits_ref, d_columns_ref, d_kernel_ref = gradient_refs
 
-    def one_class_chunk(index: jax.Array, _: Any) -> int:
-        # Scores and values of all images of the tile, as in forward.
-        classes = _window(index, plan.class_chunk)
-        query_weights = kernel_ref.query[block, :, classes]
-        value_weights = kernel_ref.value[block, :, classes]
-        scratch_ref.scores[...] = _dot(plan, rows_ref.query[...], query_weights)
-        scratch_ref.values[...] = _dot(plan, rows_ref.value[...], value_weights)
-
-        # Gradients of scores and values.
-        def one_image_chunk(index: jax.Array, _: Any) -> int:
-            images = _window(index, REGISTER_IMAGES)
+    def one_part(number: int, at: _At) -> None:
+        part, classes = plan.parts[number], at.classes
+        scores_ref, values_ref = scratch_ref.at(number)
+        d_scores_ref, d_values_ref = d_scratch_ref[number % 2]
+        for images in plan.image_windows:
             drop_at = _dropout(plan, dropout_at, images, classes)
             lse = residuals_ref.lse[0, block, images, classes]
             out = residuals_ref.out[0, block, images, classes]
             d_logits = d_logits_ref[0, images, classes]
+            for number_of_part in range(part.positions):
+                row = _score_rows(plan, number_of_part, images)
+                position = at.first + part.start + number_of_part
+                d_values = jnp.exp(scores_ref[row] - lse) * d_logits
+                d_scores = d_values * (drop_at(position, values_ref[row]) - out)
+                d_scores_ref[row] = d_scores.astype(d_scores_ref.dtype)
+                d_values_ref[row] = drop_at(position, d_values).astype(d_values_ref.dtype)
+        rows, padded = part.positions * plan.images, part.padded_rows(plan)
+        if rows < padded:
+            shape = padded - rows, plan.class_chunk
+            d_scores_ref[rows:padded] = jnp.zeros(shape, d_scores_ref.dtype)
+            d_values_ref[rows:padded] = jnp.zeros(shape, d_values_ref.dtype)
+        # Gradients of weights and features.
+        lanes = _part_rows(plan, number, at.first, padded)
+        d_scores, d_values = d_scores_ref[:padded], d_values_ref[:padded]
+        query_weights = kernel_ref.query[block, :, classes]
+        value_weights = kernel_ref.value[block, :, classes]
+        d_kernel_ref.query[:, classes] += _dot(plan, columns_ref.query[:, lanes], d_scores)
+        d_kernel_ref.value[:, classes] += _dot(plan, columns_ref.value[:, lanes], d_values)
+        d_columns_ref.query[:, lanes] += _dot(plan, query_weights, d_scores, transposed=True)
+        d_columns_ref.value[:, lanes] += _dot(plan, value_weights, d_values, transposed=True)
 
-            def one_position(position: jax.Array, _: Any) -> int:
-                rows = _score_rows(plan, position, images)
-                d_values = jnp.exp(scratch_ref.scores[rows] - lse) * d_logits
-                d_scores = d_values * (drop_at(position, scratch_ref.values[rows]) - out)
-                d_scratch_ref.scores[rows] = d_scores.astype(d_scratch_ref.scores.dtype)
-                d_scratch_ref.values[rows] = drop_at(position, d_values).astype(
-                    d_scratch_ref.values.dtype
-                )
-                return 0
+    _over_chunks(plan, block, refs, lambda _: None, one_part, lambda _: None)
 
-            _over_positions(plan, one_position, 0)
+
+class _At(NamedTuple):
+    """Where a loop body is.
+
+    Attributes:
+      classes: The window of its chunk of classes.
+      first: Its first position.
+    """
+
+    classes: Any
+    first: Any
+
+
+def _over_chunks(
+    plan: TpuPlan,
+    block: int,
+    refs: BlockRefs,
+    begin: Callable[[Any], None],
+    one_part: Callable[[int, _At], None],
+    end: Callable[[Any], None],
+) -> None:
+    """Loops over chunks of classes and parts of the positions.
+
+    Before each part, the scores and values of the next one are computed into other buffers, so that
+    the matrix units and the vector units have work at the same time.
+
+    Args:
+      plan: Plan of the kernel.
+      block: Which block of the weights.
+      refs: Channels, weights and buffers.
+      begin: Called with the window of a chunk of classes before its parts.
+      one_part: Called with the number of each part in its body and where that is.
+      end: Called with the window of a chunk of classes after its parts.
+    """
+    chunks = refs.kernel.query.shape[2] // plan.class_chunk
+    size = plan.positions // plan.bodies  # positions of a body, if there are several
+    alone = len(plan.parts) == 1 and plan.bodies == 1
+
+    def one_class_chunk(index: jax.Array, _: Any) -> int:
+        classes = _window(index, plan.class_chunk)
+
+        def one_body(body: Any, _: Any) -> int:
+            first = body * size
+            for number in range(len(plan.parts)):
+                following = number + 1
+                if alone:
+                    _multiply(plan, block, refs, classes, 0, 0)
+                elif following < len(plan.parts):
+                    _multiply(plan, block, refs, classes, first, following)
+                else:
+                    # The last chunk is computed once more; a branch would hold up the units.
+                    last = body + 1 == plan.bodies
+                    chunk = jnp.where(last, jnp.minimum(index + 1, chunks - 1), index)
+                    start = jnp.where(last, 0, first + size)
+                    _multiply(plan, block, refs, _window(chunk, plan.class_chunk), start, 0)
+                one_part(number, _At(classes, first))
             return 0
 
-        jax.lax.fori_loop(0, plan.image_chunks, one_image_chunk, 0)
-
-        # Gradients of weights and features.
-        d_scores, d_values = d_scratch_ref
-        d_kernel_ref.query[:, classes] += _dot(plan, columns_ref.query[...], d_scores[...])
-        d_kernel_ref.value[:, classes] += _dot(plan, columns_ref.value[...], d_values[...])
-        d_columns_ref.query[...] += _dot(plan, query_weights, d_scores[...], transposed=True)
-        d_columns_ref.value[...] += _dot(plan, value_weights, d_values[...], transposed=True)
+        begin(classes)
+        if plan.bodies == 1:
+            one_body(0, 0)
+        else:
+            jax.lax.fori_loop(0, plan.bodies, one_body, 0)
+        end(classes)
         return 0
 
-    jax.lax.fori_loop(0, kernel_ref.query.shape[2] // plan.class_chunk, one_class_chunk, 0)
+    if not alone:
+        _multiply(plan, block, refs, _window(0, plan.class_chunk), 0, 0)
+    jax.lax.fori_loop(0, chunks, one_class_chunk, 0)
 
 
-def _window(index: jax.Array, size: int) -> Any:
+def _multiply(
+    plan: TpuPlan, block: int, refs: BlockRefs, classes: Any, first: Any, number: int
+) -> None:
+    """Computes the scores and values of a part of a body, for a chunk of classes."""
+    size = plan.parts[number].positions * plan.images
+    rows = _part_rows(plan, number, first, size)
+    pairs = zip(refs.scratch.at(number), refs.rows, refs.kernel, strict=True)
+    for buffer_ref, rows_ref, kernel_ref in pairs:
+        buffer_ref[:size] = _dot(plan, rows_ref[rows], kernel_ref[block, :, classes])
+
+
+def _part_rows(plan: TpuPlan, number: int, first: Any, size: int) -> Any:
+    """Finds the rows of a part of a body that begins at the position `first`."""
+    if plan.bodies == 1:
+        start = plan.parts[number].start * plan.images
+        return slice(start, start + size)
+    start = (first + plan.parts[number].start) * plan.images
+    return pl.ds(pl.multiple_of(start, LANES), size)
+
+
+def _window(index: Any, size: int) -> Any:
     """Gives the window number `index` of so many elements."""
     return pl.ds(pl.multiple_of(index * size, size), size)
 
 
-def _score_rows(plan: TpuPlan, position: jax.Array, images: Any) -> tuple:
-    """Finds where the scores of one position and a chunk of images lie."""
-    start = pl.multiple_of(position * plan.images + images.start, REGISTER_IMAGES)
-    return pl.ds(start, REGISTER_IMAGES), slice(None)
-
-
-def _over_positions(plan: TpuPlan, body: Callable, carry: Any) -> Any:
-    return jax.lax.fori_loop(0, plan.positions, body, carry, unroll=plan.unroll)
+def _score_rows(plan: TpuPlan, position: int, images: slice) -> slice:
+    """Finds where the scores of one position of a part and a chunk of images lie."""
+    start = position * plan.images + images.start
+    return slice(start, start + plan.group)
 
 
 def _dot(
@@ -378,16 +331,16 @@ def _dot(
 ) -> jax.Array:
     """Multiplies `left` by `right`, or by its transpose."""
     contracting = (1, 1 if transposed else 0)
-    return wide_dot(left, right, contracting, interpret=plan.interpret)
+    return wide_dot(left, right, contracting, interpret=plan.interpret, exact=plan.exact)
 
 
 def _dropout(
     plan: TpuPlan, at: DropoutAt | None, images: Any, classes: Any
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+) -> Callable[[Any, jax.Array], jax.Array]:
     """Gives `(position, x) -> x` with dropout, for `x` of a chunk of images and classes."""
     if at is None:
         return lambda position, x: x
-    shape = (REGISTER_IMAGES, plan.class_chunk)
+    shape = (plan.group, plan.class_chunk)
     image = at.seeds_ref[2] + at.tile * plan.images + images.start
     rows = row_seed(
         (at.seeds_ref[0], at.seeds_ref[1]),
@@ -395,4 +348,4 @@ def _dropout(
         at.block,
         classes.start + jax.lax.broadcasted_iota(jnp.int32, shape, 1),
     )
-    return lambda position, x: drop(x, rows, position, plan.dropout)
+    return lambda position, x: drop(x, rows, jnp.asarray(position, jnp.int32), plan.dropout)

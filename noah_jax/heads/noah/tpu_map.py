@@ -29,18 +29,22 @@ from noah_jax.heads.noah.kernels import (
 )
 from noah_jax.heads.noah.operands import PocaInputs, PocaShape
 from noah_jax.heads.noah.tpu_block import (
-    LANES,
     BlockRefs,
     GradientRefs,
     Scratch,
-    Tile,
-    TpuPlan,
     attend_block,
     clear,
     differentiate_block,
+    gradient_shapes,
     pad_kernel,
-    plan_tiles,
     scratch_shapes,
+)
+from noah_jax.heads.noah.tpu_tiles import (
+    LANES,
+    SUBLANES,
+    Tile,
+    TpuPlan,
+    plan_tiles,
 )
 from noah_jax.nn.per_device import on_each_device
 
@@ -51,6 +55,7 @@ def tpu_map_plan(
     interpret: bool = False,
     devices: int | None = None,
     vmem: int | None = None,
+    cores: int | None = None,
 ) -> TpuPlan:
     """Plans the largest tile of images that fits into VMEM.
 
@@ -59,6 +64,7 @@ def tpu_map_plan(
       interpret: Whether Pallas emulates the kernels.
       devices: Number of devices the batch is split over; by default as the mesh says.
       vmem: Bytes of VMEM that a kernel may take; by default by the kind of device.
+      cores: Cores that share a kernel's grid; by default by the kind of device.
 
     Raises:
       InputError: If there is no such kernel for the shape, or it does not tile or fit.
@@ -74,7 +80,7 @@ def tpu_map_plan(
     if shape.channel_groups != shape.head_num or not shape.split.kv_split:
         raise InputError("the TPU kernel for maps needs head_split and kv_split")
     itemsize = shape.dtype.itemsize
-    channels = sum(round_up(width, 16) for width in shape.block_channels)
+    channels = sum(round_up(width, SUBLANES) for width in shape.block_channels)
     lanes = sum(round_up(width, LANES) for width in shape.block_channels)
 
     def needed(tile: Tile) -> int:
@@ -85,13 +91,19 @@ def tpu_map_plan(
             + shape.head_num * channels * tile.classes * (8 + itemsize)
             + tile.rows * (lanes + channels) * itemsize  # channels of a block, and transposed
             + tile.rows * channels * 4  # sums of their gradients
-            # scores, values and their gradients
-            + 2 * tile.rows * tile.class_chunk * (4 + itemsize)
+            + tile.scratch_bytes(itemsize)
             # log-sum-exp, outputs, cotangents
             + 4 * (1 + shape.head_num) * tile.images * tile.classes * 4
         )
 
-    return plan_tiles(shape, needed, interpret=interpret, devices=devices, vmem=vmem)
+    return plan_tiles(
+        shape,
+        needed,
+        interpret=interpret,
+        devices=devices,
+        vmem=vmem,
+        cores=cores,
+    )
 
 
 def tpu_map_poca(plan: TpuPlan, inputs: PocaInputs) -> jax.Array:
@@ -141,35 +153,33 @@ def _forward(
     plan: TpuPlan, widths: _Widths, features: jax.Array, kernels: Pair
 ) -> tuple[jax.Array, tuple]:
     """Computes `[tiles, images, classes]` of `[positions, batch, channels]`."""
-    logits, residuals = _call_forward(plan, widths, features, kernels)
-    return logits, (features, kernels, residuals)
+    residuals = _call_forward(plan, widths, features, kernels)
+    return residuals.out.sum(1), (features, kernels, residuals)
 
 
 @functools.partial(differentiated_once, static=(0, 1))
-def _call_forward(
-    plan: TpuPlan, widths: _Widths, features: jax.Array, kernels: Pair
-) -> tuple[jax.Array, Residuals]:
-    """Runs the forward kernel: logits and residuals of every block."""
+def _call_forward(plan: TpuPlan, widths: _Widths, features: jax.Array, kernels: Pair) -> Residuals:
+    """Runs the forward kernel."""
     head_num, _, classes = kernels.query.shape
     tiles = features.shape[1] // plan.images
     weights = cast(kernels, features.dtype)
-    logits = jax.ShapeDtypeStruct((tiles, plan.images, classes), jnp.float32)
     of_block = jax.ShapeDtypeStruct((tiles, head_num, plan.images, classes), jnp.float32)
-    return call_kernel(
+    (residuals,) = call_kernel(
         functools.partial(_forward_kernel, plan, widths),
         (features, weights),
         grid=(tiles,),
         in_specs=[_map_spec(plan, features), weights.map(_weights_spec)],
-        out_specs=(_tile_spec(logits), Residuals(_tile_spec(of_block), _tile_spec(of_block))),
-        out_shape=(logits, Residuals(of_block, of_block)),
+        out_specs=(Residuals(_tile_spec(of_block), _tile_spec(of_block)),),
+        out_shape=(Residuals(of_block, of_block),),
         scratch_shapes=[
             _row_shapes(plan, features.dtype, weights),
-            scratch_shapes(plan, jnp.float32),
+            scratch_shapes(plan),
         ],
-        compiler_params=plan.compiler_params,
+        compiler_params=plan.compiler_params("parallel"),
         interpret=plan.interpret,
         name="noah_head_forward",
     )
+    return residuals
 
 
 def _forward_kernel(
@@ -177,20 +187,15 @@ def _forward_kernel(
     widths: _Widths,
     map_ref: Ref,
     kernel_ref: Pair,
-    logits_ref: Ref,
     residuals_ref: Residuals,
     rows_ref: Pair,
     scratch_ref: Scratch,
 ) -> None:
-    @pl.when(pl.program_id(0) == 0)
-    def _() -> None:
-        clear(*rows_ref)  # no block writes the padding rows of a tile
-
-    clear(logits_ref)
+    clear(*rows_ref)  # no block writes the padding; each core has its own first step
     refs = BlockRefs(rows_ref, kernel_ref, scratch_ref, residuals_ref)
     for block, channels in enumerate(widths.channels(kernel_ref.query.shape[0])):
         _load_channels(plan, map_ref, channels, rows_ref)
-        attend_block(plan, block, refs, logits_ref, None)
+        attend_block(plan, block, refs, None)
 
 
 class _BackwardScratch(NamedTuple):
@@ -208,7 +213,7 @@ class _BackwardScratch(NamedTuple):
     columns: Pair
     d_columns: Pair
     chunk: Scratch
-    d_chunk: Scratch
+    d_chunk: tuple[Pair, Pair]
 
 
 @functools.partial(differentiated_once, static=(0, 1))
@@ -223,35 +228,46 @@ def _call_backward(
     def column_shapes(dtype: Any) -> Pair:
         return kernels.map(lambda kernel: pltpu.VMEM((kernel.shape[1], plan.padded_rows), dtype))
 
+    tiles = features.shape[1] // plan.images
+    cores = plan.cores if tiles % plan.cores == 0 else 1  # each sums over its own tiles
+
+    def shared(spec: pl.BlockSpec) -> pl.BlockSpec:
+        of_tile: Any = spec.index_map
+
+        def index_map(core: Any, step: Any) -> Any:
+            return of_tile(core * (tiles // cores) + step)
+
+        return pl.BlockSpec(spec.block_shape, index_map, pipeline_mode=spec.pipeline_mode)
+
     d_features, d_kernels = call_kernel(
         functools.partial(_backward_kernel, plan, widths),
         (features, weights, residuals, cotangent),
-        grid=(features.shape[1] // plan.images,),
+        grid=(cores, tiles // cores),
         in_specs=[
-            _map_spec(plan, features),
-            weights.map(_weights_spec),
-            Residuals(*map(_tile_spec, residuals)),
-            _tile_spec(cotangent),
+            shared(_map_spec(plan, features)),
+            weights.map(lambda kernel: shared(_weights_spec(kernel))),
+            Residuals(*[shared(_tile_spec(x)) for x in residuals]),
+            shared(_tile_spec(cotangent)),
         ],
-        out_specs=(_map_spec(plan, features), kernels.map(_whole_spec)),
+        out_specs=(shared(_map_spec(plan, features)), kernels.map(_core_spec)),
         out_shape=(
             jax.ShapeDtypeStruct(features.shape, dtype),
-            kernels.map(lambda kernel: jax.ShapeDtypeStruct(kernel.shape, jnp.float32)),
+            kernels.map(lambda kernel: jax.ShapeDtypeStruct((cores, *kernel.shape), jnp.float32)),
         ),
         scratch_shapes=[
             _BackwardScratch(
                 _row_shapes(plan, dtype, weights),
                 column_shapes(dtype),
                 column_shapes(jnp.float32),
-                scratch_shapes(plan, jnp.float32),
-                scratch_shapes(plan, dtype),
+                scratch_shapes(plan),
+                gradient_shapes(plan, dtype),
             )
         ],
-        compiler_params=plan.compiler_params,
+        compiler_params=plan.compiler_params("parallel", "arbitrary"),
         interpret=plan.interpret,
         name="noah_head_backward",
     )
-    return d_features, cast_like(d_kernels, kernels)
+    return d_features, cast_like(d_kernels.map(lambda x: x.sum(0)), kernels)
 
 
 _poca_of_map = differentiable(_forward, _call_backward, static=(0, 1))
@@ -271,10 +287,10 @@ def _backward_kernel(
     rows_ref, columns_ref = scratch_ref.rows, scratch_ref.columns
     d_columns_ref = scratch_ref.d_columns
 
-    @pl.when(pl.program_id(0) == 0)
+    @pl.when(pl.program_id(1) == 0)
     def _() -> None:
-        # Nobody writes the padding rows of `d_chunk` and `rows` again.
-        clear(*d_kernel_ref, *scratch_ref.d_chunk, *rows_ref)
+        # Nobody writes the padding rows of `rows` again.
+        clear(*d_kernel_ref, *rows_ref)
 
     refs = BlockRefs(rows_ref, kernel_ref, scratch_ref.chunk, residuals_ref)
     for block, channels in enumerate(widths.channels(kernel_ref.query.shape[0])):
@@ -287,7 +303,7 @@ def _backward_kernel(
             d_scratch=scratch_ref.d_chunk,
             d_logits=d_logits_ref,
             d_columns=d_columns_ref,
-            d_kernel=Pair(d_kernel_ref.query.at[block], d_kernel_ref.value.at[block]),
+            d_kernel=Pair(d_kernel_ref.query.at[0, block], d_kernel_ref.value.at[0, block]),
         )
         differentiate_block(plan, block, refs, gradient_refs, None)
         for part, part_ref in zip(channels, d_columns_ref, strict=True):
@@ -310,14 +326,14 @@ def _map_spec(plan: TpuPlan, features: jax.Array) -> pl.BlockSpec:
     return pl.BlockSpec((positions, plan.images, channels), lambda tile: (0, tile, 0))
 
 
-def _whole_spec(x: jax.Array, **options: Any) -> pl.BlockSpec:
-    """Takes the whole array."""
-    return pl.BlockSpec(x.shape, lambda _: (0,) * x.ndim, **options)
-
-
 def _weights_spec(x: jax.Array) -> pl.BlockSpec:
     """Takes the whole array in one buffer, because it is the same for all tiles."""
-    return _whole_spec(x, pipeline_mode=pl.Buffered(1))
+    return pl.BlockSpec(x.shape, lambda _: (0,) * x.ndim, pipeline_mode=pl.Buffered(1))
+
+
+def _core_spec(x: jax.Array) -> pl.BlockSpec:
+    """Takes what a core sums over its tiles."""
+    return pl.BlockSpec((1, *x.shape), lambda core, _: (core, *(0,) * x.ndim))
 
 
 def _tile_spec(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:

@@ -11,7 +11,16 @@ from jax.sharding import AxisType
 from noah_jax.heads.noah import Projection, poca
 
 
-def make_case(head_num, channels, num_classes, *, head_split=True, kv_split=True, batch=16):
+def make_case(
+    head_num,
+    channels,
+    num_classes,
+    *,
+    head_split=True,
+    kv_split=True,
+    batch=16,
+    spatial=(3, 5),
+):
     """Makes features and weights of a head with r = 1/4."""
     random = np.random.RandomState(0)
     parts = (channels // 4, channels - channels // 4) if kv_split else (channels, channels)
@@ -21,12 +30,12 @@ def make_case(head_num, channels, num_classes, *, head_split=True, kv_split=True
         kernel = random.standard_normal((head_num, inputs, num_classes)) / np.sqrt(inputs)
         bias = random.standard_normal((head_num, num_classes))
         weights.append(Projection(kernel.astype(np.float32), bias.astype(np.float32)))
-    return random.standard_normal((batch, 3, 5, channels)).astype(np.float32), *weights
+    return random.standard_normal((batch, *spatial, channels)).astype(np.float32), *weights
 
 
-def tpu_mesh(kind="TPU v5e"):
+def tpu_mesh(kind="TPU v5e", cores=1):
     """Makes the abstract mesh of one TPU, under which kernels for TPUs are chosen anywhere."""
-    return _abstract_mesh(1, device_kind=kind, num_cores=1, platform="tpu")
+    return _abstract_mesh(1, device_kind=kind, num_cores=cores, platform="tpu")
 
 
 def gpu_mesh(size=1):

@@ -47,12 +47,13 @@ _PLAIN = {"cpu": "cpu", "default": "chunked"}
 _WIDE = dict(channels=2048, head_num=1)  # no plan of the GPU's kernel fits
 
 
-def test_auto_takes_the_tpu_kernel_in_bfloat16():
+def test_auto_takes_the_tpu_kernel_in_its_dtypes():
     assert _chosen("auto") == {"tpu": "tpu"} | _PLAIN
     assert _chosen("auto", spatial_major=True) == {"tpu": "tpu_map"} | _PLAIN
     assert _chosen("auto", spatial_major=True, dropout=0.1) == {"tpu": "tpu"} | _PLAIN
-    assert _chosen("auto", batch=24) == _PLAIN
-    assert _chosen("auto", dtype=np.dtype(np.float32)) == _PLAIN
+    assert _chosen("auto", batch=8) == {"tpu": "tpu"} | _PLAIN
+    assert _chosen("auto", batch=20) == _PLAIN
+    assert _chosen("auto", dtype=np.dtype(np.float32)) == {"tpu": "tpu"} | _PLAIN
     assert _chosen("auto", dtype=np.dtype(np.float16)) == _PLAIN
 
 
@@ -77,7 +78,7 @@ def test_pallas_takes_a_kernel_where_one_fits():
     assert _chosen("pallas", dtype=np.dtype(np.float32)) == kernels
     of_maps = kernels | {"tpu": "tpu_map", "cpu": "tpu_map_interpret"}
     assert _chosen("pallas", spatial_major=True) == of_maps
-    assert _chosen("pallas", batch=24) == _PLAIN
+    assert _chosen("pallas", batch=20) == _PLAIN
     assert _chosen("pallas", dtype=np.dtype(np.float16)) == _PLAIN
     assert _chosen_on_gpu("pallas", dtype=np.dtype(np.float32)) == "gpu"
 
@@ -201,7 +202,7 @@ def test_rows_that_run_anywhere_agree(name):
         ("tpu_map", dict(spatial=(49,)), "got 1 spatial dimensions"),
         ("tpu_map", dict(dropout=0.1), "no dropout"),
         ("tpu_map", dict(split=ChannelSplit(1 / 4, kv_split=False)), "head_split and kv_split"),
-        ("tpu", dict(batch=24), "multiple of 16 images a device, got 24"),
+        ("tpu", dict(batch=20), "multiple of 8 images a device, got 20"),
         ("gpu", dict(dtype=np.dtype(np.float64)), "GPUs take bfloat16 or .*, got float64"),
         ("tpu", dict(dtype=np.dtype(np.float16)), "TPUs take bfloat16 or float32 .*, got float16"),
         ("small_reference", dict(batch=2**17), "would hold 1284505600 scores"),
