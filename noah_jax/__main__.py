@@ -18,7 +18,7 @@ PROGRAMS = {
     "evaluate": "measure accuracy and loss of trained models on a dataset",
     "predict": "classify images",
     "explain": "show where the head sees a class, and what each position contributes",
-    "export": "write a model for JAX alone, for PyTorch and timm, and for Hugging Face's hub",
+    "export": "write a model for JAX alone, PyTorch and timm, ONNX, or Hugging Face's hub",
     "convert": "convert weights from PyTorch's files, and back",
     "average": "average the weights of checkpoints",
     "compare": "train several heads on the same data and compare them over seeds",

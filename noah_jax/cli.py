@@ -53,6 +53,8 @@ EXTRAS = {
     "datasets": "hf",
     "gdown": "released",
     "huggingface_hub": "hub",
+    "jax2onnx": "onnx",
+    "onnxruntime": "onnx",
     "mlflow": "mlflow",
     "trackio": "trackio",
     "wandb": "wandb",

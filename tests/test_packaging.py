@@ -70,7 +70,7 @@ def test_whatever_is_imported_is_declared():
 
 def test_the_tests_bring_all_but_what_is_large():
     extras = PYPROJECT["project"]["optional-dependencies"].keys()
-    large = {"torch", "tpu", "cuda", "dali", "hf", "mlflow", "trackio", "wandb"}
+    large = {"torch", "onnx", "tpu", "cuda", "dali", "hf", "mlflow", "trackio", "wandb"}
     others = set().union(*map(_requirements, extras - large))
     assert _requirements("test") == others
 

@@ -1,7 +1,8 @@
-"""A trained model in forms that others use: by JAX alone, by PyTorch and timm, on the hub.
+"""A trained model in forms that others use: by JAX alone, PyTorch and timm, ONNX, on the hub.
 
     python -m noah_jax.export --checkpoint runs/quickstart --output exported
     python -m noah_jax.export --checkpoint runs/quickstart --hub out
+    python -m noah_jax.export --checkpoint runs/quickstart --onnx model.onnx
     python -m noah_jax.export --checkpoint runs/mine/checkpoints/5000 --ema --push me/birds
 
 `--output DIR` writes one artifact that runs with JAX alone, without this package:
@@ -32,7 +33,12 @@ logits must agree with the model's.
 USER/NAME` uploads these files in one commit, with or without `--hub`; the token is that of `hf auth
 login` or HF_TOKEN.
 
-Each folder is new or empty, and appears whole or not at all. The exit code is 0, or 1 after an
+`--onnx FILE` writes the function from images to logits as ONNX, for onnxruntime and others. Its input
+`images` is uint8 [batch, height, width, 3], for any batch; it normalises them itself. Its metadata say
+how images are prepared, and the classes. Before it is written, onnxruntime's logits must agree with
+the model's on the first images of the training's evaluation, or on those that come with this package.
+
+Each folder is new or empty, each file is new, and each appears whole or not at all. The exit code is 0, or 1 after an
 error.
 """
 
@@ -68,6 +74,7 @@ def _parser() -> Parser:
     )
     add("--push", metavar="USER/NAME", help="upload that folder's files to a repository of the hub")
     add("--private", action="store_true", help="make the repository private, if it is new")
+    add("--onnx", metavar="FILE", type=local_path, help="a new file for ONNX, such as model.onnx")
     add(
         "--licence",
         metavar="ID",
@@ -79,8 +86,10 @@ def _parser() -> Parser:
 
 def _export(arguments: argparse.Namespace) -> int:
     for_hub = arguments.hub is not None or arguments.push is not None
-    if not for_hub and arguments.output is None:
-        raise UsageError("nothing to write: give --output DIR, --hub FOLDER or --push USER/NAME")
+    if not for_hub and arguments.output is None and arguments.onnx is None:
+        raise UsageError(
+            "nothing to write: give --output DIR, --hub FOLDER, --push USER/NAME or --onnx FILE"
+        )
     if arguments.private and arguments.push is None:
         raise UsageError("--private is for --push")
     if arguments.licence is not None and not for_hub:
@@ -97,6 +106,10 @@ def _export(arguments: argparse.Namespace) -> int:
             private=arguments.private,
             **choice,
         )
+    if arguments.onnx is not None:
+        from noah_jax.export.onnx_file import export_onnx
+
+        export_onnx(arguments.checkpoint, arguments.onnx, **choice)
     if arguments.output is not None:
         from noah_jax.export.program import export
 

@@ -256,7 +256,7 @@ def test_a_taken_folder_is_left_alone(exported, tiny_run, capsys):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ([], "nothing to write: give --output DIR, --hub FOLDER or --push USER/NAME"),
+        ([], "nothing to write: give --output DIR, --hub FOLDER, --push USER/NAME or --onnx FILE"),
         (["--output", "x", "--private"], "--private is for --push"),
         (["--output", "x", "--licence", "mit"], "--licence is for --hub and --push"),
     ],

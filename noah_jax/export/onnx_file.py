@@ -1,0 +1,220 @@
+"""Exports a model's forward pass to ONNX by jax2onnx, checked by onnxruntime before it is written.
+
+jax2onnx translates each of JAX's operations. Not every operation has a form in ONNX, and a
+translation may be wrong, so the file is run on real images first.
+"""
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from noah_jax.console import say, working
+from noah_jax.data.decoding import DecodedSource
+from noah_jax.data.source import SAMPLE
+from noah_jax.data.sources import open_eval_source
+from noah_jax.errors import (
+    CorruptImageError,
+    InputError,
+    MissingPackageError,
+    NoahError,
+    one_line,
+)
+from noah_jax.evaluation.dataset import DatasetChoice, open_dataset
+from noah_jax.export.stablehlo import CHECKED_BATCHES, largest_difference
+from noah_jax.files import write_bytes
+from noah_jax.inference.step import make_predict_step
+from noah_jax.inference.trained import TrainedModel, load_one
+from noah_jax.runs.destination import free_destination
+
+INPUT, OUTPUT = "images", "logits"
+_PACKAGES = ("jax2onnx", "onnx", "onnxruntime")
+_OPSET = 21  # of ONNX 1.16, which runtimes have had since 2024
+_PRIMITIVE = re.compile(r"primitive '([\w.-]+)'")
+# Primitives that only call another program, and the parameter that holds it.
+_CALLS = {
+    **{"jit": "jaxpr", "pjit": "jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr"},
+    **{"closed_call": "call_jaxpr", "core_call": "call_jaxpr"},
+    **{"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"},
+}
+_MOST_BYTES = 2**31  # of a protobuf message
+
+
+def export_onnx(
+    source: str,
+    destination: str,
+    *,
+    ema: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Exports a trained model as an ONNX file, and says how well it agrees.
+
+    Args:
+      source: Path of the model, see `noah_jax.inference.trained.load_one`.
+      destination: A new file, local or `gs://`. It appears whole or not at all.
+      ema: Use the exponential moving average of the weights.
+      settings: Preprocessing that replaces what is stored with the weights, see
+        `noah_jax.data.preprocessing.check_setting`.
+
+    Raises:
+      MissingPackageError: If jax2onnx or onnxruntime is not installed.
+      WriteError: If the file cannot be written.
+      InputError: If the file exists, an operation has no form in ONNX, or the logits differ.
+      FileNotFoundError, CheckpointError: See `load_one`.
+    """
+    for package in _PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise MissingPackageError(
+                f"--onnx needs {package}, which is not installed: pip install 'noah-jax[onnx]'"
+            )
+    target = free_destination(destination, folder=False)
+    with working(f"loading {source}"):
+        trained = load_one(source, ema=ema, settings=settings)
+    trained.check_head()
+    trained.say_preprocessing()
+    with working(f"translating {trained.model.name} to ONNX"):
+        data = translate(trained)
+    with working("comparing the file with the model"):
+        images, name = check_images(trained)
+        difference = largest_difference(trained, runner(data), images, "the ONNX file")
+    write_bytes(target, data)
+    say(
+        f"{destination}: {trained.model.name}, {len(data) / 1e6:.1f} MB; its logits differ from the"
+        f" model's by at most {difference:.1e} of their standard deviation ({name})"
+    )
+
+
+def translate(trained: TrainedModel) -> bytes:
+    """Returns the ONNX file of a model, with the weights in it.
+
+    Its input `images` is uint8 `[batch, height, width, 3]`, which it normalises, for any batch
+    size, and its output `logits` float32 `[batch, num_classes]`. The metadata say how images are
+    prepared and, where they are known, the names of the classes.
+
+    Raises:
+      InputError: If an operation has no form in ONNX, or the file would be too large.
+    """
+    from jax2onnx import to_onnx
+
+    model, preprocessing = trained.model.portable(), trained.preprocessing
+    predict = make_predict_step(model, mean=preprocessing.mean, std=preprocessing.std)
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *preprocessing.size, 3), jnp.uint8)
+    traced = jax.make_jaxpr(lambda x: predict(trained.params, trained.stats, x))(images)
+    try:
+        proto = to_onnx(
+            lambda x: _evaluate(traced.jaxpr, traced.consts, [x])[0],
+            [images],
+            model_name=model.name,
+            opset=_OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+        )
+    except Exception as error:  # jax2onnx raises errors of many kinds for what it does not know
+        primitive = _PRIMITIVE.search(str(error))
+        what = f"JAX's {primitive[1]}" if primitive else "an operation"
+        raise InputError(
+            f"{model.name} cannot be written as ONNX: jax2onnx has no form of {what} there"
+            f" ({type(error).__name__}: {one_line(error, 200)}); export it by --output or --hub"
+        ) from error
+    for key, value in _metadata(trained).items():
+        proto.metadata_props.add(key=key, value=value)
+    if (size := proto.ByteSize()) >= _MOST_BYTES:
+        raise InputError(
+            f"{model.name} would take {size / 1e9:.1f} GB as ONNX, and one file holds 2 GB; export"
+            " it by --output or --hub"
+        )
+    return proto.SerializeToString()
+
+
+def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """Evaluates a traced program, and those that it calls, primitive by primitive.
+
+    While jax2onnx traces a function it replaces functions of `jax.numpy`, some of which this
+    package uses for more than numbers. So it gets a function that has primitives alone.
+    """
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        primitive, operands = equation.primitive, [read(x) for x in equation.invars]
+        called = equation.params.get(_CALLS.get(primitive.name, ""))
+        if primitive.name == "platform_index":  # what `jax.lax.platform_dependent` asks
+            names = equation.params["platforms"]
+            index = next(i for i, x in enumerate(names) if x is None or "cpu" in x)
+            values[equation.outvars[0]] = np.int32(index)
+            continue
+        if primitive.name == "cond" and isinstance(operands[0], np.integer):
+            called, operands = equation.params["branches"][int(operands[0])], operands[1:]
+        if isinstance(called, core.ClosedJaxpr):
+            out = _evaluate(called.jaxpr, called.consts, operands)
+        elif isinstance(called, core.Jaxpr):
+            out = _evaluate(called, (), operands)
+        else:
+            found = primitive.bind(*operands, **equation.params)
+            out = list(found) if primitive.multiple_results else [found]
+        values.update(zip(equation.outvars, out, strict=True))
+    return [read(x) for x in jaxpr.outvars]
+
+
+def _metadata(trained: TrainedModel) -> dict[str, str]:
+    metadata = {
+        "model": trained.model.name,
+        "preprocessing": json.dumps(trained.preprocessing.to_json()),
+    }
+    if trained.class_names is not None:
+        metadata["class_names"] = json.dumps(trained.display_names())
+    return metadata
+
+
+def runner(data: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the function from images to logits that onnxruntime computes on the CPU.
+
+    Raises:
+      InputError: If onnxruntime cannot load the file.
+    """
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own errors have no common class
+        raise InputError(
+            f"onnxruntime cannot load the ONNX file: {one_line(error, 200)}; nothing was written"
+        ) from error
+    return lambda images: session.run([OUTPUT], {INPUT: images})[0]
+
+
+def check_images(trained: TrainedModel) -> tuple[np.ndarray, str]:
+    """Returns images to compare logits on, and what they are.
+
+    They are the first of the training's evaluation, where they are on this machine; otherwise those
+    that come with this package.
+
+    Returns:
+      uint8 `[images, height, width, 3]`, as the model expects them, and a text for people.
+    """
+    try:
+        encoded = open_dataset(DatasetChoice(), trained)
+    except (NoahError, ImportError):
+        encoded = open_eval_source(SAMPLE)
+    source = DecodedSource(encoded)
+    transform = trained.preprocessing.transform()
+    found: list[np.ndarray] = []
+    for index in range(len(source)):
+        try:
+            found.append(transform(source[index][0]))
+        except CorruptImageError:
+            continue
+        if len(found) == sum(CHECKED_BATCHES):
+            break
+    return np.stack(found), f"{len(found)} images of {source.name}"
