@@ -53,7 +53,6 @@ EXTRAS = {
     "datasets": "hf",
     "gdown": "released",
     "huggingface_hub": "hub",
-    "jax2onnx": "onnx",
     "onnxruntime": "onnx",
     "mlflow": "mlflow",
     "trackio": "trackio",

@@ -33,13 +33,14 @@ logits must agree with the model's.
 USER/NAME` uploads these files in one commit, with or without `--hub`; the token is that of `hf auth
 login` or HF_TOKEN.
 
-`--onnx FILE` writes the function from images to logits as ONNX, for onnxruntime and others. Its input
-`images` is uint8 [batch, height, width, 3], for any batch; it normalises them itself. Its metadata say
-how images are prepared, and the classes. Before it is written, onnxruntime's logits must agree with
-the model's on the first images of the training's evaluation, or on those that come with this package.
+`--onnx FILE.onnx` writes the function from images to logits as ONNX, for onnxruntime and others.
+Its input `images` is uint8 [batch, height, width, 3], for any batch; it normalises them itself. Its
+metadata say how images are prepared, and the classes. Before it is written, onnxruntime's logits
+must agree with the model's on the first images of the training's evaluation, or on those that come
+with this package. It needs jax2onnx, which is installed by itself: pip install --no-deps jax2onnx.
 
-Each folder is new or empty, each file is new, and each appears whole or not at all. The exit code is 0, or 1 after an
-error.
+Each folder is new or empty, each file is new, and each appears whole or not at all. The exit code
+is 0, or 1 after an error.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def _parser() -> Parser:
     )
     add("--push", metavar="USER/NAME", help="upload that folder's files to a repository of the hub")
     add("--private", action="store_true", help="make the repository private, if it is new")
-    add("--onnx", metavar="FILE", type=local_path, help="a new file for ONNX, such as model.onnx")
+    add("--onnx", metavar="FILE", type=local_path, help="a new file NAME.onnx")
     add(
         "--licence",
         metavar="ID",

@@ -6,6 +6,7 @@ translation may be wrong, so the file is run on real images first.
 
 import importlib.util
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,7 +36,14 @@ from noah_jax.inference.trained import TrainedModel, load_one
 from noah_jax.runs.destination import free_destination
 
 INPUT, OUTPUT = "images", "logits"
-_PACKAGES = ("jax2onnx", "onnx", "onnxruntime")
+# How to install what it needs. jax2onnx from 0.13.1 on excludes the orbax-checkpoint that this
+# package needs, though a translation does not use it; and earlier ones do not work with this JAX.
+_PACKAGES = {
+    "onnx": "pip install 'noah-jax[onnx]'",
+    "onnx_ir": "pip install 'noah-jax[onnx]'",
+    "onnxruntime": "pip install 'noah-jax[onnx]'",
+    "jax2onnx": "pip install --no-deps jax2onnx",
+}
 _OPSET = 21  # of ONNX 1.16, which runtimes have had since 2024
 _PRIMITIVE = re.compile(r"primitive '([\w.-]+)'")
 # Primitives that only call another program, and the parameter that holds it.
@@ -64,17 +72,16 @@ def export_onnx(
         `noah_jax.data.preprocessing.check_setting`.
 
     Raises:
-      MissingPackageError: If jax2onnx or onnxruntime is not installed.
+      MissingPackageError: If jax2onnx, onnx or onnxruntime is not installed.
       WriteError: If the file cannot be written.
-      InputError: If the file exists, an operation has no form in ONNX, or the logits differ.
+      InputError: If the file exists or is not `NAME.onnx`, an operation has no form in ONNX, or the
+        logits differ.
       FileNotFoundError, CheckpointError: See `load_one`.
     """
-    for package in _PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            raise MissingPackageError(
-                f"--onnx needs {package}, which is not installed: pip install 'noah-jax[onnx]'"
-            )
+    if not destination.endswith(".onnx"):
+        raise InputError(f"--onnx writes a file NAME.onnx, got {destination}")
     target = free_destination(destination, folder=False)
+    _check_packages()
     with working(f"loading {source}"):
         trained = load_one(source, ema=ema, settings=settings)
     trained.check_head()
@@ -91,6 +98,12 @@ def export_onnx(
     )
 
 
+def _check_packages() -> None:
+    for package, install in _PACKAGES.items():
+        if importlib.util.find_spec(package) is None:
+            raise MissingPackageError(f"--onnx needs {package}, which is not installed: {install}")
+
+
 def translate(trained: TrainedModel) -> bytes:
     """Returns the ONNX file of a model, with the weights in it.
 
@@ -101,6 +114,9 @@ def translate(trained: TrainedModel) -> bytes:
     Raises:
       InputError: If an operation has no form in ONNX, or the file would be too large.
     """
+    # They say which of their parts do not apply here.
+    for library in ("jax2onnx", "onnx_ir"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     from jax2onnx import to_onnx
 
     model, preprocessing = trained.model.portable(), trained.preprocessing
@@ -119,11 +135,10 @@ def translate(trained: TrainedModel) -> bytes:
             output_names=[OUTPUT],
         )
     except Exception as error:  # jax2onnx raises errors of many kinds for what it does not know
-        primitive = _PRIMITIVE.search(str(error))
-        what = f"JAX's {primitive[1]}" if primitive else "an operation"
         raise InputError(
-            f"{model.name} cannot be written as ONNX: jax2onnx has no form of {what} there"
-            f" ({type(error).__name__}: {one_line(error, 200)}); export it by --output or --hub"
+            f"{model.name} cannot be written as ONNX: jax2onnx has no form of"
+            f" {_operation(error)} there ({type(error).__name__}: {one_line(error, 120)}); export"
+            " it by --output or --hub"
         ) from error
     for key, value in _metadata(trained).items():
         proto.metadata_props.add(key=key, value=value)
@@ -133,6 +148,19 @@ def translate(trained: TrainedModel) -> bytes:
             " it by --output or --hub"
         )
     return proto.SerializeToString()
+
+
+def _operation(error: Exception) -> str:
+    """Names the operation that jax2onnx was at when it failed."""
+    if named := _PRIMITIVE.search(str(error)):
+        return f"JAX's {named[1]}"
+    found, place = "an operation", error.__traceback__
+    while place is not None:
+        primitive = getattr(place.tb_frame.f_locals.get("eqn"), "primitive", None)
+        if primitive is not None:
+            found = f"JAX's {primitive.name}"
+        place = place.tb_next
+    return found
 
 
 def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
@@ -148,23 +176,85 @@ def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> 
 
     for equation in jaxpr.eqns:
         primitive, operands = equation.primitive, [read(x) for x in equation.invars]
-        called = equation.params.get(_CALLS.get(primitive.name, ""))
-        if primitive.name == "platform_index":  # what `jax.lax.platform_dependent` asks
-            names = equation.params["platforms"]
-            index = next(i for i, x in enumerate(names) if x is None or "cpu" in x)
-            values[equation.outvars[0]] = np.int32(index)
-            continue
-        if primitive.name == "cond" and isinstance(operands[0], np.integer):
-            called, operands = equation.params["branches"][int(operands[0])], operands[1:]
+        parameters = equation.params
+        called = parameters.get(_CALLS.get(primitive.name, ""))
+        if primitive.name == "cond" and parameters.get("branches_platforms"):
+            called, operands = _form(parameters), operands[1:]
         if isinstance(called, core.ClosedJaxpr):
             out = _evaluate(called.jaxpr, called.consts, operands)
         elif isinstance(called, core.Jaxpr):
             out = _evaluate(called, (), operands)
+        elif primitive.name == "platform_index":  # what chooses a form; see `_form`
+            out = [np.int32(0)]
+        elif primitive.name == "reduce_window_max" and _pools_images(parameters):
+            out = [_max_pool(operands[0], parameters)]
+        elif primitive.name == "pad" and _only_widens(parameters):
+            out = [_pad(operands[0], operands[1], parameters["padding_config"])]
         else:
-            found = primitive.bind(*operands, **equation.params)
+            found = primitive.bind(*operands, **parameters)
             out = list(found) if primitive.multiple_results else [found]
         values.update(zip(equation.outvars, out, strict=True))
     return [read(x) for x in jaxpr.outvars]
+
+
+def _form(parameters: Mapping[str, Any]) -> core.ClosedJaxpr:
+    """Chooses among the forms that `jax.lax.platform_dependent` has for the platforms.
+
+    They compute the same. One convolution is better in ONNX than the many products of a CPU's form.
+    """
+    forms = parameters["branches"]
+    for form in forms:
+        if any(x.primitive.name == "conv_general_dilated" for x in form.jaxpr.eqns):
+            return form
+    platforms = parameters["branches_platforms"]
+    return next(
+        form
+        for form, names in zip(forms, platforms, strict=True)
+        if names is None or "cpu" in names
+    )
+
+
+def _pools_images(parameters: Mapping[str, Any]) -> bool:
+    """Says whether a pooling is over height and width of `[batch, height, width, channels]`."""
+    return len(size := parameters["window_dimensions"]) == 4 and size[0] == size[3] == 1
+
+
+def _max_pool(values: jax.Array, parameters: Mapping[str, Any]) -> jax.Array:
+    """Computes `reduce_window_max` of images `[batch, height, width, channels]`.
+
+    jax2onnx writes a pooling over all axes of an array, and onnxruntime pools over three at most.
+    So batch and channels become one axis.
+    """
+    batch, height, width, channels = values.shape
+    values = jax.lax.reshape(
+        jax.lax.transpose(values, (1, 2, 0, 3)), (height, width, batch * channels)
+    )
+    pooled = jax.lax.reduce_window_max_p.bind(
+        values, **{key: (*value[1:3], value[0]) for key, value in parameters.items()}
+    )
+    pooled = jax.lax.reshape(pooled, (*pooled.shape[:2], batch, channels))
+    return jax.lax.transpose(pooled, (2, 0, 1, 3))
+
+
+def _only_widens(parameters: Mapping[str, Any]) -> bool:
+    """Says whether a padding only adds to the ends of axes."""
+    return all(min(low, high) >= 0 == inner for low, high, inner in parameters["padding_config"])
+
+
+def _pad(values: jax.Array, fill: jax.Array, config: Sequence[tuple[int, int, int]]) -> jax.Array:
+    """Computes `pad` by concatenation: jax2onnx's form of it needs a known batch size."""
+    for axis, (low, high, _) in enumerate(config):
+        before, after = (
+            [jax.lax.broadcast_in_dim(fill, _resized(values.shape, axis, n), ())] if n else []
+            for n in (low, high)
+        )
+        if before or after:
+            values = jax.lax.concatenate([*before, values, *after], axis)
+    return values
+
+
+def _resized(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:
+    return (*shape[:axis], size, *shape[axis + 1 :])
 
 
 def _metadata(trained: TrainedModel) -> dict[str, str]:
@@ -181,17 +271,28 @@ def runner(data: bytes) -> Callable[[np.ndarray], np.ndarray]:
     """Returns the function from images to logits that onnxruntime computes on the CPU.
 
     Raises:
-      InputError: If onnxruntime cannot load the file.
+      InputError: If onnxruntime cannot load the file. The function raises it if it cannot run it.
     """
     import onnxruntime
 
     try:
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what is fatal; the rest is raised too
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own errors have no common class
         raise InputError(
             f"onnxruntime cannot load the ONNX file: {one_line(error, 200)}; nothing was written"
         ) from error
-    return lambda images: session.run([OUTPUT], {INPUT: images})[0]
+
+    def run(images: np.ndarray) -> np.ndarray:
+        try:
+            return session.run([OUTPUT], {INPUT: images})[0]
+        except Exception as error:
+            raise InputError(
+                f"onnxruntime cannot run the ONNX file: {one_line(error, 200)}; nothing was written"
+            ) from error
+
+    return run
 
 
 def check_images(trained: TrainedModel) -> tuple[np.ndarray, str]:

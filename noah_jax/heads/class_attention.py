@@ -107,7 +107,7 @@ class ClassAttentionHead(AttentiveHead):
     def _token(self, positions: jax.Array, blocks: int) -> jax.Array:
         """Returns the token after some blocks, `[batch, 1, in_features]`."""
         token = self.cls_token.astype(positions.dtype)
-        token = jnp.broadcast_to(token, (len(positions), *token.shape[1:]))
+        token = jnp.broadcast_to(token, (positions.shape[0], *token.shape[1:]))
         for block in self.blocks[:blocks]:
             token = block(token, positions)
         return token
@@ -168,17 +168,17 @@ class _ClassAttention(nnx.Module):
         means = wide_einsum("bhl,bld->bhd", weights, x).astype(x.dtype)
         values = wide_einsum("bhd,dhc->bhc", means, self._by_head(self.v))
         assert self.v.bias is not None  # `nnx.Linear` has one by default
-        attended = values.reshape(len(x), 1, -1) + self.v.bias[...]
+        attended = values.reshape(x.shape[0], 1, -1) + self.v.bias[...]
         return self.proj(attended.astype(x.dtype))
 
     def weights(self, token: jax.Array, x: jax.Array) -> jax.Array:
         """Computes the weights of `[batch, tokens, width]`, float32 `[batch, heads, tokens]`."""
-        query = self.q(token).reshape(len(token), self.num_heads, -1)
+        query = self.q(token).reshape(token.shape[0], self.num_heads, -1)
         return query_weights(query, self._by_head(self.k), x)
 
     def _by_head(self, linear: nnx.Linear) -> jax.Array:
         kernel = linear.kernel[...]
-        return kernel.reshape(len(kernel), self.num_heads, -1)
+        return kernel.reshape(kernel.shape[0], self.num_heads, -1)
 
 
 def _num_heads(width: int, head_width: int) -> int:

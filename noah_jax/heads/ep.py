@@ -95,7 +95,7 @@ class EPHead(AttentiveHead):
         means = wide_einsum("bml,bld->bmd", weights, positions).astype(self.dtype)
         kernel = self.v.kernel[...].reshape(self.in_features, weights.shape[1], -1)
         pooled = wide_einsum("bmd,dmc->bmc", means, kernel)
-        return self.linear.logits(self.dropout(pooled.reshape(len(pooled), -1), key))
+        return self.linear.logits(self.dropout(pooled.reshape(pooled.shape[0], -1), key))
 
     def weights(self, positions: jax.Array) -> jax.Array:
         """See `AttentiveHead.weights`; every query counts as an attention head."""

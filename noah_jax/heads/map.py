@@ -115,7 +115,7 @@ class MAPHead(AttentiveHead):
         means = wide_einsum("bhl,bld->bhd", weights, positions)
         _, kernel, bias = self._keys_and_values()
         values = wide_einsum("bhd,dhc->bhc", means.astype(self.dtype), kernel) + bias
-        pooled = self.proj(values.reshape(len(values), -1).astype(self.dtype))
+        pooled = self.proj(values.reshape(values.shape[0], -1).astype(self.dtype))
         pooled = pooled + self.mlp(self.norm(pooled), None)
         return self.linear.logits(self.dropout(pooled, key))
 

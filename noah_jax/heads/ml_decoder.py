@@ -104,7 +104,7 @@ class MLDecoderHead(AttentiveHead):
         decoded = self.dropout(decoded, key)
         pooling = self.duplicate_pooling[...]
         duplicated = wide_einsum("bgc,gcf->bgf", decoded, pooling)
-        logits = duplicated.reshape(len(duplicated), -1)[:, : self.num_classes]
+        logits = duplicated.reshape(duplicated.shape[0], -1)[:, : self.num_classes]
         return logits + self.duplicate_pooling_bias[...]
 
     def weights(self, positions: jax.Array) -> jax.Array:
@@ -149,7 +149,7 @@ class _DecoderLayer(nnx.Module):
         weights = self.dropout(self.weights(queries, memory), weights_key)
         values = self._split(self.multihead_attn.part(memory, 2))
         attended = wide_einsum("bhqk,bkhc->bqhc", weights.astype(memory.dtype), values)
-        attended = attended.astype(memory.dtype).reshape(len(memory), *queries.shape[1:])
+        attended = attended.astype(memory.dtype).reshape(memory.shape[0], *queries.shape[1:])
         attended = self.multihead_attn.out_proj(attended)
         x = self.norm2(queries + self.dropout(attended, attended_key))
         hidden = self.dropout(jax.nn.relu(self.linear1(x)), hidden_key)
@@ -160,14 +160,14 @@ class _DecoderLayer(nnx.Module):
 
         The published layer adds the queries to themselves, where others have a self-attention.
         """
-        images = 1 if key is None else len(memory)
+        images = 1 if key is None else memory.shape[0]
         queries = jnp.broadcast_to(queries, (images, *queries.shape))
         return self.norm1(queries + self.dropout(queries, key))
 
     def weights(self, queries: jax.Array, memory: jax.Array) -> jax.Array:
         """Computes the softmax, float32 `[batch, heads, queries, positions]`."""
         query = self.multihead_attn.part(queries, 0)
-        query = jnp.broadcast_to(query, (len(memory), *query.shape[1:]))
+        query = jnp.broadcast_to(query, (memory.shape[0], *query.shape[1:]))
         keys = self.multihead_attn.part(memory, 1)
         return attention_weights(self._split(query), self._split(keys))
 

@@ -110,7 +110,7 @@ class SimPoolHead(AttentiveHead):
         pooled = wide_einsum("bhl,blhc->bhc", weights, values)
         if self.gamma is not None:
             pooled = pooled ** (1 / self.gamma)
-        return self.linear.logits(self.dropout(pooled.reshape(len(pooled), -1), key))
+        return self.linear.logits(self.dropout(pooled.reshape(pooled.shape[0], -1), key))
 
     def weights(self, positions: jax.Array) -> jax.Array:
         """See `AttentiveHead.weights`."""
@@ -118,7 +118,7 @@ class SimPoolHead(AttentiveHead):
 
     def _weights(self, positions: jax.Array, normed: jax.Array) -> jax.Array:
         mean = widen(positions).mean(axis=1).astype(self.dtype)
-        query = self.q(mean).reshape(len(mean), self.num_heads, -1)
+        query = self.q(mean).reshape(mean.shape[0], self.num_heads, -1)
         kernel = self.k.kernel[...].reshape(self.in_features, self.num_heads, -1)
         return query_weights(query, kernel, normed)
 

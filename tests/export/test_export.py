@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from noah_jax import create_model, load_model
 from noah_jax.export.__main__ import main
 from noah_jax.export.stablehlo import PLATFORMS
+from noah_jax.heads.registry import HEADS
 from tests.heads.noah.kernel_checks import tpu_mesh
 
 # Runs the artifact where neither this package nor Flax can be imported.
@@ -88,6 +89,17 @@ def test_other_families_are_for_all_platforms_and_any_batch(name, arguments):
     logits = jax.jit(functools.partial(model.apply, train=False))
     found = jax.export.export(logits, platforms=PLATFORMS)(*model.abstract(), images)
     assert found.platforms == PLATFORMS
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_every_head_is_for_any_batch(head):
+    arguments = dict(num_classes=3, image_size=32, width=24, depth=1)
+    model = create_model("mixer_s16_224", head=head, **arguments).portable()
+    images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), 32, 32, 3), jnp.float32)
+    logits, _ = jax.eval_shape(
+        functools.partial(model.apply, train=False), *model.abstract(), images
+    )
+    assert str(logits.shape) == "(batch, 3)"
 
 
 def test_a_kernel_for_one_platform_is_not_exported():
