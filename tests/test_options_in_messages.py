@@ -16,7 +16,9 @@ from tests.helpers import ROOT
 OPTION = re.compile(r"(?<![\w-])--([A-Za-z][\w.-]*)")
 KEY = re.compile(r"(?<![\w./'\"-])((?:data|optim|asymmetric)\.[a-z_]+(?:\.[a-z_]+)?)(?![\w(/])")
 # Options of other programs, which messages and help texts show.
-OTHERS = {"logdir", "help", "version", "noconfig", "xla_jf_dump_to", "xla_jf_dump_llo_text"}
+OTHERS = {
+    *("logdir", "help", "version", "noconfig", "no-deps", "xla_jf_dump_to", "xla_jf_dump_llo_text")
+}
 NOT_KEYS = re.compile(r"data\.json")
 
 
