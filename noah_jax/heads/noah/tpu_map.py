@@ -103,6 +103,7 @@ def tpu_map_plan(
         devices=devices,
         vmem=vmem,
         cores=cores,
+        blocks=shape.head_num,
     )
 
 

@@ -16,6 +16,9 @@ SUBLANES = 8  # channels are padded to a multiple of these
 REGISTER_IMAGES = 16  # a register of bfloat16 has so many rows, one for each image
 _FEWEST_IMAGES = 8  # a register of float32 has so many
 _PART_ROWS = 512  # rows of the scores of a part of the positions, about
+# The code of a position and a group of images is written out so often, if not for the smallest
+# tile; compiling takes minutes if it is more.
+_MOST_COPIES = 400
 _MOST_PARTS = 14  # parts whose code stands in one loop body, if more of them make equal bodies
 _MIB = 2**20
 # VMEM of a core in MiB, by device kind. Kernels may use at most `_VMEM_FRACTION` of it.
@@ -198,6 +201,7 @@ def plan_tiles(
     vmem: int | None,
     cores: int | None,
     rows: int | None = None,
+    blocks: int = 1,
 ) -> TpuPlan:
     """Plans the largest tile of images that divides the batch and fits into VMEM.
 
@@ -209,6 +213,7 @@ def plan_tiles(
       vmem: Bytes of VMEM that a kernel may take; by default by the kind of device.
       cores: Cores that share a kernel's grid; by default by the kind of device.
       rows: Most rows of a tile, if that is not below the smallest tile; by default any number.
+      blocks: Blocks of the head whose code is written out one after another.
 
     Raises:
       InputError: If there is no such tile.
@@ -220,7 +225,10 @@ def plan_tiles(
     smallest = round_up(REGISTER_IMAGES * shape.positions, LANES)
     wide = range(batch // REGISTER_IMAGES * REGISTER_IMAGES, 0, -REGISTER_IMAGES)
     for images in (*wide, _FEWEST_IMAGES):
-        parts, _ = _parts(shape.positions, images)
+        parts, bodies = _parts(shape.positions, images)
+        copies = blocks * math.ceil(images / REGISTER_IMAGES) * shape.positions // bodies
+        if copies > _MOST_COPIES and images > REGISTER_IMAGES:
+            continue
         part_rows = max(part.positions for part in parts) * images
         sizes = round_up(images * shape.positions, LANES), round_up(part_rows, LANES)
         tile = Tile(images, *sizes, class_chunk, classes)
