@@ -97,7 +97,7 @@ COMPILED = {
         "mobilenetv2_100": 61.15,
         "noah_mobilenetv2_100": 62.15,
         "deit_tiny_patch16_224": 38.45,
-        "noah_deit_tiny_patch16_224": 40.66,
+        "noah_deit_tiny_patch16_224": 39.98,
         "deit_small_patch16_224": 111.05,
         "noah_deit_small_patch16_224": 114.92,
         "deit_base_patch16_224": 276.84,
