@@ -34,9 +34,9 @@ from noah_jax.heads.noah.poca import ROWS, choose
 from noah_jax.heads.noah.tpu_tiles import TpuPlan
 from noah_jax.nn.dropout import seeds_of
 
-_PRODUCT_ROWS = {True: 16, False: 8}  # of the left side of one product, in bfloat16 or else
 # Rows that a matrix unit takes in a cycle, as XLA estimates large products: a v5e has four units of
-# 128 x 128, a core of a v4 or v5p as well, and a v6e has two of 256 x 256.
+# 128 x 128, a core of a v4 or v5p as well, and a v6e or a
+# core of a v7x has two of 256 x 256.
 _ROWS_A_CYCLE = {"v4": 1, "v5e": 1, "v5p": 1, "v6e": 2, "v7x": 2}
 # A line of the listing: an address, a mark, one `>` for every loop round the bundle, the bundle.
 _BUNDLE = re.compile(r"\s*(?:0x)?[0-9a-f]+\s+(?:[A-Z]{2}:?)?\s*:?\s*(>*)\s*\{")
@@ -87,6 +87,8 @@ def kernel_cycles(topology: str, shape: HeadShape, batch: int, dtype: str = "bfl
 def bundle_cycles(listing: str, trips: Sequence[int], rows_a_cycle: int) -> int:
     """Returns the cycles of a kernel.
 
+    One product takes 16 rows of bfloat16, or 8 of float32.
+
     Args:
       listing: The compiler's listing of the kernel's bundles.
       trips: How often each of the nested loops runs, outermost first.
@@ -99,7 +101,7 @@ def bundle_cycles(listing: str, trips: Sequence[int], rows_a_cycle: int) -> int:
             depth = len(bundle[1])
             bundles[depth] += 1
             for kind, unit in _PRODUCT.findall(line):
-                rows[depth, unit] += _PRODUCT_ROWS["bf16" in kind]
+                rows[depth, unit] += 16 if "bf16" in kind else 8
     cycles = 0
     for depth, count in bundles.items():
         busiest = max((n for (d, _), n in rows.items() if d == depth), default=0)

@@ -243,7 +243,9 @@ def _cycles(text: str, setup: TrainSetup, target: Target) -> tuple[int, int] | t
         images = setup.plan.batch_size // micro_batches // len(target.devices)
         shape = head_shape(setup.model)
         with working("compiling the head's kernels, to count their cycles"):
-            of_kernels = micro_batches * kernel_cycles(target.name, shape, images)
+            of_kernels = micro_batches * kernel_cycles(
+                target.name, shape, images, setup.model.arguments["dtype"]
+            )
     return cycles + of_kernels, of_kernels
 
 
