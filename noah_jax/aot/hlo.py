@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -110,31 +110,39 @@ def num_parameters(text: str) -> int:
 def estimated_cycles(text: str) -> int | None:
     """Returns XLA's estimate of a TPU program's cycles on one core.
 
-    A loop's body counts once for every trip, or once where XLA does not know the trips. XLA does
-    not see what overlaps, and it estimates nothing for Pallas kernels: see `kernel_cycles`.
+    XLA does not see what overlaps, and it estimates nothing for Pallas kernels: see
+    `kernel_cycles`.
 
     Returns:
       The cycles; `None` where XLA estimates nothing, as for GPUs and CPUs.
     """
     if '"estimated_cycles"' not in text:
         return None
+    return sum(cycles for _, cycles in estimates(text))
+
+
+def estimates(text: str) -> list[tuple[str, int]]:
+    """Returns the operations that XLA estimates: the line of each, and the cycles of all its runs.
+
+    An operation of a loop runs once for every trip, or once where XLA does not know the trips. Of a
+    condition, the dearest branch counts.
+    """
     computations, entry = split_computations(text)
 
-    def cycles(name: str) -> int:
-        total = 0
+    def walk(name: str, runs: int) -> Iterator[tuple[str, int]]:
         for line in computations[name]:
             # The estimate of a fusion includes what it calls.
             if estimate := re.search(r'"estimated_cycles":"(\d+)"', line):
-                total += int(estimate[1])
+                yield line, runs * int(estimate[1])
             elif " while(" in line:
-                total += known_trips(line) * cycles(called_computation(line, "body"))
+                yield from walk(called_computation(line, "body"), runs * _known_trips(line))
             elif " call(" in line:
-                total += cycles(called_computation(line, "to_apply"))
+                yield from walk(called_computation(line, "to_apply"), runs)
             elif " conditional(" in line:
-                total += max(map(cycles, branches(line)))
-        return total
+                found = [list(walk(branch, runs)) for branch in _branches(line)]
+                yield from max(found, key=lambda each: sum(cycles for _, cycles in each))
 
-    return cycles(entry)
+    return list(walk(entry, 1))
 
 
 def split_computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -157,7 +165,7 @@ def _trips(text: str) -> Callable[[str], int]:
     for name, lines in computations.items():
         for line in lines:
             if " while(" in line:
-                loops[called_computation(line, "body")] = known_trips(line), name
+                loops[called_computation(line, "body")] = _known_trips(line), name
 
     def trips(name: str) -> int:
         own, outer = loops.get(name, (1, None))
@@ -166,7 +174,7 @@ def _trips(text: str) -> Callable[[str], int]:
     return trips
 
 
-def known_trips(line: str) -> int:
+def _known_trips(line: str) -> int:
     """Returns the trips of a loop; 1 where XLA does not know them."""
     known = re.search(r'"known_trip_count":{"n":"(\d+)"', line)
     return int(known[1]) if known else 1
@@ -180,7 +188,7 @@ def called_computation(line: str, role: str) -> str:
     return found[1]
 
 
-def branches(line: str) -> list[str]:
+def _branches(line: str) -> list[str]:
     if match := re.search(r" branch_computations=\{([^}]*)\}", line):
         return [name.strip(" %") for name in match[1].split(",")]
     return re.findall(r" (?:true|false)_computation=%?([\w.-]+)", line)

@@ -4,14 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from noah_jax.aot.hlo import (
-    branches,
-    called_computation,
-    known_trips,
-    split_computations,
-)
+from noah_jax.aot.hlo import called_computation, estimates, split_computations
 
-_ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?\S+ = (.+?) ([a-z][\w-]*)\(")
 _LAYOUT = re.compile(r"\{[^}]*\}")
 # What a fusion that only moves numbers consists of.
@@ -44,34 +38,22 @@ class Operation(NamedTuple):
 def operations(text: str) -> list[Operation]:
     """Returns the operations with an estimate of a compiled program for TPUs, in its order.
 
-    Their cycles add up to `hlo.estimated_cycles`. An operation of a loop counts for all its trips,
-    or for one where XLA does not know them; of a condition, the dearest branch counts.
+    Their cycles are those of `hlo.estimates`.
 
     Args:
       text: The compiled program, `jax.stages.Compiled.as_text()`.
     """
-    computations, entry = split_computations(text)
+    computations, _ = split_computations(text)
     places = _places(text)
-
-    def walk(name: str, runs: int) -> Iterator[Operation]:
-        for line in computations[name]:
-            if estimate := _ESTIMATE.search(line):
-                match = _OPERATION.match(line)
-                result, opcode = match.groups() if match else ("", "")
-                kind = _kind(opcode, line, computations)
-                frame = re.search(r"stack_frame_id=(\d+)", line)
-                place = places.get(int(frame[1]), "") if frame else ""
-                shape = _LAYOUT.sub("", result)
-                yield Operation(kind, place, shape, runs * int(estimate[1]))
-            elif " while(" in line:
-                yield from walk(called_computation(line, "body"), runs * known_trips(line))
-            elif " call(" in line:
-                yield from walk(called_computation(line, "to_apply"), runs)
-            elif " conditional(" in line:
-                branch = [list(walk(name, runs)) for name in branches(line)]
-                yield from max(branch, key=lambda found: sum(each.cycles for each in found))
-
-    return list(walk(entry, 1))
+    found = []
+    for line, cycles in estimates(text):
+        match = _OPERATION.match(line)
+        result, opcode = match.groups() if match else ("", "")
+        frame = re.search(r"stack_frame_id=(\d+)", line)
+        place = places.get(int(frame[1]), "") if frame else ""
+        kind = _kind(opcode, line, computations)
+        found.append(Operation(kind, place, _LAYOUT.sub("", result), cycles))
+    return found
 
 
 def _kind(opcode: str, line: str, computations: dict[str, list[str]]) -> str:

@@ -35,7 +35,7 @@ _VOC = "voc:"
 _WDS = "wds:"
 _HF = "hf:"
 _PREFIXES = (_CSV, _COCO, _VOC, _WDS, _HF)
-_EVAL_SPLITS = ("validation", "val", "test")
+EVAL_SPLITS = ("validation", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class _Dataset:
 
     @property
     def default_eval_split(self) -> str | None:
-        return next((split for split in _EVAL_SPLITS if split in self.splits), None)
+        return next((split for split in EVAL_SPLITS if split in self.splits), None)
 
 
 def open_sources(
@@ -109,7 +109,7 @@ def open_sources(
             f"{name} names the shards to train on; give data.eval_split a pattern of those to"
             " evaluate on"
         )
-    eval_split = eval_split or dataset.default_eval_split or _EVAL_SPLITS[0]
+    eval_split = eval_split or dataset.default_eval_split or EVAL_SPLITS[0]
     dataset.check(train_split)
     dataset.check(eval_split)
     train = dataset.open(train_split, None)
@@ -157,7 +157,7 @@ def open_eval_source(
             class_names = folder_names(root / "train")
     else:
         dataset = _find_tfds(name, data_dir, cache)
-    split = split or dataset.default_eval_split or _EVAL_SPLITS[0]
+    split = split or dataset.default_eval_split or EVAL_SPLITS[0]
     dataset.check(split)
     return dataset.open(split, class_names)
 

@@ -1,7 +1,6 @@
 """Evaluates trained models on ImageNet-C and prints the error with each corruption."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,8 @@ from noah_jax.data.folder_walk import first_names
 from noah_jax.data.preprocessing import COVER, GIVEN
 from noah_jax.errors import InputError, one_line
 from noah_jax.evaluate.program import Options
-from noah_jax.evaluate.report_files import write_corruption_report
-from noah_jax.evaluate.table import corruption_header, corruption_line
+from noah_jax.evaluate.report_files import report_folder, write_corruption_report
+from noah_jax.evaluate.table import corruption_header, corruption_line, describe_model
 from noah_jax.evaluation.corruptions import (
     ALEXNET,
     EXTRA,
@@ -69,19 +68,10 @@ def evaluate_corruptions(
         if trained.preprocessing.sources["resize"] != GIVEN:
             trained.model.preprocessing = trained.preprocessing.override({"resize": COVER}, _NAME)
         trained.say_preprocessing()
-        about = {
-            "checkpoint": path.name,
-            "step": trained.step,
-            "ema": trained.ema,
-            "model": trained.model.name,
-            "dataset": str(root),
-            "preprocessing": trained.preprocessing.to_json(),
-        }
+        about = describe_model(path.name, trained, str(root))
         report = None
         if options.report:
-            report = epath.Path(options.report)
-            if len(paths) > 1:
-                report /= re.sub(r"[^\w.-]+", "_", path.name).strip("_")
+            report = report_folder(options.report, path.name, several=len(paths) > 1)
         row: dict[str, Any] = {}
         for measured in _measure(trained, root, folders, options, left_out):
             row = {**about, **measured}

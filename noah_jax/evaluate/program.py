@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from noah_jax import console
 from noah_jax.compilation import DEFAULT_CACHE, enable_compilation_cache
@@ -17,8 +15,14 @@ from noah_jax.data.decoding import DecodedSource
 from noah_jax.data.shrunk import shrinking_of
 from noah_jax.errors import InputError, NoahError, UsageError, one_line
 from noah_jax.evaluate.predictions import predictions_of, write_predictions
-from noah_jax.evaluate.report_files import write_report
-from noah_jax.evaluate.table import calibration_lines, columns_of, header, table_row
+from noah_jax.evaluate.report_files import report_folder, write_report
+from noah_jax.evaluate.table import (
+    calibration_lines,
+    columns_of,
+    describe_model,
+    header,
+    table_row,
+)
 from noah_jax.evaluation.calibration import HIGHEST, LOWEST, Calibration, calibrate
 from noah_jax.evaluation.dataset import DatasetChoice, EvaluationImages, open_images
 from noah_jax.evaluation.label_files import read_real_labels
@@ -157,12 +161,7 @@ class Evaluator:
             classes=images.classes,
         )
         row: dict[str, Any] = {
-            "checkpoint": path.name,
-            "step": trained.step,
-            "ema": trained.ema,
-            "model": trained.model.name,
-            "dataset": source.name,
-            "preprocessing": trained.preprocessing.to_json(),
+            **describe_model(path.name, trained, source.name),
             **results.summary(),
         }
         calibration = None
@@ -181,9 +180,7 @@ class Evaluator:
             )
         self._print(row, num_classes)
         if options.report:
-            folder = epath.Path(options.report)
-            if self._several:
-                folder /= re.sub(r"[^\w.-]+", "_", path.name).strip("_")
+            folder = report_folder(options.report, path.name, several=self._several)
             write_report(folder, row, results, trained.display_names(), calibration)
         if options.predictions and isinstance(results, SingleLabelResults):
             write_predictions(options.predictions, predictions_of(path.name, images, results))

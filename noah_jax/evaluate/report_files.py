@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,18 @@ from noah_jax.evaluation.calibration import Calibration
 from noah_jax.evaluation.corruptions import SEVERITIES
 from noah_jax.evaluation.results import MultiLabelResults, SingleLabelResults
 from noah_jax.files import make_folder, write_bytes, write_text
+
+
+def report_folder(report: str, name: str, *, several: bool) -> epath.Path:
+    """Returns the folder for the report of a model.
+
+    Args:
+      report: The folder that `--report` names.
+      name: How the model is called.
+      several: Whether several models are evaluated; each has a folder of its own then.
+    """
+    folder = epath.Path(report)
+    return folder / re.sub(r"[^\w.-]+", "_", name).strip("_") if several else folder
 
 
 def write_report(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from noah_jax.inference.trained import TrainedModel
 from noah_jax.tasks.task import has_top5
 
 # The columns of percentages in the table, with their keys in a summary.
@@ -18,6 +19,24 @@ _MULTI_LABEL = {
     "OR": "or",
     "OF1": "of1",
 }
+
+
+def describe_model(name: str, trained: TrainedModel, dataset: str) -> dict[str, Any]:
+    """Returns the first values of a row: what is evaluated on what.
+
+    Args:
+      name: How the model is called.
+      trained: The model.
+      dataset: The name of the images.
+    """
+    return {
+        "checkpoint": name,
+        "step": trained.step,
+        "ema": trained.ema,
+        "model": trained.model.name,
+        "dataset": dataset,
+        "preprocessing": trained.preprocessing.to_json(),
+    }
 
 
 def columns_of(row: dict[str, Any], num_classes: int) -> dict[str, str]:

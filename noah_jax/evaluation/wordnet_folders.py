@@ -13,7 +13,7 @@ from noah_jax import console
 from noah_jax.data.folder_walk import first_names
 from noah_jax.data.folders import FolderSource, folder_names
 from noah_jax.data.source import Source
-from noah_jax.data.sources import data_folder
+from noah_jax.data.sources import EVAL_SPLITS, data_folder
 from noah_jax.data.split import unsplit_folder, without_training_images
 from noah_jax.errors import InputError, UsageError, did_you_mean
 from noah_jax.inference.description import imagenet_classes
@@ -21,7 +21,6 @@ from noah_jax.inference.trained import TrainedModel
 
 IMAGENET = "imagenet"  # the value of --classes-of
 _WORDNET_ID = re.compile(r"n\d{8}")
-_EVAL_SPLITS = ("validation", "val", "test")
 
 
 def wordnet_ids(trained: TrainedModel) -> list[str]:
@@ -121,7 +120,7 @@ def _class_folders(root: epath.Path, split: str | None) -> epath.Path:
     if split is None and (whole := unsplit_folder(root)) is not None:
         return whole
     names = folder_names(root)
-    split = split or next((name for name in _EVAL_SPLITS if name in names), _EVAL_SPLITS[0])
+    split = split or next((name for name in EVAL_SPLITS if name in names), EVAL_SPLITS[0])
     if split not in names:
         raise InputError(f"{root} has no split {split!r}; it has {', '.join(names) or 'none'}")
     return root / split

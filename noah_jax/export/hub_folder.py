@@ -26,11 +26,12 @@ from noah_jax.console import say, working
 from noah_jax.data.interpolation import SQUASH
 from noah_jax.data.preprocessing import Preprocessing
 from noah_jax.export.hub_card import hub_card
+from noah_jax.export.loading import load_to_export
 from noah_jax.files import whole
 from noah_jax.hub.hugging_face import CONFIG, WEIGHTS
 from noah_jax.hub.upload import check_upload, upload_folder
 from noah_jax.inference.description import imagenet_classes
-from noah_jax.inference.trained import TrainedModel, load_one
+from noah_jax.inference.trained import TrainedModel
 from noah_jax.models.base import Model
 from noah_jax.pytorch.model_config import OWN_SECTION
 from noah_jax.pytorch.other_heads import options_for_metadata
@@ -80,10 +81,7 @@ def export_hub(
     """
     repository = None if push is None else check_upload(push)
     target = None if destination is None else free_destination(destination, folder=True)
-    with working(f"loading {source}"):
-        trained = load_one(source, ema=ema, settings=settings)
-    trained.check_head()
-    trained.say_preprocessing()
+    trained = load_to_export(source, ema=ema, settings=settings)
     files = hub_files(trained, licence=licence, repository=repository)
     if target is not None:
         with working(f"writing {target}"), whole(target, last=CONFIG) as folder:

@@ -29,10 +29,11 @@ from noah_jax.errors import (
     one_line,
 )
 from noah_jax.evaluation.dataset import DatasetChoice, open_dataset
+from noah_jax.export.loading import load_to_export
 from noah_jax.export.stablehlo import CHECKED_BATCHES, largest_difference
 from noah_jax.files import write_bytes
 from noah_jax.inference.step import make_predict_step
-from noah_jax.inference.trained import TrainedModel, load_one
+from noah_jax.inference.trained import TrainedModel
 from noah_jax.runs.destination import free_destination
 
 INPUT, OUTPUT = "images", "logits"
@@ -82,10 +83,7 @@ def export_onnx(
         raise InputError(f"--onnx writes a file NAME.onnx, got {destination}")
     target = free_destination(destination, folder=False)
     _check_packages()
-    with working(f"loading {source}"):
-        trained = load_one(source, ema=ema, settings=settings)
-    trained.check_head()
-    trained.say_preprocessing()
+    trained = load_to_export(source, ema=ema, settings=settings)
     with working(f"translating {trained.model.name} to ONNX"):
         data = translate(trained)
     with working("comparing the file with the model"):

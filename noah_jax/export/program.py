@@ -15,9 +15,10 @@ from noah_jax.console import say, working
 from noah_jax.data.interpolation import SQUASH
 from noah_jax.errors import MissingPackageError
 from noah_jax.export.card import model_card
+from noah_jax.export.loading import load_to_export
 from noah_jax.export.stablehlo import PLATFORMS, check_exported, export_forward
 from noah_jax.files import whole
-from noah_jax.inference.trained import TrainedModel, load_one
+from noah_jax.inference.trained import TrainedModel
 from noah_jax.runs.destination import free_destination
 
 ARTIFACT, DESCRIPTION = "model.stablehlo", "model.json"
@@ -52,10 +53,7 @@ def export(
             "jax.export needs flatbuffers, which is not installed; pip install 'noah-jax[export]'"
         )
     target = free_destination(destination, folder=True)
-    with working(f"loading {source}"):
-        trained = load_one(source, ema=ema, settings=settings)
-    trained.check_head()
-    trained.say_preprocessing()
+    trained = load_to_export(source, ema=ema, settings=settings)
     with working(f"exporting {trained.model.name}"):
         exported = export_forward(trained)
     with working("comparing the exported program with the model"):

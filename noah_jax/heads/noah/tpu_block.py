@@ -200,9 +200,9 @@ def differentiate_block(
             lse = residuals_ref.lse[0, block, images, classes]
             out = residuals_ref.out[0, block, images, classes]
             d_logits = d_logits_ref[0, images, classes]
-            for number_of_part in range(part.positions):
-                row = _score_rows(plan, number_of_part, images)
-                position = at.first + part.start + number_of_part
+            for inner in range(part.positions):
+                row = _score_rows(plan, inner, images)
+                position = at.first + part.start + inner
                 d_values = jnp.exp(scores_ref[row] - lse) * d_logits
                 d_scores = d_values * (drop_at(position, values_ref[row]) - out)
                 d_scores_ref[row] = d_scores.astype(d_scores_ref.dtype)
