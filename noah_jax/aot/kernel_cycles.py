@@ -2,9 +2,10 @@
 
 The TPU's compiler can write the instructions of a kernel to a file, as bundles that issue in one
 cycle each. A kernel's cycles are its bundles times the trips of the loops round them. Where the
-matrix units are the limit, each product counts for the cycles that it occupies its unit. Stalls on
-memory, and copies between HBM and VMEM that nothing covers, are not seen, so the count is a lower
-bound. Of chips whose two cores share a kernel's grid it counts the core with more steps.
+matrix units are the limit, each product counts for the cycles that it occupies its unit. What a
+branch can skip is work of the first step, or starts a copy, and counts once. Stalls on memory, and
+copies between HBM and VMEM that nothing covers, are not seen, so the count is a lower bound. Of
+chips whose two cores share a kernel's grid it counts the core with more steps.
 
 The option for that file must be set before the compiler is loaded, so the head alone is compiled
 in a process of its own.
@@ -35,11 +36,12 @@ from noah_jax.heads.noah.tpu_tiles import TpuPlan
 from noah_jax.nn.dropout import seeds_of
 
 # Rows that a matrix unit takes in a cycle, as XLA estimates large products: a v5e has four units of
-# 128 x 128, a core of a v4 or v5p as well, and a v6e or a
-# core of a v7x has two of 256 x 256.
+# 128 x 128, a core of a v4 or v5p as well, and a v6e or a core of a v7x has two of 256 x 256.
 _ROWS_A_CYCLE = {"v4": 1, "v5e": 1, "v5p": 1, "v6e": 2, "v7x": 2}
 # A line of the listing: an address, a mark, one `>` for every loop round the bundle, the bundle.
 _BUNDLE = re.compile(r"\s*(?:0x)?[0-9a-f]+\s+(?:[A-Z]{2}:?)?\s*:?\s*(>*)\s*\{")
+_BRANCH = re.compile(r"sbr\.rel \(.*?\) target = \$region(\d+)")
+_LABEL = re.compile(r"Start/End empty region (\d+)")
 _PRODUCT = re.compile(r"vmatmul(\S*)\.mxu(\d)")
 
 
@@ -73,7 +75,7 @@ def kernel_cycles(topology: str, shape: HeadShape, batch: int, dtype: str = "bfl
             check=False,
         )
         if ran.returncode:
-            raise InputError(f"the kernel did not compile: {ran.stderr.splitlines()[-1]}")
+            raise InputError(f"the kernel did not compile: {error_line(ran.stderr)}")
         trips = json.loads(ran.stdout.splitlines()[-1])
         rows_a_cycle = _ROWS_A_CYCLE[topology.partition(":")[0]]
         cycles = 0
@@ -82,6 +84,13 @@ def kernel_cycles(topology: str, shape: HeadShape, batch: int, dtype: str = "bfl
             listing = next(pathlib.Path(folder).glob(pattern)).read_text()
             cycles += bundle_cycles(listing, of_loops, rows_a_cycle)
         return cycles
+
+
+def error_line(stderr: str) -> str:
+    """Returns the line of a traceback that names its last exception."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)]
+    return (named or lines or ["it said nothing"])[-1]
 
 
 def bundle_cycles(listing: str, trips: Sequence[int], rows_a_cycle: int) -> int:
@@ -94,19 +103,40 @@ def bundle_cycles(listing: str, trips: Sequence[int], rows_a_cycle: int) -> int:
       trips: How often each of the nested loops runs, outermost first.
       rows_a_cycle: Rows that a matrix unit takes in a cycle.
     """
+    lines = listing.splitlines()
+    skipped = _skipped(lines)
+    once = 0
     bundles: collections.Counter[int] = collections.Counter()
     rows: collections.Counter[tuple[int, str]] = collections.Counter()
-    for line in listing.splitlines():
-        if bundle := _BUNDLE.match(line):
+    for number, line in enumerate(lines):
+        bundle = _BUNDLE.match(line)
+        if bundle and number in skipped:
+            once += 1
+        elif bundle:
             depth = len(bundle[1])
             bundles[depth] += 1
             for kind, unit in _PRODUCT.findall(line):
                 rows[depth, unit] += 16 if "bf16" in kind else 8
-    cycles = 0
+    cycles = once
     for depth, count in bundles.items():
         busiest = max((n for (d, _), n in rows.items() if d == depth), default=0)
         cycles += max(count, busiest // rows_a_cycle) * math.prod(trips[:depth])
     return cycles
+
+
+def _skipped(lines: Sequence[str]) -> set[int]:
+    """Finds the lines that a branch can skip and that hold no loop."""
+    labels = {}
+    for number, line in enumerate(lines):
+        labels.update(dict.fromkeys(_LABEL.findall(line), number))
+    loops = [number for number, line in enumerate(lines) if re.match(r"\s*\S+ LB:", line)]
+    skipped: set[int] = set()
+    for number, line in enumerate(lines):
+        for region in _BRANCH.findall(line):
+            inside = range(number + 1, labels.get(region, 0))
+            if not any(loop in inside for loop in loops):
+                skipped.update(inside)
+    return skipped
 
 
 def compile_kernels() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from noah_jax.aot.kernel_cycles import bundle_cycles, kernel_calls
+from noah_jax.aot.kernel_cycles import bundle_cycles, error_line, kernel_calls
 
 
 def test_cycles_of_a_listing():
@@ -19,6 +19,37 @@ def test_cycles_of_a_listing():
     assert bundle_cycles(listing, [10, 5], 2) == 1 + 3 * 10 + 2 * 8 * 50
     of_float32 = listing.replace("vmatmul.bf16", "vmatmul.f32")
     assert bundle_cycles(of_float32, [10, 5], 1) == 1 + 3 * 10 + 2 * 8 * 50
+
+
+def test_what_a_branch_can_skip_counts_once():
+    listing = """
+     0   :  { %s1 = nothing }
+   0x1 LB: > { %1 = sbr.rel (%p1) target = $region8 }
+   0x2   : > { %v1 = vmatmul.bf16.gmra.mxu0 %v0 }
+   0x3   : > { %v2 = vld [vmem:[%s1]] }
+   0x4 PF: > { %2 = sbr.rel (%p2) target = $region80 } /* Start/End empty region 8 :: */
+   0x5 LB: >> { %v3 = vld [vmem:[%s1]] }
+   0x6   : >> { %3 = sbr.rel (!%p3) target = $region50 }
+   0x7 PF: > { %4 = nothing } /* Start/End empty region 80 */
+"""
+    # Two bundles for the first step alone; the second branch skips a loop, the third ends it.
+    assert bundle_cycles(listing, [10, 5], 1) == 1 + 2 + 3 * 10 + 2 * 50
+
+
+@pytest.mark.parametrize(
+    ("stderr", "line"),
+    [
+        ("Traceback:\n  f()\nValueError: no\n", "ValueError: no"),
+        (
+            "a.b.MosaicError: INTERNAL: no\n\nThe operation:\n  %1\n\n",
+            "a.b.MosaicError: INTERNAL: no",
+        ),
+        ("killed\n", "killed"),
+        ("", "it said nothing"),
+    ],
+)
+def test_the_line_of_an_error_is_found(stderr, line):
+    assert error_line(stderr) == line
 
 
 @pytest.mark.parametrize("target", ["tpu_custom_call", "__gpu$xla.gpu.triton"])
