@@ -107,6 +107,11 @@ def split_over_devices(
     return on_each_device(functools.partial(compute, plan), specs, operands, seeds)
 
 
+def batch_specs(axes: tuple[str, ...]) -> tuple:
+    """Splits features over devices by the batch, and nothing of the `Weights` after them."""
+    return jax.P(axes), *[jax.P()] * 3
+
+
 def call_kernel(kernel: Callable, inputs: tuple, **options: Any) -> Any:
     """Runs a kernel, also inside a `jax.shard_map` that checks its types.
 

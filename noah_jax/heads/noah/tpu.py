@@ -1,11 +1,12 @@
 """Pallas kernel for TPUs: scores and values never leave on-chip memory.
 
 Each step of the grid takes a tile of images and one block of the head, whose computation is in
-`tpu_block.py`. Features come transposed, `[channels, positions * images]`, because few channels
+`tpu_block.py`. Features come with the images last, as `tpu_features.py` says, because few channels
 would fill few lanes. Forward keeps the residuals of `chunked.py` for backward.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +19,8 @@ from noah_jax.heads.noah.kernels import (
     Pair,
     Ref,
     append_bias_channel,
+    batch_specs,
     call_kernel,
-    cast,
-    cast_like,
     differentiable,
     differentiated_once,
     round_up,
@@ -38,11 +38,14 @@ from noah_jax.heads.noah.tpu_block import (
     Scratch,
     attend_block,
     clear,
+    cut_like,
     differentiate_block,
     gradient_shapes,
-    pad_kernel,
+    load_weights,
+    padded_weights,
     scratch_shapes,
 )
+from noah_jax.heads.noah.tpu_features import Features, Halves, Tiles, row_shapes
 from noah_jax.heads.noah.tpu_tiles import (
     LANES,
     SUBLANES,
@@ -51,6 +54,7 @@ from noah_jax.heads.noah.tpu_tiles import (
     plan_tiles,
 )
 from noah_jax.nn.dropout import Seeds
+from noah_jax.nn.per_device import on_each_device
 
 
 def tpu_plan(
@@ -80,21 +84,24 @@ def tpu_plan(
     query_channels, value_channels = shape.block_channels
     widths = query_channels, value_channels + bool(shape.dropout)
     channels = sum(round_up(width, SUBLANES) for width in widths)
+    joined = channels <= LANES
+    lanes = LANES if joined else sum(round_up(width, LANES) for width in widths)
 
     def needed(tile: Tile) -> int:
         features = tile.rows * channels
         return (
             max(shape.head_num, 2) * channels * tile.classes * 4  # gradients of the weights
-            + 2 * channels * tile.classes * itemsize  # the weights
-            + features * itemsize * 4  # features and their gradients, two buffers of each
+            # float32 weights, two buffers; the weights in the features' dtype
+            + channels * tile.classes * (2 * 4 + (1 + 2 * joined) * itemsize)
+            + features * itemsize * 5  # features and their gradients, two buffers; `columns`
             + features * 4  # sums of the gradients
-            + tile.rows * round_up(channels, LANES) * itemsize  # features, transposed
+            + tile.rows * lanes * itemsize  # features, transposed
             + tile.scratch_bytes(itemsize)
-            # logits, log-sum-exp, outputs, cotangents
-            + 8 * tile.images * tile.classes * 4
+            # log-sum-exp, outputs, cotangents, two buffers
+            + 6 * tile.images * tile.classes * 4
         )
 
-    return plan_tiles(
+    plan = plan_tiles(
         shape,
         needed,
         interpret=interpret,
@@ -102,6 +109,25 @@ def tpu_plan(
         vmem=vmem,
         cores=cores,
         rows=rows,
+        # DeiT-Tiny's step took 2 % less memory so; with the kernel for maps, ResNet-50's took
+        # longer.
+        thrifty=True,
+    )
+    return plan._replace(halves=_takes_halves(shape, plan), joined=joined)
+
+
+def _takes_halves(shape: PocaShape, plan: TpuPlan) -> bool:
+    """Whether the kernel can take the map as it is; see `Halves`."""
+    query_channels, value_channels = shape.block_channels
+    return bool(
+        shape.split.kv_split
+        and shape.split.head_split
+        and not shape.dropout
+        and query_channels == value_channels
+        and query_channels % SUBLANES == 0
+        and plan.images % LANES == 0
+        # XLA lays out maps whose channels fill whole registers with the channels last.
+        and shape.channels % LANES
     )
 
 
@@ -110,73 +136,76 @@ def tpu_poca(plan: TpuPlan, inputs: PocaInputs) -> jax.Array:
 
     The images of a device must have consecutive numbers in the dropout masks.
     """
-    return split_over_devices(_poca_on_device, plan, inputs.operands(), inputs.seeds)
+    if plan.halves:
+        compute = functools.partial(_poca_of_halves, plan)
+        return on_each_device(compute, batch_specs, inputs.features, *inputs.weights)
+    return split_over_devices(_poca_of_parts, plan, inputs.operands(), inputs.seeds)
 
 
-def _poca_on_device(plan: TpuPlan, operands: Operands, seeds: Seeds | None) -> jax.Array:
-    bias, num_classes = operands.value_bias, operands.query_kernel.shape[-1]
+def _poca_of_parts(plan: TpuPlan, operands: Operands, seeds: Seeds | None) -> jax.Array:
+    bias = operands.value_bias
     if seeds is None:
-        seed_words = jnp.zeros((3,), jnp.int32)
+        seed_words = _no_seeds()
     else:
         operands = append_bias_channel(operands)
         seed_words = jnp.append(seeds.words, seeds.images[0])
-    query_part, value_part, query_kernel, value_kernel, _ = operands
-    parts = Pair(query_part, value_part).map(functools.partial(_tile, plan))
-    kernels = Pair(query_kernel, value_kernel).map(functools.partial(pad_kernel, plan))
-    logits = _poca_of_tiles(plan, parts, kernels, seed_words)
-    logits = logits.reshape(-1, logits.shape[-1])[:, :num_classes]
+    query_part, value_part, *kernels, _ = operands
+    tiles = Tiles.of_parts(plan, Pair(query_part, value_part))
+    logits = _poca_on_device(plan, tiles, Pair(*kernels), seed_words)
     return logits if plan.dropout else logits + bias.sum(0)
 
 
-def _tile(plan: TpuPlan, part: jax.Array) -> jax.Array:
-    """Cuts a part into padded tiles.
+def _poca_of_halves(
+    plan: TpuPlan, features: jax.Array, query: jax.Array, value: jax.Array, bias: jax.Array
+) -> jax.Array:
+    halves = Halves.of_features(plan, features)
+    return _poca_on_device(plan, halves, Pair(query, value), _no_seeds()) + bias.sum(0)
 
-    `[channel groups, batch, positions, channels]` becomes
-    `[tiles, channel groups, channels, padded rows]`.
-    """
-    channel_groups, batch, positions, channels = part.shape
-    shape = (channel_groups, batch // plan.images, plan.images, positions, channels)
-    part = part.reshape(shape).transpose(1, 0, 4, 3, 2)
-    part = part.reshape(-1, channel_groups, channels, plan.rows)
-    padding = round_up(channels, SUBLANES) - channels, plan.padded_rows - plan.rows
-    return jnp.pad(part, [(0, 0), (0, 0), (0, padding[0]), (0, padding[1])])
+
+def _no_seeds() -> jax.Array:
+    return jnp.zeros((3,), jnp.int32)
+
+
+def _poca_on_device(
+    plan: TpuPlan, features: Features, kernels: Pair, seeds: jax.Array
+) -> jax.Array:
+    logits = _poca(plan, features, kernels, seeds)
+    return logits.reshape(-1, logits.shape[-1])[:, : kernels.query.shape[-1]]
 
 
 def _forward(
-    plan: TpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array
+    plan: TpuPlan, features: Features, kernels: Pair, seeds: jax.Array
 ) -> tuple[jax.Array, tuple]:
-    """Computes `[tiles, images, classes]` of tiled parts and padded kernels."""
-    residuals = _call_forward(plan, parts, kernels, seeds)
-    return residuals.out.sum(1), (parts, kernels, seeds, residuals)
+    """Computes `[tiles, images, padded classes]`."""
+    residuals = _call_forward(plan, features, kernels, seeds)
+    return residuals.out.sum(1), (features, kernels, seeds, residuals)
 
 
-def _backward(plan: TpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[Pair, Pair, None]:
+def _backward(plan: TpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[Features, Pair, None]:
     return *_call_backward(plan, saved, cotangent), None
 
 
-_poca_of_tiles = differentiable(_forward, _backward)
+_poca = differentiable(_forward, _backward)
 
 
 @differentiated_once
-def _call_forward(plan: TpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array) -> Residuals:
+def _call_forward(plan: TpuPlan, features: Features, kernels: Pair, seeds: jax.Array) -> Residuals:
     """Runs the forward kernel."""
-    tiles = parts.query.shape[0]
-    head_num, _, classes = kernels.query.shape
-    dtype = parts.query.dtype
-    weights = cast(kernels, dtype)
+    tiles = features.num_tiles(plan)
+    head_num, _, classes = padded_weights(plan, kernels.query)
     of_block = jax.ShapeDtypeStruct((tiles, head_num, plan.images, classes), jnp.float32)
     (residuals,) = call_kernel(
         functools.partial(_forward_kernel, plan),
-        (seeds, parts, weights),
+        (seeds, features, kernels),
         grid=(head_num, tiles),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.SMEM),
-            parts.map(lambda part: _swapped(_part_spec(part))),
-            weights.map(lambda kernel: _swapped(_kernel_spec(kernel))),
+            features.specs(plan),
+            kernels.map(_kernel_spec),
         ],
-        out_specs=(Residuals(*[_swapped(_block_spec(of_block))] * 2),),
+        out_specs=(Residuals(*[_block_spec(of_block)] * 2),),
         out_shape=(Residuals(of_block, of_block),),
-        scratch_shapes=[_row_shapes(plan, parts), scratch_shapes(plan)],
+        scratch_shapes=[_operand_shapes(plan, kernels, features.dtype), scratch_shapes(plan)],
         # Cores share the first parallel axis, so that must have several steps.
         compiler_params=plan.compiler_params(
             *(("parallel", "arbitrary") if head_num > 1 else ("arbitrary", "parallel"))
@@ -190,100 +219,149 @@ def _call_forward(plan: TpuPlan, parts: Pair, kernels: Pair, seeds: jax.Array) -
 def _forward_kernel(
     plan: TpuPlan,
     seeds_ref: Ref,
-    part_ref: Pair,
+    features_ref: Features,
     kernel_ref: Pair,
     residuals_ref: Residuals,
-    rows_ref: Pair,
+    operands_ref: "_OperandRefs",
     scratch_ref: Scratch,
 ) -> None:
-    rows_ref.query[...] = part_ref.query[0, 0].T
-    rows_ref.value[...] = part_ref.value[0, 0].T
+    rows_ref, weights_ref = _load(plan, features_ref, kernel_ref, operands_ref)
     block, tile = pl.program_id(0), pl.program_id(1)
     dropout_at = DropoutAt(seeds_ref, tile, block) if plan.dropout else None
-    refs = BlockRefs(rows_ref, kernel_ref, scratch_ref, residuals_ref)
+    refs = BlockRefs(rows_ref, weights_ref, scratch_ref, residuals_ref)
     attend_block(plan, 0, refs, dropout_at)
+
+
+class _OperandRefs(NamedTuple):
+    """Buffers for what a block is computed from.
+
+    Attributes:
+      rows: Features of a tile; see `tpu_features.row_shapes`.
+      weights: Weights of the block, `[1, channels of rows, padded classes]`; see `load_weights`.
+    """
+
+    rows: tuple[Ref, ...]
+    weights: Pair
+
+
+def _operand_shapes(plan: TpuPlan, kernels: Pair, dtype: Any) -> _OperandRefs:
+    widths = [padded_weights(plan, kernel)[1] for kernel in kernels]
+    weights = [sum(widths)] * 2 if plan.joined else widths
+    return _OperandRefs(
+        row_shapes(plan, widths, dtype), _weight_shapes(plan, kernels, weights, dtype)
+    )
+
+
+def _weight_shapes(plan: TpuPlan, kernels: Pair, widths: Sequence[int], dtype: Any) -> Pair:
+    """Gives the buffers for the weights of a block with so many channels."""
+    *_, classes = padded_weights(plan, kernels.query)
+    return Pair(*(pltpu.VMEM((1, width, classes), dtype) for width in widths))
+
+
+def _load(
+    plan: TpuPlan, features_ref: Features, kernel_ref: Pair, operands_ref: _OperandRefs
+) -> tuple[Pair, Pair]:
+    """Fills the buffers; returns the rows and the weights for them."""
+    rows_ref, weights_ref = operands_ref
+    features_ref.load_rows(plan, rows_ref)
+    load_weights(kernel_ref, weights_ref, side_by_side=plan.joined)
+    return Pair(rows_ref[0], rows_ref[-1]), weights_ref
 
 
 class _BackwardScratch(NamedTuple):
     """Buffers of the backward kernel.
 
     Attributes:
-      rows: Features of a tile, `[padded rows, channels]`.
-      d_columns: Sums of the gradients of the transposed features.
+      operands: What a block is computed from.
+      weights: Its weights for `columns`, where they are not those of `operands`.
+      columns: Features of a tile, `[channels, padded rows]`, where they do not come so.
+      d_columns: Sums of their gradients.
       chunk: Scores and values of a chunk of classes.
       d_chunk: Their gradients, in the dtype of the features.
     """
 
-    rows: Pair
+    operands: _OperandRefs
+    weights: Pair | None
+    columns: Pair | None
     d_columns: Pair
     chunk: Scratch
     d_chunk: tuple[Pair, Pair]
 
 
 @differentiated_once
-def _call_backward(plan: TpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[Pair, Pair]:
-    """Runs the backward kernel: gradients of both parts and both kernels."""
-    parts, kernels, seeds, residuals = saved
-    tiles, head_num = parts.query.shape[0], kernels.query.shape[0]
-    dtype = parts.query.dtype
-    weights = cast(kernels, dtype)
+def _call_backward(plan: TpuPlan, saved: tuple, cotangent: jax.Array) -> tuple[Features, Pair]:
+    """Runs the backward kernel: gradients of the features and both kernels."""
+    features, kernels, seeds, residuals = saved
+    tiles, head_num = features.num_tiles(plan), kernels.query.shape[0]
     follow = _tiles_follow(plan)
+    d_kernel_shapes = kernels.map(
+        lambda kernel: jax.ShapeDtypeStruct(padded_weights(plan, kernel), jnp.float32)
+    )
+
+    widths = [d_kernel.shape[1] for d_kernel in d_kernel_shapes]
 
     def ordered(spec: pl.BlockSpec) -> pl.BlockSpec:
-        return _swapped(spec) if follow else spec
+        return spec if follow else _swapped(spec)
 
-    def d_kernel_spec(kernel: jax.Array) -> pl.BlockSpec:
-        whole = pl.BlockSpec(kernel.shape, lambda *_: (0, 0, 0))
-        return ordered(_kernel_spec(kernel)) if follow else whole
+    def d_kernel_spec(d_kernel: jax.ShapeDtypeStruct) -> pl.BlockSpec:
+        whole = pl.BlockSpec(d_kernel.shape, lambda *_: (0, 0, 0))
+        return _kernel_spec(d_kernel) if follow else whole
 
-    d_parts, d_kernels = call_kernel(
+    def d_columns_shape(d_kernel: jax.ShapeDtypeStruct) -> Any:
+        return pltpu.VMEM((d_kernel.shape[1], plan.padded_rows), jnp.float32)
+
+    features_spec = jax.tree.map(ordered, features.specs(plan))
+    d_features, d_kernels = call_kernel(
         functools.partial(_backward_kernel, plan),
-        (seeds, parts, weights, residuals, cotangent),
+        (seeds, features, kernels, residuals, cotangent),
         grid=(head_num, tiles) if follow else (tiles, head_num),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.SMEM),
-            parts.map(lambda part: ordered(_part_spec(part))),
-            weights.map(lambda kernel: ordered(_kernel_spec(kernel))),
+            features_spec,
+            kernels.map(lambda kernel: ordered(_kernel_spec(kernel))),
             Residuals(*[ordered(_block_spec(x)) for x in residuals]),
             ordered(_logits_spec(cotangent)),
         ],
-        out_specs=(
-            parts.map(lambda part: ordered(_part_spec(part))),
-            kernels.map(d_kernel_spec),
-        ),
+        out_specs=(features_spec, d_kernel_shapes.map(d_kernel_spec)),
         out_shape=(
-            parts.map(lambda part: jax.ShapeDtypeStruct(part.shape, dtype)),
-            kernels.map(lambda kernel: jax.ShapeDtypeStruct(kernel.shape, jnp.float32)),
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), features),
+            d_kernel_shapes,
         ),
         scratch_shapes=[
             _BackwardScratch(
-                _row_shapes(plan, parts),
-                parts.map(lambda part: pltpu.VMEM(part.shape[2:], jnp.float32)),
+                _operand_shapes(plan, kernels, features.dtype),
+                _weight_shapes(plan, kernels, widths, features.dtype) if plan.joined else None,
+                features.column_shapes(plan),
+                d_kernel_shapes.map(d_columns_shape),
                 scratch_shapes(plan),
-                gradient_shapes(plan, dtype),
+                gradient_shapes(plan, features.dtype),
             )
         ],
         compiler_params=plan.compiler_params("parallel" if follow else "arbitrary", "arbitrary"),
         interpret=plan.interpret,
         name="noah_head_backward",
     )
-    return d_parts, cast_like(d_kernels, kernels)
+    return d_features, cut_like(d_kernels, kernels)
 
 
 def _backward_kernel(
     plan: TpuPlan,
     seeds_ref: Ref,
-    part_ref: Pair,
+    features_ref: Features,
     kernel_ref: Pair,
     residuals_ref: Residuals,
     d_logits_ref: Ref,
-    d_part_ref: Pair,
+    d_features_ref: Features,
     d_kernel_ref: Pair,
     scratch_ref: _BackwardScratch,
 ) -> None:
-    rows_ref, d_columns_ref = scratch_ref.rows, scratch_ref.d_columns
-    rows_ref.query[...] = part_ref.query[0, 0].T
-    rows_ref.value[...] = part_ref.value[0, 0].T
+    d_columns_ref = scratch_ref.d_columns
+    rows_ref, weights_ref = _load(plan, features_ref, kernel_ref, scratch_ref.operands)
+    column_weights_ref = weights_ref
+    if scratch_ref.weights is not None:
+        column_weights_ref = scratch_ref.weights
+        load_weights(kernel_ref, column_weights_ref)
+    columns_ref = features_ref.load_columns(plan, scratch_ref.columns)
     tile, block = pl.program_id(0), pl.program_id(1)
     at: Any = block
     first = (tile == 0) & (block == 0)
@@ -301,17 +379,17 @@ def _backward_kernel(
         clear(*d_columns_ref)
 
     dropout_at = DropoutAt(seeds_ref, tile, block) if plan.dropout else None
-    refs = BlockRefs(rows_ref, kernel_ref, scratch_ref.chunk, residuals_ref)
+    refs = BlockRefs(rows_ref, weights_ref, scratch_ref.chunk, residuals_ref)
     gradient_refs = GradientRefs(
-        columns=part_ref.map(lambda ref: ref.at[0, 0]),
+        kernel=column_weights_ref,
+        columns=columns_ref,
         d_scratch=scratch_ref.d_chunk,
         d_logits=d_logits_ref,
         d_columns=d_columns_ref,
         d_kernel=d_kernel_ref.map(lambda ref: ref.at[at]),
     )
     differentiate_block(plan, 0, refs, gradient_refs, dropout_at)
-    d_part_ref.query[0, 0] = d_columns_ref.query[...].astype(d_part_ref.query.dtype)
-    d_part_ref.value[0, 0] = d_columns_ref.value[...].astype(d_part_ref.value.dtype)
+    d_features_ref.store_gradients(plan, d_columns_ref)
 
 
 def _tiles_follow(plan: TpuPlan) -> bool:
@@ -324,35 +402,21 @@ def _tiles_follow(plan: TpuPlan) -> bool:
 
 
 def _swapped(spec: pl.BlockSpec) -> pl.BlockSpec:
-    """Gives the spec for a grid whose first axis are the blocks."""
+    """Gives the spec for a grid whose first axis are the tiles."""
     index_map: Any = spec.index_map
-    return pl.BlockSpec(spec.block_shape, lambda block, tile: index_map(tile, block))
+    return pl.BlockSpec(spec.block_shape, lambda tile, block: index_map(block, tile))
 
 
-def _part_spec(part: jax.Array) -> pl.BlockSpec:
-    """Takes a tile and a channel group; one group serves all blocks."""
-    _, channel_groups, channels, rows = part.shape
-    return pl.BlockSpec(
-        (1, 1, channels, rows),
-        lambda tile, block: (tile, block if channel_groups > 1 else 0, 0, 0),
-    )
-
-
-def _kernel_spec(kernel: jax.Array) -> pl.BlockSpec:
+def _kernel_spec(kernel: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
     """Takes the weights of a block."""
-    return pl.BlockSpec((1, *kernel.shape[1:]), lambda _, block: (block, 0, 0))
+    return pl.BlockSpec((1, *kernel.shape[1:]), lambda block, _: (block, 0, 0))
 
 
 def _block_spec(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
     """Takes what belongs to a tile and a block."""
-    return pl.BlockSpec((1, 1, *x.shape[2:]), lambda tile, block: (tile, block, 0, 0))
+    return pl.BlockSpec((1, 1, *x.shape[2:]), lambda block, tile: (tile, block, 0, 0))
 
 
 def _logits_spec(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
     """Takes what belongs to a tile."""
-    return pl.BlockSpec((1, *x.shape[1:]), lambda tile, _: (tile, 0, 0))
-
-
-def _row_shapes(plan: TpuPlan, parts: Pair) -> Pair:
-    """Gives the buffers for the features of a tile, `[padded rows, channels]`."""
-    return parts.map(lambda part: pltpu.VMEM((plan.padded_rows, part.shape[2]), part.dtype))
+    return pl.BlockSpec((1, *x.shape[1:]), lambda _, tile: (tile, 0, 0))

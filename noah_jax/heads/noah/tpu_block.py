@@ -52,7 +52,7 @@ class BlockRefs(NamedTuple):
 
     Attributes:
       rows: Query and value channels of the block, `[padded rows, channels]`.
-      kernel: Weights, `[blocks, channels, classes]`.
+      kernel: Weights, `[blocks, channels of rows, classes]`.
       scratch: Buffers for scores and values.
       residuals: lse and output of the blocks, `[1, blocks, images, classes]`.
     """
@@ -67,6 +67,7 @@ class GradientRefs(NamedTuple):
     """What the gradients of a block are computed from besides `BlockRefs`, and their sums.
 
     Attributes:
+      kernel: Weights, `[blocks, channels of columns, classes]`.
       columns: Query and value channels of the block, `[channels, padded rows]`.
       d_scratch: Buffers for the gradients of the scores and values of parts, two pairs.
       d_logits: Cotangent of the logits, `[1, images, classes]`.
@@ -74,6 +75,7 @@ class GradientRefs(NamedTuple):
       d_kernel: Gradients of the block's weights, `[channels, classes]`, which are added to.
     """
 
+    kernel: Pair
     columns: Pair
     d_scratch: tuple[Pair, Pair]
     d_logits: Ref
@@ -95,14 +97,37 @@ class DropoutAt(NamedTuple):
     block: Any
 
 
-def pad_kernel(plan: TpuPlan, kernel: jax.Array) -> jax.Array:
-    """Pads weights `[head_num, channels, classes]` to whole registers and chunks of classes."""
-    _, channels, classes = kernel.shape
-    padding = (
-        round_up(channels, SUBLANES) - channels,
-        round_up(classes, plan.class_chunk) - classes,
-    )
-    return jnp.pad(kernel, [(0, 0), (0, padding[0]), (0, padding[1])])
+def padded_weights(plan: TpuPlan, kernel: Any) -> tuple[int, int, int]:
+    """Pads the shape `[head_num, channels, classes]` to whole registers and chunks of classes."""
+    head_num, channels, classes = kernel.shape
+    return head_num, round_up(channels, SUBLANES), round_up(classes, plan.class_chunk)
+
+
+def load_weights(kernel_ref: Pair, weights_ref: Pair, *, side_by_side: bool = False) -> None:
+    """Copies weights `[blocks, channels, classes]` to padded buffers of the features' dtype.
+
+    Args:
+      kernel_ref: The weights.
+      weights_ref: Buffers.
+      side_by_side: Whether the query's channels come first in both buffers, and then the value's.
+    """
+    clear(*weights_ref)
+    start = 0
+    for from_ref, to_ref in zip(kernel_ref, weights_ref, strict=True):
+        _, channels, classes = from_ref.shape
+        to_ref[:, start : start + channels, :classes] = from_ref[...].astype(to_ref.dtype)
+        if side_by_side:
+            start += round_up(channels, SUBLANES)
+
+
+def cut_like(padded: Pair, pair: Pair) -> Pair:
+    """Cuts padded arrays `[head_num, channels, classes]` and casts them to the others' dtypes."""
+
+    def cut(x: jax.Array, like: jax.Array) -> jax.Array:
+        _, channels, classes = like.shape
+        return x[:, :channels, :classes].astype(like.dtype)
+
+    return padded.map(cut, pair)
 
 
 def scratch_shapes(plan: TpuPlan) -> Scratch:
@@ -188,8 +213,10 @@ def differentiate_block(
       gradient_refs: The cotangent, more buffers, and the sums of the gradients.
       dropout_at: See `attend_block`.
     """
-    _, kernel_ref, scratch_ref, residuals_ref = refs
-    columns_ref, d_scratch_ref, d_logits_ref, d_columns_ref, d_kernel_ref = gradient_refs
+    scratch_ref, residuals_ref = refs.scratch, refs.residuals
+    kernel_ref, columns_ref, d_scratch_ref, d_logits_ref, d_columns_ref, d_kernel_ref = (
+        gradient_refs
+    )
 
     def one_part(number: int, at: _At) -> None:
         part, classes = plan.parts[number], at.classes

@@ -8,7 +8,7 @@ tile of images and all blocks; the computation of a block is in `tpu_block.py`.
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,8 @@ from noah_jax.heads.noah.chunked import Residuals
 from noah_jax.heads.noah.kernels import (
     Pair,
     Ref,
+    batch_specs,
     call_kernel,
-    cast,
-    cast_like,
     differentiable,
     differentiated_once,
     round_up,
@@ -34,9 +33,11 @@ from noah_jax.heads.noah.tpu_block import (
     Scratch,
     attend_block,
     clear,
+    cut_like,
     differentiate_block,
     gradient_shapes,
-    pad_kernel,
+    load_weights,
+    padded_weights,
     scratch_shapes,
 )
 from noah_jax.heads.noah.tpu_tiles import (
@@ -87,8 +88,8 @@ def tpu_map_plan(
         return (
             # the map and its gradient, two buffers of each
             4 * tile.rows * shape.channels * itemsize
-            # gradients of the weights, two buffers; the weights
-            + shape.head_num * channels * tile.classes * (8 + itemsize)
+            # float32 weights and their gradients; the weights in the features' dtype
+            + shape.head_num * channels * tile.classes * (4 + 4 + itemsize)
             + tile.rows * (lanes + channels) * itemsize  # channels of a block, and transposed
             + tile.rows * channels * 4  # sums of their gradients
             + tile.scratch_bytes(itemsize)
@@ -109,13 +110,8 @@ def tpu_map_plan(
 
 def tpu_map_poca(plan: TpuPlan, inputs: PocaInputs) -> jax.Array:
     """Computes the logits as `reference_poca` does, by the plan of `tpu_map_plan`."""
-
-    def specs(axes: tuple[str, ...]) -> tuple:
-        return jax.P(axes), *[jax.P()] * 3
-
-    return on_each_device(
-        functools.partial(_poca_on_device, plan), specs, inputs.features, *inputs.weights
-    )
+    compute = functools.partial(_poca_on_device, plan)
+    return on_each_device(compute, batch_specs, inputs.features, *inputs.weights)
 
 
 class _Widths(NamedTuple):
@@ -144,8 +140,7 @@ def _poca_on_device(
     batch, *_, channels = features.shape
     features = features.transpose(1, 2, 0, 3).reshape(plan.positions, batch, channels)
     widths = _Widths(query_kernel.shape[1], value_kernel.shape[1])
-    kernels = Pair(query_kernel, value_kernel).map(functools.partial(pad_kernel, plan))
-    logits = _poca_of_map(plan, widths, features, kernels)
+    logits = _poca_of_map(plan, widths, features, Pair(query_kernel, value_kernel))
     logits = logits.reshape(batch, -1)[:, : query_kernel.shape[-1]]
     return logits + bias.sum(0)
 
@@ -153,30 +148,89 @@ def _poca_on_device(
 def _forward(
     plan: TpuPlan, widths: _Widths, features: jax.Array, kernels: Pair
 ) -> tuple[jax.Array, tuple]:
-    """Computes `[tiles, images, classes]` of `[positions, batch, channels]`."""
+    """Computes `[tiles, images, padded classes]` of `[positions, batch, channels]`."""
     residuals = _call_forward(plan, widths, features, kernels)
     return residuals.out.sum(1), (features, kernels, residuals)
+
+
+class _Grid(NamedTuple):
+    """Tiles of images, shared out among cores.
+
+    Attributes:
+      cores: Cores that share the tiles evenly; each has its own first step.
+      steps: Tiles of each core.
+    """
+
+    cores: int
+    steps: int
+
+    @classmethod
+    def of_tiles(cls, plan: TpuPlan, tiles: int) -> Self:
+        """Shares out so many tiles."""
+        cores = plan.cores if tiles % plan.cores == 0 else 1
+        return cls(cores, tiles // cores)
+
+    def spec(self, block: tuple[int, ...], axis: int) -> pl.BlockSpec:
+        """Takes a block of an array for each tile, along one of its axes."""
+
+        def index_map(core: Any, step: Any) -> tuple:
+            index: list[Any] = [0] * len(block)
+            index[axis] = core * self.steps + step
+            return tuple(index)
+
+        return pl.BlockSpec(block, index_map)
+
+    def map_spec(self, plan: TpuPlan, features: jax.Array) -> pl.BlockSpec:
+        """Takes the map of a tile of images."""
+        positions, _, channels = features.shape
+        return self.spec((positions, plan.images, channels), 1)
+
+    def tile_spec(self, x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
+        """Takes what belongs to a tile."""
+        return self.spec((1, *x.shape[1:]), 0)
+
+
+class _OperandRefs(NamedTuple):
+    """Buffers for what the blocks are computed from.
+
+    Attributes:
+      rows: Channels of a block, `[padded rows, padded channels]`.
+      weights: Weights of all blocks; see `load_weights`.
+    """
+
+    rows: Pair
+    weights: Pair
+
+    def prepare(self, kernel_ref: Pair) -> None:
+        """Fills what is the same for all tiles: the weights, and zeros where no features go."""
+        load_weights(kernel_ref, self.weights)
+        clear(*self.rows)
+
+
+def _operand_shapes(plan: TpuPlan, kernels: Pair, dtype: Any) -> _OperandRefs:
+    shapes = kernels.map(functools.partial(padded_weights, plan))
+    return _OperandRefs(
+        shapes.map(lambda shape: pltpu.VMEM((plan.padded_rows, shape[1]), dtype)),
+        shapes.map(lambda shape: pltpu.VMEM(shape, dtype)),
+    )
 
 
 @functools.partial(differentiated_once, static=(0, 1))
 def _call_forward(plan: TpuPlan, widths: _Widths, features: jax.Array, kernels: Pair) -> Residuals:
     """Runs the forward kernel."""
-    head_num, _, classes = kernels.query.shape
     tiles = features.shape[1] // plan.images
-    weights = cast(kernels, features.dtype)
+    grid = _Grid.of_tiles(plan, tiles)
+    head_num, _, classes = padded_weights(plan, kernels.query)
     of_block = jax.ShapeDtypeStruct((tiles, head_num, plan.images, classes), jnp.float32)
     (residuals,) = call_kernel(
         functools.partial(_forward_kernel, plan, widths),
-        (features, weights),
-        grid=(tiles,),
-        in_specs=[_map_spec(plan, features), weights.map(_weights_spec)],
-        out_specs=(Residuals(_tile_spec(of_block), _tile_spec(of_block)),),
+        (features, kernels),
+        grid=grid,
+        in_specs=[grid.map_spec(plan, features), kernels.map(_weights_spec)],
+        out_specs=(Residuals(*[grid.tile_spec(of_block)] * 2),),
         out_shape=(Residuals(of_block, of_block),),
-        scratch_shapes=[
-            _row_shapes(plan, features.dtype, weights),
-            scratch_shapes(plan),
-        ],
-        compiler_params=plan.compiler_params("parallel"),
+        scratch_shapes=[_operand_shapes(plan, kernels, features.dtype), scratch_shapes(plan)],
+        compiler_params=plan.compiler_params("parallel", "arbitrary"),
         interpret=plan.interpret,
         name="noah_head_forward",
     )
@@ -189,13 +243,16 @@ def _forward_kernel(
     map_ref: Ref,
     kernel_ref: Pair,
     residuals_ref: Residuals,
-    rows_ref: Pair,
+    operands_ref: _OperandRefs,
     scratch_ref: Scratch,
 ) -> None:
-    clear(*rows_ref)  # no block writes the padding; each core has its own first step
-    refs = BlockRefs(rows_ref, kernel_ref, scratch_ref, residuals_ref)
+    @pl.when(pl.program_id(1) == 0)
+    def _() -> None:
+        operands_ref.prepare(kernel_ref)
+
+    refs = BlockRefs(*operands_ref, scratch_ref, residuals_ref)
     for block, channels in enumerate(widths.channels(kernel_ref.query.shape[0])):
-        _load_channels(plan, map_ref, channels, rows_ref)
+        _load_channels(plan, map_ref, channels, operands_ref.rows)
         attend_block(plan, block, refs, None)
 
 
@@ -203,14 +260,14 @@ class _BackwardScratch(NamedTuple):
     """Buffers of the backward kernel.
 
     Attributes:
-      rows: Channels of a block, `[padded rows, channels]`.
-      columns: The same, transposed.
+      operands: What the blocks are computed from.
+      columns: Channels of a block, `[padded channels, padded rows]`.
       d_columns: Sums of the gradients of `columns`.
       chunk: Scores and values of a chunk of classes.
       d_chunk: Their gradients, in the dtype of the features.
     """
 
-    rows: Pair
+    operands: _OperandRefs
     columns: Pair
     d_columns: Pair
     chunk: Scratch
@@ -224,40 +281,32 @@ def _call_backward(
     """Runs the backward kernel: gradients of the map and both kernels."""
     features, kernels, residuals = saved
     dtype = features.dtype
-    weights = cast(kernels, dtype)
+    grid = _Grid.of_tiles(plan, features.shape[1] // plan.images)
+    # Each core sums over its own tiles.
+    d_kernel_shapes = kernels.map(
+        lambda kernel: jax.ShapeDtypeStruct(
+            (grid.cores, *padded_weights(plan, kernel)), jnp.float32
+        )
+    )
 
     def column_shapes(dtype: Any) -> Pair:
-        return kernels.map(lambda kernel: pltpu.VMEM((kernel.shape[1], plan.padded_rows), dtype))
-
-    tiles = features.shape[1] // plan.images
-    cores = plan.cores if tiles % plan.cores == 0 else 1  # each sums over its own tiles
-
-    def shared(spec: pl.BlockSpec) -> pl.BlockSpec:
-        of_tile: Any = spec.index_map
-
-        def index_map(core: Any, step: Any) -> Any:
-            return of_tile(core * (tiles // cores) + step)
-
-        return pl.BlockSpec(spec.block_shape, index_map, pipeline_mode=spec.pipeline_mode)
+        return d_kernel_shapes.map(lambda x: pltpu.VMEM((x.shape[2], plan.padded_rows), dtype))
 
     d_features, d_kernels = call_kernel(
         functools.partial(_backward_kernel, plan, widths),
-        (features, weights, residuals, cotangent),
-        grid=(cores, tiles // cores),
+        (features, kernels, residuals, cotangent),
+        grid=grid,
         in_specs=[
-            shared(_map_spec(plan, features)),
-            weights.map(lambda kernel: shared(_weights_spec(kernel))),
-            Residuals(*[shared(_tile_spec(x)) for x in residuals]),
-            shared(_tile_spec(cotangent)),
+            grid.map_spec(plan, features),
+            kernels.map(_weights_spec),
+            Residuals(*map(grid.tile_spec, residuals)),
+            grid.tile_spec(cotangent),
         ],
-        out_specs=(shared(_map_spec(plan, features)), kernels.map(_core_spec)),
-        out_shape=(
-            jax.ShapeDtypeStruct(features.shape, dtype),
-            kernels.map(lambda kernel: jax.ShapeDtypeStruct((cores, *kernel.shape), jnp.float32)),
-        ),
+        out_specs=(grid.map_spec(plan, features), d_kernel_shapes.map(_core_spec)),
+        out_shape=(jax.ShapeDtypeStruct(features.shape, dtype), d_kernel_shapes),
         scratch_shapes=[
             _BackwardScratch(
-                _row_shapes(plan, dtype, weights),
+                _operand_shapes(plan, kernels, dtype),
                 column_shapes(dtype),
                 column_shapes(jnp.float32),
                 scratch_shapes(plan),
@@ -268,7 +317,7 @@ def _call_backward(
         interpret=plan.interpret,
         name="noah_head_backward",
     )
-    return d_features, cast_like(d_kernels.map(lambda x: x.sum(0)), kernels)
+    return d_features, cut_like(d_kernels.map(lambda x: x.sum(0)), kernels)
 
 
 _poca_of_map = differentiable(_forward, _call_backward, static=(0, 1))
@@ -285,21 +334,23 @@ def _backward_kernel(
     d_kernel_ref: Pair,
     scratch_ref: _BackwardScratch,
 ) -> None:
-    rows_ref, columns_ref = scratch_ref.rows, scratch_ref.columns
+    operands_ref, columns_ref = scratch_ref.operands, scratch_ref.columns
+    rows_ref, weights_ref = operands_ref
     d_columns_ref = scratch_ref.d_columns
 
     @pl.when(pl.program_id(1) == 0)
     def _() -> None:
-        # Nobody writes the padding rows of `rows` again.
-        clear(*d_kernel_ref, *rows_ref)
+        operands_ref.prepare(kernel_ref)
+        clear(*d_kernel_ref)
 
-    refs = BlockRefs(rows_ref, kernel_ref, scratch_ref.chunk, residuals_ref)
+    refs = BlockRefs(rows_ref, weights_ref, scratch_ref.chunk, residuals_ref)
     for block, channels in enumerate(widths.channels(kernel_ref.query.shape[0])):
         _load_channels(plan, map_ref, channels, rows_ref)
         columns_ref.query[...] = rows_ref.query[...].T
         columns_ref.value[...] = rows_ref.value[...].T
         clear(*d_columns_ref)
         gradient_refs = GradientRefs(
+            kernel=weights_ref,
             columns=columns_ref,
             d_scratch=scratch_ref.d_chunk,
             d_logits=d_logits_ref,
@@ -321,27 +372,15 @@ def _load_channels(plan: TpuPlan, map_ref: Ref, channels: Pair, rows_ref: Pair) 
         part_ref[: plan.rows, :width] = map_ref[:, :, part].reshape(plan.rows, width)
 
 
-def _map_spec(plan: TpuPlan, features: jax.Array) -> pl.BlockSpec:
-    """Takes the map of a tile of images."""
-    positions, _, channels = features.shape
-    return pl.BlockSpec((positions, plan.images, channels), lambda tile: (0, tile, 0))
-
-
 def _weights_spec(x: jax.Array) -> pl.BlockSpec:
     """Takes the whole array in one buffer, because it is the same for all tiles."""
-    return pl.BlockSpec(x.shape, lambda _: (0,) * x.ndim, pipeline_mode=pl.Buffered(1))
+    return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim, pipeline_mode=pl.Buffered(1))
 
 
-def _core_spec(x: jax.Array) -> pl.BlockSpec:
+def _core_spec(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
     """Takes what a core sums over its tiles."""
-    return pl.BlockSpec((1, *x.shape), lambda core, _: (core, *(0,) * x.ndim))
-
-
-def _tile_spec(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
-    """Takes what belongs to a tile."""
-    return pl.BlockSpec((1, *x.shape[1:]), lambda tile: (tile, *(0,) * (x.ndim - 1)))
-
-
-def _row_shapes(plan: TpuPlan, dtype: Any, kernels: Pair) -> Pair:
-    """Gives the buffers for the channels of a block, `[padded rows, channels]`."""
-    return kernels.map(lambda kernel: pltpu.VMEM((plan.padded_rows, kernel.shape[1]), dtype))
+    return pl.BlockSpec(
+        (1, *x.shape[1:]),
+        lambda core, _: (core, *(0,) * (len(x.shape) - 1)),
+        pipeline_mode=pl.Buffered(1),
+    )

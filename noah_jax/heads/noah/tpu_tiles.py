@@ -27,6 +27,9 @@ _VMEM = {
     **{"v6e": 128, "v6 lite": 128, "TPU7x": 64},
 }
 _VMEM_FRACTION = 0.78
+# XLA keeps nothing of its own in the VMEM that a kernel asks for. What it needs is not known
+# exactly, and registers that are stored for want of room need some too.
+_VMEM_MARGIN, _VMEM_SPILLS = 1.2, 8 * _MIB
 
 
 class TpuPlan(NamedTuple):
@@ -39,9 +42,11 @@ class TpuPlan(NamedTuple):
       class_chunk: Classes that are worked on at a time.
       dropout: Dropout rate on the values; 0 if it is off.
       interpret: Whether Pallas emulates the kernels.
-      vmem: Bytes of VMEM that a kernel may take.
+      vmem: Bytes of VMEM that a kernel asks for.
       cores: Cores that share the steps of a kernel's grid.
       exact: Whether products of float32 are not rounded to bfloat16.
+      halves: Whether the kernels read the map as it is; see `tpu_features.py`.
+      joined: Whether the query and the value channels of a block stand side by side.
     """
 
     images: int
@@ -53,6 +58,8 @@ class TpuPlan(NamedTuple):
     vmem: int
     cores: int
     exact: bool
+    halves: bool = False
+    joined: bool = False
 
     @property
     def rows(self) -> int:
@@ -125,7 +132,9 @@ def _parts(positions: int, images: int) -> tuple[list[Part], int]:
             most = max(n for n in range(1, _MOST_PARTS + 1) if number % n == 0)
             if positions % equal == 0 and most > 1:
                 return [Part(n * equal, equal) for n in range(most)], number // most
-    starts = list(range(0, positions, size))
+    # While the first part is multiplied for the first time, there is no softmax to compute.
+    first = step if positions > size else 0
+    starts = [*range(0, first, step), *range(first, positions, size)]
     if len(starts) > 1 and positions - starts[-1] < size // 2:
         starts.pop()
     ends = [*starts[1:], positions]
@@ -202,6 +211,7 @@ def plan_tiles(
     cores: int | None,
     rows: int | None = None,
     blocks: int = 1,
+    thrifty: bool = False,
 ) -> TpuPlan:
     """Plans the largest tile of images that divides the batch and fits into VMEM.
 
@@ -214,6 +224,7 @@ def plan_tiles(
       cores: Cores that share a kernel's grid; by default by the kind of device.
       rows: Most rows of a tile, if that is not below the smallest tile; by default any number.
       blocks: Blocks of the head whose code is written out one after another.
+      thrifty: Whether the kernel asks for no more VMEM than it needs; else it asks for `vmem`.
 
     Raises:
       InputError: If there is no such tile.
@@ -234,7 +245,7 @@ def plan_tiles(
         tile = Tile(images, *sizes, class_chunk, classes)
         if rows is not None and tile.rows > max(rows, smallest):
             continue
-        if batch % images == 0 and needed(tile) <= limit:
+        if batch % images == 0 and (least := needed(tile)) <= limit:
             return TpuPlan(
                 images,
                 shape.positions,
@@ -242,7 +253,7 @@ def plan_tiles(
                 class_chunk,
                 shape.dropout,
                 interpret,
-                limit,
+                min(limit, int(_VMEM_MARGIN * least) + _VMEM_SPILLS) if thrifty else limit,
                 cores_of_device() if cores is None else cores,
                 _products_are_exact(),
             )

@@ -20,10 +20,12 @@ def make_case(
     kv_split=True,
     batch=16,
     spatial=(3, 5),
+    key_ratio=0.25,
 ):
-    """Makes features and weights of a head with r = 1/4."""
+    """Makes features and weights of a head."""
     random = np.random.RandomState(0)
-    parts = (channels // 4, channels - channels // 4) if kv_split else (channels, channels)
+    query_channels = int(channels * key_ratio)
+    parts = (query_channels, channels - query_channels) if kv_split else (channels, channels)
     weights = []
     for part in parts:
         inputs = part // head_num if head_split else part
@@ -57,11 +59,11 @@ def lowered_for_cuda(function, *arguments):
     return lowered.as_text()
 
 
-def value_and_gradients(features, query, value, *, dtype=jnp.float32, **options):
+def value_and_gradients(features, query, value, *, dtype=jnp.float32, key_ratio=0.25, **options):
     """Computes logits, and gradients of a loss that weighs every logit differently."""
 
     def loss(features, query, value):
-        logits = poca(features.astype(dtype), query, value, key_ratio=0.25, **options)
+        logits = poca(features.astype(dtype), query, value, key_ratio=key_ratio, **options)
         weights = jnp.sin(jnp.arange(logits.size)).reshape(logits.shape)
         return (jnp.sin(logits) * weights).sum(), logits
 

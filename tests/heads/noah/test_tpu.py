@@ -2,7 +2,6 @@
 
 import functools
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -24,6 +23,7 @@ from tests.heads.noah.kernel_checks import (
     tpu_mesh,
     value_and_gradients,
 )
+from tests.helpers import ROOT
 
 
 def _uses_kernel(function, *arguments):
@@ -54,6 +54,44 @@ def test_values_and_gradients(head_split, kv_split, head_num, num_classes, batch
     run = functools.partial(poca, key_ratio=0.25, **options)
     assert _uses_kernel(functools.partial(run, implementation="pallas"), *case)
     _assert_is_the_definition(case, "tpu_interpret", **options)
+
+
+@pytest.mark.parametrize(
+    ("head_num", "channels", "images"),
+    [
+        (2, 32, 256),  # several tiles
+        (1, 288, 128),  # query and value channels do not stand side by side
+    ],
+)
+def test_of_a_map_whose_images_come_last(head_num, channels, images):
+    case = make_case(head_num, channels, 130, batch=images, spatial=(2, 2), key_ratio=0.5)
+    options = dict(key_ratio=0.5, block_sizes={"rows": 128 * 4})
+    run = functools.partial(poca, implementation="tpu_interpret", **options)
+    program = str(jax.make_jaxpr(run)(*case))
+    assert f"f32[4,2,{channels // 2},{images}]" in program  # the whole map
+    assert f"f32[{images // 128},{head_num},128,256]" in program
+    _assert_is_the_definition(case, "tpu_interpret", **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "channels", "options"),
+    [
+        (64, 32, dict(key_ratio=0.5)),
+        (128, 128, dict(key_ratio=0.5)),
+        (128, 48, dict(key_ratio=0.5)),
+        (128, 32, dict(key_ratio=0.25)),
+        (128, 32, dict(key_ratio=0.5, dropout=0.4, dropout_key=jax.random.key(5))),
+        (128, 32, dict(key_ratio=0.5, kv_split=False)),
+        (128, 32, dict(key_ratio=0.5, head_split=False)),
+    ],
+)
+def test_other_maps_are_cut_into_tiles(images, channels, options):
+    switches = {key: value for key, value in options.items() if "dropout" not in key}
+    case = make_case(2, channels, 10, batch=images, spatial=(2, 2), **switches)
+    run = functools.partial(poca, implementation="tpu_interpret", **options)
+    assert f"f32[4,2,{channels // 2},{images}]" not in str(jax.make_jaxpr(run)(*case))
+    expected = poca(*case, implementation="reference", **options)
+    np.testing.assert_allclose(run(*case), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -168,24 +206,37 @@ def test_second_derivatives_are_refused():
 
 
 def test_sharded_it_is_the_whole():
-    program = pathlib.Path(__file__).parent / "sharded_head.py"
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
-    subprocess.run([sys.executable, program], env=environment, check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-m", "tests.heads.noah.sharded_head"],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
+        cwd=ROOT,
+        check=True,
+        timeout=300,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [dict(), dict(dropout=0.1), dict(spatial_major=True)], ids=["", "dropout", "map"]
+    ("images", "channels", "options"),
+    [
+        (32, 128, dict(key_ratio=0.25)),
+        (32, 128, dict(key_ratio=0.25, dropout=0.1)),
+        (32, 128, dict(key_ratio=0.25, spatial_major=True)),
+        (128, 64, dict(key_ratio=0.5)),  # 8 channels of a block and part, side by side
+        (128, 576, dict(key_ratio=0.5)),
+    ],
+    ids=["", "dropout", "map", "images last", "wide, images last"],
 )
-@pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:2x2", "v6e:1x1", "v5p:2x2x1"])
-def test_it_compiles_for_tpus(topology, options):
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:2x2", "v6e:1x1", "v5p:2x2x1", "v7x:2x2x1"])
+def test_it_compiles_for_tpus(topology, images, channels, options):
     pytest.importorskip("libtpu")
     mesh = targets.topology_mesh(topology)
-    case = make_case(4, 128, 1000, batch=1)
+    key_ratio = options["key_ratio"]
+    case = make_case(4, channels, 1000, batch=1, key_ratio=key_ratio)
 
     def step(key, *operands):
         def loss(*operands):
-            return (poca(*operands, key_ratio=0.25, dropout_key=key, **options) ** 2).sum()
+            return (poca(*operands, dropout_key=key, **options) ** 2).sum()
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return jax.grad(loss, argnums=(0, 1, 2))(*operands)
@@ -196,7 +247,7 @@ def test_it_compiles_for_tpus(topology, options):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
         )
 
-    features = jax.ShapeDtypeStruct((32 * mesh.size, 7, 7, 128), jnp.bfloat16)
+    features = jax.ShapeDtypeStruct((images * mesh.size, 7, 7, channels), jnp.bfloat16)
     key = put(jax.eval_shape(lambda: jax.random.key(0)))
     compiled = jax.jit(step).lower(key, put(features, "data"), *put(case[1:])).compile()
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2

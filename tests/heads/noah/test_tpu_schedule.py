@@ -8,6 +8,7 @@ from noah_jax.heads.noah import tpu_tiles
 from noah_jax.heads.noah.operands import ChannelSplit, PocaShape
 from noah_jax.heads.noah.tpu import tpu_plan
 from noah_jax.heads.noah.tpu_map import tpu_map_plan
+from noah_jax.heads.noah.tpu_tiles import vmem_limit
 from tests.heads.noah.kernel_checks import (
     assert_close,
     make_case,
@@ -57,6 +58,15 @@ def test_parts_fill_whole_registers(images, side):
     assert len(ends) <= tpu_tiles._MOST_PARTS
     rows = [part.positions * plan.images for part in plan.parts]
     assert max(rows) <= max(1.5 * tpu_tiles._PART_ROWS, 128)
+
+
+def test_the_kernel_leaves_vmem_to_xla():
+    shapes = [_shape(images, 14) for images in (8, 128)]
+    asked = [tpu_plan(shape, interpret=True).vmem for shape in shapes]
+    assert asked[0] < asked[1] < vmem_limit() / 2
+    small = [tpu_plan(shape, interpret=True, vmem=12 * 2**20) for shape in shapes]
+    assert small[1].images < 128
+    assert all(plan.vmem <= 12 * 2**20 for plan in small)
 
 
 @pytest.mark.parametrize("cores", [1, 2])
