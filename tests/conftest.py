@@ -5,7 +5,6 @@ import gc
 import io
 import os
 import pathlib
-import re
 from typing import NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from PIL import Image
 from noah_jax import console
 from noah_jax.train import train
 from noah_jax.train.trackers.libraries import TRACKERS
+from tests.accelerators import asked_for
 from tests.helpers import (
     GOLDEN,
     ROOT,
@@ -43,23 +43,19 @@ for key, value in CACHE.items():
 # Programs are compiled as a user's are in these rooms and in tests with the mark `optimised`: those
 # that look at what the compiler made, or that compare with the original's numbers. All others are
 # compiled quickly, see tests/quick_compile.py.
-OPTIMISED_ROOMS = ("aot", "compile", "gpu", "parity")
-
-
-def _asks_for_gpus(config) -> bool:
-    return re.search(r"(?<!not )\bgpu\b", config.option.markexpr) is not None
+OPTIMISED_ROOMS = ("accelerators", "aot", "compile", "parity")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """Runs `pytest -m gpu` in one process: several would share a GPU's memory."""
-    if _asks_for_gpus(config):
+    """Runs `pytest -m gpu` and `-m tpu` in one process: several would share the device."""
+    if asked_for(config):
         config.option.numprocesses = 0
 
 
 def pytest_configure(config):
-    """Lets `pytest -m gpu` see the GPUs; all other tests run on the CPU."""
-    if _asks_for_gpus(config):
+    """Lets `pytest -m gpu` and `-m tpu` see the accelerators; all other tests run on the CPU."""
+    if asked_for(config):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     else:  # the environment, for the programs that tests start
         jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu"))

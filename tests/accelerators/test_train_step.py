@@ -1,4 +1,4 @@
-"""A train step of each family on a GPU against the same step on the CPU."""
+"""A train step of each family on a GPU or a TPU against the same step on the CPU."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from noah_jax import create_model, distributed
 from noah_jax.benchmark.train_step import PlainStep
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.tpu]
 
 SMALL = {"num_classes": 5, "image_size": 32}
 TRANSFORMER = {"width": 32, "num_heads": 2, "depth": 2}

@@ -1,4 +1,4 @@
-"""The programs on a GPU: training, exact resuming, evaluate, predict, explain, export, timing."""
+"""The programs on a GPU or a TPU: training, evaluate, predict, explain, export, timing."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from noah_jax.export.__main__ import main as export
 from noah_jax.predict.__main__ import main as predict
 from tests.helpers import ROOT
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.tpu]
 
 # Trains a small model in bfloat16: images, run folder, model.
 _TRAIN = """
@@ -52,7 +52,9 @@ def _weights(workdir):
 
 
 @pytest.mark.parametrize("name", ["noah_resnet18", "noah_deit_tiny_patch16_224"])
-def test_resuming_is_exact(name, class_folders, tmp_path):
+def test_resuming_is_exact(name, class_folders, tmp_path, accelerator):
+    if accelerator == "tpu":
+        pytest.skip("this process holds the TPU, and another one would have to train on it")
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     _train(class_folders, whole, name)
     shutil.copytree(whole, resumed)
