@@ -92,29 +92,31 @@ MEASURED = {
 # TPU".
 COMPILED = {
     "v5e": {
-        "resnet50": 107.29,
-        "noah_resnet50": 108.73,
-        "mobilenetv2_100": 61.15,
-        "noah_mobilenetv2_100": 62.15,
+        "resnet50": 107.73,
+        "noah_resnet50": 108.80,
+        "mobilenetv2_100": 61.07,
+        "noah_mobilenetv2_100": 62.07,
         "deit_tiny_patch16_224": 38.45,
-        "noah_deit_tiny_patch16_224": 39.98,
-        "deit_small_patch16_224": 111.05,
-        "noah_deit_small_patch16_224": 114.92,
-        "deit_base_patch16_224": 276.84,
-        "noah_deit_base_patch16_224": 277.22,
-        "pvt_tiny": 110.66,
-        "noah_pvt_tiny": 112.81,
-        "mixer_s16_224": 60.72,
-        "noah_mixer_s16_224": 65.02,
-        "mixer_b16_224": 165.31,
-        "noah_mixer_b16_224": 167.43,
+        "noah_deit_tiny_patch16_224": 39.77,
+        "deit_small_patch16_224": 113.29,
+        "noah_deit_small_patch16_224": 113.54,
+        "deit_base_patch16_224": 278.96,
+        "noah_deit_base_patch16_224": 278.00,
+        "pvt_tiny": 112.20,
+        "noah_pvt_tiny": 114.22,
+        "mixer_s16_224": 59.99,
+        "noah_mixer_s16_224": 62.13,
+        "mixer_b16_224": 165.57,
+        "noah_mixer_b16_224": 168.29,
     },
-    "v5p": {"deit_tiny_patch16_224": 32.75, "noah_deit_tiny_patch16_224": 34.89},
+    "v5p": {"deit_tiny_patch16_224": 32.98, "noah_deit_tiny_patch16_224": 33.49},
+    "v6e": {"deit_tiny_patch16_224": 21.76, "noah_deit_tiny_patch16_224": 22.51},
 }
 _COMPILED_BATCH = 128
-# Products of a chip in each cycle, 128 x 128 in each matrix unit. The clock is the chip's peak by
-# them, because nobody publishes it.
-_PRODUCTS = {"v5e": 4 * 128**2, "v5p": 8 * 128**2}
+# Products of a chip in each cycle: four or eight matrix units of 128 x 128, or two of 256 x 256
+# that take two rows, as XLA estimates them. The clock is the chip's peak by them, because nobody
+# publishes it.
+_PRODUCTS = {"v5e": 4 * 128**2, "v5p": 8 * 128**2, "v6e": 2 * 2 * 256**2}
 
 
 def parse_machine(name: str) -> Machine:
