@@ -221,7 +221,7 @@ def test_a_flipped_bit_is_noticed_by_all(two, jpegs, tmp_path):
 
 def test_a_full_disk_fails_loudly_and_spares_what_is_saved(two, jpegs, tmp_path):
     workdir = _copy(two, tmp_path / "run", last=20)
-    run = processes.start(workdir, jpegs, 2, largest_file=2**16)
+    run = processes.start(workdir, jpegs, 2, largest_file=2**14)  # a checkpoint has larger ones
     codes = run.wait()
     assert codes == [1, 1], run.said(0) + run.said(1)
     assert "File too large" in run.said(0) + run.said(1)
