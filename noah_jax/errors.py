@@ -13,6 +13,8 @@ from collections.abc import Iterable
 
 # How Python's text holds bytes of a file's name that are no text in the locale.
 _FILE_NAME_BYTES = re.compile("[\\udc80-\\udcff]+")
+# How the line of a traceback begins that names the exception.
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Exit)\b")
 
 
 class NoahError(Exception):
@@ -177,6 +179,21 @@ def one_line(reason: object, limit: int | None = None) -> str:
     """
     text = printable(" ".join(str(reason).split()))[:limit]
     return text or (type(reason).__name__ if isinstance(reason, BaseException) else "")
+
+
+def error_line(stderr: str) -> str:
+    """Finds the line that names the error of a program that failed.
+
+    Args:
+      stderr: What the program printed.
+
+    Returns:
+      The line of the last exception, else the last line. The text of an exception may go on for
+      many lines after that which names it.
+    """
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    named = [line for line in lines if _EXCEPTION.match(line)]
+    return (named or lines or ["it printed no error"])[-1].strip()
 
 
 def printable(text: str) -> str:

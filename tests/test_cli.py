@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from noah_jax.cli import Parser, load_config, run
-from noah_jax.errors import InputError, UsageError, one_line
+from noah_jax.errors import InputError, UsageError, error_line, one_line
 
 
 def _config_parser() -> Parser:
@@ -118,3 +118,19 @@ def test_a_reader_that_stops_reading_ends_the_program_quietly():
 def test_one_line():
     assert one_line("a\n\tb  c") == "a b c" and one_line("abcdef", 3) == "abc"
     assert one_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("stderr", "line"),
+    [
+        ("Traceback:\n  f()\nValueError: no\n", "ValueError: no"),
+        (
+            "a.b.MosaicError: INTERNAL: no\n\nThe operation:\n  %1\n\n",
+            "a.b.MosaicError: INTERNAL: no",
+        ),
+        ("killed\n", "killed"),
+        ("", "it printed no error"),
+    ],
+)
+def test_the_line_of_an_error_is_found(stderr, line):
+    assert error_line(stderr) == line

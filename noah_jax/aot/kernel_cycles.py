@@ -29,7 +29,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from noah_jax.aot.head_shape import HeadShape
 from noah_jax.aot.targets import topology_mesh
-from noah_jax.errors import InputError
+from noah_jax.errors import InputError, error_line
 from noah_jax.heads.noah.operands import ChannelSplit, PocaInputs, PocaShape, Weights
 from noah_jax.heads.noah.poca import ROWS, choose
 from noah_jax.heads.noah.tpu_tiles import TpuPlan
@@ -84,13 +84,6 @@ def kernel_cycles(topology: str, shape: HeadShape, batch: int, dtype: str = "bfl
             listing = next(pathlib.Path(folder).glob(pattern)).read_text()
             cycles += bundle_cycles(listing, of_loops, rows_a_cycle)
         return cycles
-
-
-def error_line(stderr: str) -> str:
-    """Returns the line of a traceback that names its last exception."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)]
-    return (named or lines or ["it said nothing"])[-1]
 
 
 def bundle_cycles(listing: str, trips: Sequence[int], rows_a_cycle: int) -> int:

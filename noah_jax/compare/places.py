@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from noah_jax.errors import UsageError, one_line
+from noah_jax.errors import UsageError, error_line, one_line
 
 # Asked in a process of its own, because whoever asks holds the devices until it ends. A TPU's chip
 # may have two cores, which are devices.
@@ -103,6 +103,6 @@ def _devices() -> tuple[str, int]:
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     words = answer.stdout.split()
     if answer.returncode or len(words) != 2:
-        reason = (answer.stderr.strip().splitlines() or ["it printed no error"])[-1]
-        raise UsageError(f"JAX does not find this machine's devices: {one_line(reason, 200)}")
+        reason = one_line(error_line(answer.stderr), 200)
+        raise UsageError(f"JAX does not find this machine's devices: {reason}")
     return words[0], int(words[1])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from noah_jax.aot.kernel_cycles import bundle_cycles, error_line, kernel_calls
+from noah_jax.aot.kernel_cycles import bundle_cycles, kernel_calls
 
 
 def test_cycles_of_a_listing():
@@ -34,22 +34,6 @@ def test_what_a_branch_can_skip_counts_once():
 """
     # Two bundles for the first step alone; the second branch skips a loop, the third ends it.
     assert bundle_cycles(listing, [10, 5], 1) == 1 + 2 + 3 * 10 + 2 * 50
-
-
-@pytest.mark.parametrize(
-    ("stderr", "line"),
-    [
-        ("Traceback:\n  f()\nValueError: no\n", "ValueError: no"),
-        (
-            "a.b.MosaicError: INTERNAL: no\n\nThe operation:\n  %1\n\n",
-            "a.b.MosaicError: INTERNAL: no",
-        ),
-        ("killed\n", "killed"),
-        ("", "it said nothing"),
-    ],
-)
-def test_the_line_of_an_error_is_found(stderr, line):
-    assert error_line(stderr) == line
 
 
 @pytest.mark.parametrize("target", ["tpu_custom_call", "__gpu$xla.gpu.triton"])
