@@ -16,7 +16,8 @@ from tests.accelerators import asked_for
 def accelerator(request) -> str:
     """The kind that was asked for; looked for first, so that nothing is trained in vain."""
     kind = asked_for(request.config)
-    assert kind is not None
+    if kind is None:
+        pytest.skip("run by `pytest -m gpu` and `pytest -m tpu`")
     if jax.default_backend() != kind and os.environ.get("NOAH_ACCELERATOR_TESTS") != "anywhere":
         pytest.skip(f"JAX finds no {kind.upper()}")
     return kind
