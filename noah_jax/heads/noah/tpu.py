@@ -119,7 +119,7 @@ def tpu_plan(
 def _takes_halves(shape: PocaShape, plan: TpuPlan) -> bool:
     """Whether the kernel can take the map as it is; see `Halves`."""
     query_channels, value_channels = shape.block_channels
-    return bool(
+    return (
         shape.split.kv_split
         and shape.split.head_split
         and not shape.dropout
@@ -127,7 +127,7 @@ def _takes_halves(shape: PocaShape, plan: TpuPlan) -> bool:
         and query_channels % SUBLANES == 0
         and plan.images % LANES == 0
         # XLA lays out maps whose channels fill whole registers with the channels last.
-        and shape.channels % LANES
+        and shape.channels % LANES != 0
     )
 
 

@@ -2,8 +2,8 @@
 
 `Tiles` are made for the kernel out of any features, which costs several copies of them. `Halves` is
 the map of a transformer or an MLP as it is: of 128 images XLA lays DeiT-Tiny's 192 channels out as
-`[positions, channels, images]`, so nothing is copied. Where the channels fill whole registers it
-prefers to have them last, and copies the map once each way.
+`[positions, channels, images]`, so nothing is copied. Where the channels fill whole registers XLA
+has them last, so such maps are cut into tiles.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from noah_jax.heads.noah.tpu_tiles import SUBLANES, TpuPlan
 
 
 class Tiles(NamedTuple):
-    """The query's part and the value's part, or Pallas references or blocks of them.
+    """The query's part and the value's part, or Pallas references to blocks of them.
 
     Attributes:
       query: `[tiles, channel groups, channels, padded rows]`.
@@ -84,7 +84,7 @@ class Tiles(NamedTuple):
 
 
 class Halves(NamedTuple):
-    """The whole map, whose first half of the channels is the query's part.
+    """The whole map, or a Pallas reference to a block; the query's part is its first half.
 
     Attributes:
       whole: `[positions, 2, channels of a part, batch]`.
